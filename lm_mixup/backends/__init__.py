@@ -1,0 +1,1 @@
+"""The only places that load a model: embedder, judge, teacher, engine (vLLM) and policy."""

@@ -1,0 +1,60 @@
+"""Connects to a Ray cluster, or starts a local one."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from lm_mixup.config import RayConfig
+from lm_mixup.errors import InputError
+
+_GIB = 1 << 30
+
+
+def start_ray(config: RayConfig) -> None:
+    """Connects to the cluster named in the config or RAY_ADDRESS, or else starts Ray on this machine.
+
+    Raises:
+        InputError: The named cluster does not answer.
+    """
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():
+        return
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+    if address:
+        try:
+            ray.init(address=address, **options)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"no Ray cluster answers at {address} ({_first_line(error)}); check the address and RAY_AUTH_TOKEN, "
+                "or unset RAY_ADDRESS to run on this machine"
+            ) from None
+    else:
+        ray.init(
+            num_cpus=config.num_cpus,
+            object_store_memory=int(config.object_store_gib * _GIB),
+            include_dashboard=False,
+            **options,
+        )
+    _quiet_ray_data()
+
+
+def _quiet_ray_data() -> None:
+    """Our own progress bars speak for Ray Data; its per-execution lines go to its log files only."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.preserve_order = True
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,455 @@
+"""The YAML configuration as pydantic models.
+
+One model a section, and a stage is given only its own section. Unknown keys are errors that name the nearest
+valid key. Fields marked `resources()` say how fast the work is done and not what comes out: they are left out
+of the stage fingerprints, so a run may be resumed with more workers without redoing finished stages.
+
+This module imports neither Ray, torch nor vLLM: `lm-mixup config` answers in well under a second.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from lm_mixup.errors import InputError
+from lm_mixup.tasks import TASK_TYPES, TaskType
+
+T = TypeVar("T")
+
+
+def resources(default: T, **kwargs: Any) -> T:
+    """A field that changes speed or place but never the rows that come out."""
+    field: T = Field(default, json_schema_extra={"resources": True}, **kwargs)
+    return field
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys refused, values frozen after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def identity(self) -> dict[str, Any]:
+        """The JSON-able values that decide the output: everything but the `resources` fields."""
+        fields = type(self).model_fields
+        chosen: dict[str, Any] = {}
+        for name, info in fields.items():
+            extra = info.json_schema_extra
+            if isinstance(extra, dict) and extra.get("resources"):
+                continue
+            value = getattr(self, name)
+            chosen[name] = value.identity() if isinstance(value, Section) else value
+        return chosen
+
+
+class ModelConfig(Section):
+    """The policy model that is trained to distil."""
+
+    path: str = Field("nano", description="Hub name, local folder, or `nano` (the embedded default).")
+    revision: str | None = Field(None, description="Hub revision: a branch, tag or commit.")
+    trust_remote_code: bool = Field(False, description="Run code that ships with the model. Off unless needed.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="`auto`: bfloat16 on GPU, float32 on CPU."
+    )
+
+
+class EmbedderConfig(Section):
+    """The sentence embedder shared by clustering, rewards and selection."""
+
+    path: str = Field("minilm", description="Hub name, local folder, or `minilm` (all-MiniLM-L6-v2, packaged).")
+    trust_remote_code: bool = Field(False, description="Run code that ships with the model.")
+    max_length: int = Field(256, ge=8, description="Tokens of a text that are embedded; the rest is cut.")
+    batch_size: int = resources(64, ge=1, description="Texts a forward pass.")
+    num_actors: int = resources(1, ge=1, description="Embedding actors.")
+    num_cpus: float = resources(1.0, gt=0, description="CPUs an actor.")
+    num_gpus: float = resources(0.0, ge=0, description="GPUs an actor (fractions allowed).")
+
+
+class RayConfig(Section):
+    """Where Ray runs. Without an address, the cluster in RAY_ADDRESS or else a local one."""
+
+    address: str | None = resources(None, description="`auto`, `host:port`, or nothing for a local cluster.")
+    num_cpus: int | None = resources(None, ge=1, description="CPUs of a local cluster; default: all.")
+    object_store_gib: float = resources(1.0, gt=0.1, description="Object store of a local cluster, GiB.")
+
+
+class DataConfig(Section):
+    """How rows are laid out in files."""
+
+    rows_per_part: int = Field(2048, ge=1, description="Rows of one Parquet part: the unit of work and resume.")
+
+
+class BuildConfig(Section):
+    """MIXTURE from passages."""
+
+    passages: str = Field("world", description="`world` (the closed world), or JSONL/Parquet of {id, title, text}.")
+    samples: int = Field(3000, ge=1, description="High-quality samples to write.")
+    task_mix: dict[TaskType, float] = Field(
+        default={"qa": 0.3, "mcq": 0.2, "tfq": 0.2, "cs": 0.15, "para": 0.15},
+        description="Share of samples of each task type.",
+    )
+    min_score: int = Field(4, ge=0, le=5, description="High-quality samples are kept at this score or above.")
+    min_inputs: int = Field(2, ge=2, le=20, description="Fewest low-quality inputs of a MIXTURE row.")
+    max_inputs: int = Field(5, ge=2, le=20, description="Most low-quality inputs of a MIXTURE row.")
+    cot_rate: float = Field(1.0, ge=0, le=1, description="Share of rows whose target carries its reasoning.")
+    noise_rate: float = Field(0.2, ge=0, le=1, description="Share of rows whose inputs get surface noise.")
+    crosstopic_rate: float = Field(0.1, ge=0, le=1, description="Share of rows merged from two close samples.")
+    grpo_fraction: float = Field(0.2, ge=0, lt=1, description="Share of entities held for GRPO prompts.")
+    test_fraction: float = Field(0.1, ge=0, lt=1, description="Share of entities held for the test split.")
+
+    @field_validator("task_mix")
+    @classmethod
+    def _mix(cls, mix: dict[TaskType, float]) -> dict[TaskType, float]:
+        if any(share < 0 for share in mix.values()) or sum(mix.values()) <= 0:
+            raise ValueError(f"shares must be non-negative and not all zero; task types are {list(TASK_TYPES)}")
+        return mix
+
+    @model_validator(mode="after")
+    def _ordered(self) -> BuildConfig:
+        if self.min_inputs > self.max_inputs:
+            raise ValueError("min_inputs must not exceed max_inputs")
+        return self
+
+
+class LoraConfig(Section):
+    """Low-rank adapters instead of full fine-tuning (paper: r 256, alpha 16)."""
+
+    r: int = Field(256, ge=1)
+    alpha: int = Field(16, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+class SftConfig(Section):
+    """SFT cold start (paper section 4.1: lr 2e-5, 3 epochs, max length 2400, warm-up 0.05)."""
+
+    max_steps: int = Field(-1, description="Optimizer steps; -1: as many as `epochs` asks for.")
+    epochs: float = Field(3.0, gt=0)
+    learning_rate: float = Field(2e-5, gt=0)
+    warmup_ratio: float = Field(0.05, ge=0, lt=1)
+    weight_decay: float = Field(0.01, ge=0)
+    lr_scheduler: Literal["constant", "linear", "cosine"] = "cosine"
+    max_length: int = Field(2400, ge=16, description="Tokens of prompt and completion; longer rows are refused.")
+    batch_size: int = Field(16, ge=1, description="Rows an optimizer step, over all workers.")
+    micro_batch_size: int = Field(4, ge=1, description="Rows a forward pass on one worker.")
+    packing: bool = Field(False, description="Several rows a sequence, without attention across rows.")
+    gradient_checkpointing: bool = False
+    max_grad_norm: float = Field(1.0, gt=0)
+    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage.")
+    offload: bool = Field(False, description="ZeRO optimizer state (and at stage 3 parameters) in host memory.")
+    lora: LoraConfig | None = None
+    num_workers: int = Field(1, ge=1, description="Ray Train workers (DeepSpeed ranks).")
+    cpus_per_worker: float = resources(1.0, gt=0)
+    logging_steps: int = Field(5, ge=1)
+    eval_steps: int = Field(100, ge=1, description="Steps between evaluations on the held-out split.")
+    eval_rows: int = Field(64, ge=0, description="Rows of the test split that are evaluated; 0 switches it off.")
+    save_steps: int = Field(100, ge=1, description="Steps between checkpoints.")
+    save_limit: int = Field(2, ge=1)
+    patience: int | None = Field(None, ge=1, description="Stop after this many evaluations without progress.")
+
+    @model_validator(mode="after")
+    def _divides(self) -> SftConfig:
+        if self.batch_size % (self.micro_batch_size * self.num_workers):
+            raise ValueError("batch_size must be a multiple of micro_batch_size × num_workers")
+        return self
+
+
+class RewardWeights(Section):
+    """Weights of the reward components. 0.0 means 0.0."""
+
+    quality: float = 0.5
+    alignment: float = 0.4
+    format: float = 0.1
+
+
+def _task_weights() -> dict[TaskType, RewardWeights]:
+    fallback = RewardWeights(quality=0.8, alignment=0.0, format=0.2)
+    return {"mcq": fallback, "tfq": fallback, "para": fallback}
+
+
+class RewardsConfig(Section):
+    """Reward components and how they are joined (paper section 3.3)."""
+
+    weights: RewardWeights = Field(default_factory=RewardWeights)
+    task_weights: dict[TaskType, RewardWeights] = Field(
+        default_factory=_task_weights, description="Weights of single task types, whole sets that replace `weights`."
+    )
+    composition: Literal["weighted_sum", "normalize_then_sum"] = "weighted_sum"
+    neighbors: int = Field(16, ge=1, description="Nearest library samples that vote on a completion's score.")
+    prior_neighbors: int = Field(2, ge=1, description="Neighbours from which prior and transition matrix are estimated.")
+    smoothing: float = Field(0.01, gt=0, description="Added to transition counts before they are normalised.")
+    alignment: Literal["threshold", "continuous"] = "threshold"
+    alignment_threshold: float = Field(0.8, ge=-1, le=1)
+    num_actors: int = resources(1, ge=1, description="Reward actors.")
+    max_retries: int = resources(2, ge=0, description="Times a failed reward batch is tried again before the run stops.")
+
+
+class LibraryConfig(Section):
+    """The rated samples whose neighbours judge a completion."""
+
+    rows: int = Field(2000, ge=32, description="Most rated rows kept, spread over task types and scores.")
+
+
+class GrpoConfig(Section):
+    """Group relative policy optimisation (paper section 4.1 unless said otherwise)."""
+
+    max_steps: int = Field(100, ge=0)
+    num_generations: int = Field(4, ge=2, description="Completions a prompt: the group.")
+    prompts_per_step: int = Field(128, ge=1)
+    max_prompt_length: int = Field(2400, ge=8)
+    max_completion_length: int = Field(2400, ge=8)
+    learning_rate: float = Field(1e-6, gt=0)
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
+    beta: float = Field(0.01, ge=0, description="Weight of the KL to the reference model; 0 drops the reference.")
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    temperature: float = Field(1.0, gt=0)
+    epsilon: float = Field(0.2, gt=0, description="PPO clip range below 1.")
+    epsilon_high: float | None = Field(None, gt=0, description="Clip range above 1; default: `epsilon`.")
+    advantage: Literal["grpo", "dr_grpo", "rloo", "reinforce_plus_plus", "gdpo"] = "grpo"
+    loss: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"] = "dapo"
+    num_iterations: int = Field(1, ge=1, description="Passes over each rollout batch.")
+    update_batch_size: int | None = Field(
+        None, ge=1, description="Completions an optimizer step; default: the whole rollout batch (on-policy)."
+    )
+    importance_correction: Literal["none", "token", "sequence"] = Field(
+        "token", description="Weight by π_learner / π_engine, truncated at `importance_cap`."
+    )
+    importance_cap: float = Field(2.0, gt=0)
+    drop_zero_std: bool = Field(True, description="Groups whose rewards do not differ carry no signal: drop them.")
+    micro_tokens: int = Field(16384, ge=64, description="Tokens (padding counted) of one forward pass.")
+    max_grad_norm: float = Field(1.0, gt=0)
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    gradient_checkpointing: bool = False
+    mode: Literal["colocated", "disaggregated", "async"] = "colocated"
+    max_staleness: int = Field(1, ge=1, description="Steps a rollout may be behind the weights, in async mode.")
+    rollout_actors: int = resources(1, ge=1)
+    tensor_parallel_size: int = resources(1, ge=1)
+    learner_ranks: int = Field(1, ge=1)
+    cpus_per_actor: float = resources(1.0, gt=0, description="CPUs a rollout actor or learner rank.")
+    gpu_memory_utilization: float = resources(0.45, gt=0, lt=1)
+    kv_cache_gib: int = resources(1, ge=1, description="vLLM's key-value cache on CPU, GiB.")
+    timeout_s: float = resources(1800.0, gt=0, description="Longest wait for any one part of a step.")
+    verify_tolerance: float = Field(
+        1e-4, gt=0, description="Largest |Δ log-prob| of the probe after a weight sync (float32; 5e-2 suits bf16)."
+    )
+    save_steps: int = Field(20, ge=1)
+    save_limit: int = Field(2, ge=1)
+
+    @model_validator(mode="after")
+    def _supported(self) -> GrpoConfig:
+        if self.prompts_per_step * self.num_generations % self.learner_ranks:
+            raise ValueError("prompts_per_step × num_generations must be a multiple of learner_ranks")
+        return self
+
+
+class AugmentConfig(Section):
+    """The pool to be distilled."""
+
+    pool: str = Field("world", description="JSONL or Parquet: a file, folder, glob or URI; `world`: the demo pool.")
+    policy: str | None = Field(None, description="Distiller to use; default: grpo/model of this run, else sft/model.")
+
+
+class IngestConfig(Section):
+    """Reading the pool."""
+
+    max_chars: int = Field(100_000, ge=100, description="Longest prompt or completion; longer rows are refused.")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="Our column → the pool's, e.g. {prompt: question}; recognised if empty."
+    )
+
+
+class RateConfig(Section):
+    """The judge."""
+
+    backend: Literal["offline", "openai", "vllm"] = "offline"
+    base_url: str | None = None
+    model: str | None = None
+    api_key_env: str | None = Field(None, description="Name of the environment variable that holds the key.")
+    requests_per_minute: int | None = Field(None, ge=1)
+    num_actors: int = resources(1, ge=1)
+
+
+class CurateConfig(Section):
+    """Score curation (DS2)."""
+
+    enabled: bool = Field(True, description="Off: scores pass through with confidence 1.")
+    neighbors: int = Field(2, ge=2)
+    min_confidence: float = Field(0.5, ge=0, le=1, description="Vote confidence from which a score is corrected.")
+
+
+class ClusterConfig(Section):
+    """Size-bounded clusters of low-quality rows."""
+
+    min_size: int = Field(2, ge=1, le=20)
+    max_size: int = Field(5, ge=1, le=20)
+    min_similarity: float = Field(0.3, ge=-1, le=1, description="Least cosine of a row to its cluster's centre.")
+    low_below: int = Field(4, ge=0, le=5, description="Rows with a score below this are clustered.")
+    by_source: bool = Field(True, description="Clusters never cross sources.")
+    cell_rows: int = Field(1024, ge=16, description="Rows of one coarse cell: the unit of parallel work.")
+    num_tasks: int = resources(2, ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ClusterConfig:
+        if self.min_size > self.max_size:
+            raise ValueError("min_size must not exceed max_size")
+        return self
+
+
+class DistillConfig(Section):
+    """Generation of one row a cluster."""
+
+    max_prompt_length: int = Field(2400, ge=8)
+    max_completion_length: int = Field(2400, ge=8)
+    temperature: float = Field(0.0, ge=0)
+    num_actors: int = resources(1, ge=1)
+    tensor_parallel_size: int = resources(1, ge=1)
+
+
+class SelectConfig(Section):
+    """The final training set."""
+
+    method: Literal["long_tail", "score", "random", "longest"] = "long_tail"
+    budget: int | str = Field("3%", description='Rows, or a percentage of the pool such as "3%".')
+    original_ratio: float = Field(0.5, ge=0, le=1, description="Share of originals among the selected rows.")
+    min_score: int = Field(4, ge=0, le=5)
+    neighbors: int = Field(15, ge=1, description="Nearest neighbours of the long-tail score.")
+
+    @field_validator("budget")
+    @classmethod
+    def _budget(cls, budget: int | str) -> int | str:
+        text = str(budget).strip()
+        try:
+            value = float(text[:-1]) if text.endswith("%") else int(text)
+        except ValueError:
+            raise ValueError('budget is a number of rows or a percentage such as "3%"') from None
+        if value <= 0 or (text.endswith("%") and value > 100):
+            raise ValueError("budget must be positive, and at most 100%")
+        return text if text.endswith("%") else int(text)
+
+
+class ReportConfig(Section):
+    """The HTML page."""
+
+    title: str = "lm-mixup run"
+    examples: int = Field(10, ge=0, description="Distilled rows shown beside their parents.")
+
+
+class Config(Section):
+    """A whole run: what `configs/*.yaml` holds."""
+
+    seed: int = 0
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    embedder: EmbedderConfig = Field(default_factory=EmbedderConfig)
+    ray: RayConfig = resources(RayConfig())
+    data: DataConfig = Field(default_factory=DataConfig)
+    build: BuildConfig = Field(default_factory=BuildConfig)
+    sft: SftConfig = Field(default_factory=SftConfig)
+    library: LibraryConfig = Field(default_factory=LibraryConfig)
+    rewards: RewardsConfig = Field(default_factory=RewardsConfig)
+    grpo: GrpoConfig = Field(default_factory=GrpoConfig)
+    augment: AugmentConfig = Field(default_factory=AugmentConfig)
+    ingest: IngestConfig = Field(default_factory=IngestConfig)
+    rate: RateConfig = Field(default_factory=RateConfig)
+    curate: CurateConfig = Field(default_factory=CurateConfig)
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+    distill: DistillConfig = Field(default_factory=DistillConfig)
+    select: SelectConfig = Field(default_factory=SelectConfig)
+    report: ReportConfig = Field(default_factory=ReportConfig)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads a YAML config and applies `key.path=value` overrides.
+
+    Args:
+        path: The YAML file.
+        overrides: Each `a.b=value`, the value written as YAML (so `3`, `true`, `"3%"`, `[a, b]`).
+
+    Returns:
+        The validated, frozen configuration.
+
+    Raises:
+        InputError: The file is missing, is not a mapping, or holds a key or value that is not valid; the
+            message names the key and the nearest valid one.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"config {path}: cannot be read ({error.strerror}); give the path of a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = str(error).replace("\n", " ")
+        raise InputError(f"config {path}: not valid YAML ({where})") from None
+    raw = {} if raw is None else raw
+    if not isinstance(raw, dict):
+        raise InputError(f"config {path}: must be a mapping of sections, not a {type(raw).__name__}")
+    for override in overrides:
+        _apply_override(raw, override)
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise InputError(f"config {path}: {_explain(error)}") from None
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise InputError(f"--set {override!r}: write it as key.path=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"--set {override!r}: the value is not valid YAML") from None
+    node = raw
+    *parents, leaf = key.strip().split(".")
+    for name in parents:
+        child = node.setdefault(name, {})
+        if not isinstance(child, dict):
+            raise InputError(f"--set {override!r}: {name} is a value, not a section")
+        node = child
+    node[leaf] = value
+
+
+def _explain(error: ValidationError) -> str:
+    """All faults on one line, unknown keys with the nearest valid name."""
+    return "; ".join(_explain_one(fault) for fault in error.errors())
+
+
+def _explain_one(fault: Any) -> str:
+    location = [str(part) for part in fault["loc"]]
+    where = ".".join(location) or "config"
+    if fault["type"] != "extra_forbidden":
+        return f"{where}: {fault['msg'].removeprefix('Value error, ')} (got {fault.get('input')!r:.80})"
+    valid = _keys_at(location[:-1])
+    near = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else f"valid keys are {', '.join(sorted(valid))}"
+    return f"{where}: unknown key; {hint}"
+
+
+def _keys_at(location: Sequence[str]) -> list[str]:
+    """The valid keys of the section at `location`."""
+    section: type[BaseModel] = Config
+    for name in location:
+        info = section.model_fields.get(name)
+        inner = _section_of(info.annotation) if info else None
+        if inner is None:
+            continue
+        section = inner
+    return list(section.model_fields)
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section inside an annotation such as `X`, `X | None` or `dict[str, X]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is not None:
+        for argument in typing.get_args(annotation):
+            found = _section_of(argument)
+            if found is not None:
+                return found
+    return None

@@ -1,0 +1,1 @@
+"""Group relative policy optimisation: rollout actors, rewards, learner, weight sync, and the loop."""

@@ -1,0 +1,1 @@
+"""MIXTURE from passages: generate, degrade, noise, crosstopic, assemble."""

@@ -1,0 +1,1 @@
+"""Reward components, their combination, and the actors that compute them."""

@@ -1,0 +1,1 @@
+"""Supervised fine-tuning on Ray Train and DeepSpeed."""

@@ -1,0 +1,1 @@
+"""The closed world: real facts from which samples with known truth are written."""

@@ -1,0 +1,34 @@
+"""Fixtures shared by all tests. The real Ray is started once a session, with two CPUs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def ray_session():
+    """A local Ray cluster of two CPUs."""
+    import ray
+
+    from lm_mixup.cluster import start_ray
+    from lm_mixup.config import RayConfig
+
+    start_ray(RayConfig(num_cpus=2, object_store_gib=0.5))
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture
+def shared_data():
+    """The folder of real data; tests that need it are skipped where it is absent."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"real data not found at {SHARED_DATA}")
+    return SHARED_DATA
