@@ -1,0 +1,273 @@
+"""The policy model: its tokenizer, its weights, and how prompts and targets become token ids.
+
+SFT, GRPO and distillation encode through `encode_prompt` and `encode_target`, so the model is asked at
+inference exactly as it was trained. Weights are read from safetensors only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lm_mixup.config import ModelConfig
+from lm_mixup.errors import InputError
+from lm_mixup.tasks import write_output, write_prompt
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+NANO = "nano"
+IM_START, IM_END, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_PACKAGED = Path(__file__).parent / "nano"
+
+
+def check_model_path(path: str) -> None:
+    """Refuses a path that can be neither a model folder nor a Hub name, before anything heavy starts.
+
+    Args:
+        path: Hub name, local folder, or `nano`.
+
+    Raises:
+        InputError: No such folder, or the folder holds no model.
+    """
+    if path == NANO:
+        return
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise InputError(
+                f"model.path {path}: the folder holds no config.json; give a Hugging Face model folder"
+            )
+    elif not _HUB_NAME.fullmatch(path):
+        raise InputError(
+            f"model.path {path}: no such folder; give a model folder, a Hub name (org/name) or `{NANO}`"
+        )
+
+
+def packaged_nano() -> Path | None:
+    """The folder of the trained nano model that the package carries, if it carries one."""
+    return _PACKAGED if (_PACKAGED / "model.safetensors").is_file() else None
+
+
+def load_tokenizer(path: str | Path, model: ModelConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer at a Hub name or folder, with a chat template, an end-of-sequence and a padding token.
+
+    Raises:
+        InputError: It cannot be loaded, or lacks a chat template or an end-of-sequence token.
+    """
+    from transformers import AutoTokenizer
+
+    options = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+    tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, path, **options)
+    if tokenizer.chat_template is None:
+        raise InputError(
+            f"model.path {path}: its tokenizer has no chat template; use an instruction-tuned model"
+        )
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"model.path {path}: no end-of-sequence token; set eos_token in its tokenizer")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_policy(path: str | Path, model: ModelConfig) -> PreTrainedModel:
+    """The policy's weights at a Hub name or folder, from safetensors, on the CPU.
+
+    Args:
+        path: Hub name or folder.
+        model: Revision, dtype and whether code that ships with the model may run.
+
+    Raises:
+        InputError: No such model, no safetensors in it, or the Hub does not answer.
+    """
+    from transformers import AutoModelForCausalLM
+
+    policy: PreTrainedModel = _load(
+        AutoModelForCausalLM,
+        path,
+        revision=model.revision,
+        trust_remote_code=model.trust_remote_code,
+        dtype=policy_dtype(model),
+        use_safetensors=True,
+    )
+    return policy
+
+
+def policy_dtype(model: ModelConfig) -> torch.dtype:
+    """The dtype of weights and activations: `auto` is bfloat16 on GPU and float32 on CPU."""
+    import torch
+
+    if model.dtype == "auto":
+        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    dtype: torch.dtype = getattr(torch, model.dtype)
+    return dtype
+
+
+def _load(auto_class: Any, path: str | Path, **options: Any) -> Any:
+    check_model_path(str(path))
+    if str(path) == NANO:
+        raise InputError(
+            "model.path nano: the package carries no trained weights; the sft stage creates them"
+        )
+    folder = Path(path).expanduser()
+    try:
+        return auto_class.from_pretrained(folder if folder.is_dir() else str(path), **options)
+    except (OSError, ValueError) as error:
+        where = "" if folder.is_dir() else " (no such folder here, and not loaded from the Hub)"
+        reason = " ".join(str(error).split())
+        raise InputError(f"model.path {path}{where}: {reason:.300}") from error
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, instruction: str, inputs: Sequence[str]) -> list[int]:
+    """Token ids of the policy's prompt: one user turn, then the opening of the assistant's turn.
+
+    Args:
+        tokenizer: From `load_tokenizer`.
+        instruction: What to do with the inputs (`tasks.INSTRUCTIONS`).
+        inputs: The 2-20 poor texts.
+    """
+    content = _defuse(tokenizer, write_prompt(instruction, inputs))
+    messages = [{"role": "user", "content": content}]
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return _ids(tokenizer, str(text))
+
+
+def encode_target(tokenizer: PreTrainedTokenizerBase, cot: str, answer: str) -> list[int]:
+    """Token ids of the policy's output; the last one is the end-of-sequence token, so it learns to stop."""
+    text = _defuse(tokenizer, write_output(cot, answer))
+    return [*_ids(tokenizer, text), int(tokenizer.eos_token_id)]
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return [int(token) for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+
+def _defuse(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """Breaks control tokens that stand in a row's text: data must not end a turn or open another."""
+    for token in tokenizer.added_tokens_decoder.values():
+        if token.special and len(token.content) > 1 and token.content in text:
+            text = text.replace(token.content, f"{token.content[0]} {token.content[1:]}")
+    return text
+
+
+def create_nano(
+    folder: Path,
+    texts: Iterable[str],
+    seed: int,
+    *,
+    vocab_size: int = 2048,
+    hidden_size: int = 192,
+    num_layers: int = 4,
+    num_heads: int = 6,
+    intermediate_size: int = 512,
+    max_positions: int = 4096,
+    rope_theta: float = 10_000.0,
+) -> Path:
+    """Writes a small Qwen2-architecture model with random weights and a tokenizer trained on the texts.
+
+    Args:
+        folder: Where to; appears whole or not at all. Loads with Hugging Face's auto classes and with vLLM.
+        texts: What the byte-level BPE is trained on.
+        seed: Of the weights.
+        vocab_size: Tokens, special ones included.
+        hidden_size: Width of the model; `hidden_size / num_heads` must be 32 or a multiple of it.
+        num_layers: Transformer layers.
+        num_heads: Attention heads (as many key-value heads).
+        intermediate_size: Width of the feed-forward layers.
+        max_positions: Longest sequence.
+        rope_theta: Base of the rotary position embedding.
+
+    Returns:
+        The folder.
+    """
+    import torch
+    from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+
+    tokenizer = _train_tokenizer(texts, vocab_size, max_positions)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_heads,
+        num_key_value_heads=num_heads,
+        max_position_embeddings=max_positions,
+        rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        policy = Qwen2ForCausalLM(config)
+    policy.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    return save_model(folder, policy, tokenizer)
+
+
+def save_model(folder: Path, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Path:
+    """Writes a model and its tokenizer as safetensors into a folder that appears whole."""
+    scratch = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    policy.save_pretrained(scratch)
+    tokenizer.save_pretrained(scratch)
+    shutil.rmtree(folder, ignore_errors=True)
+    scratch.rename(folder)
+    return folder
+
+
+def _train_tokenizer(texts: Iterable[str], vocab_size: int, max_positions: int) -> PreTrainedTokenizerBase:
+    """A byte-level BPE tokenizer with Qwen2's splitting rules (digits stand alone), trained without dropout.
+
+    The rules must be Qwen2's: the auto classes apply them to every tokenizer beside a Qwen2 model.
+    """
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
+    from transformers import Qwen2Tokenizer
+
+    rules = Qwen2Tokenizer().backend_tokenizer
+    backend = Tokenizer(models.BPE())
+    backend.normalizer, backend.pre_tokenizer = rules.normalizer, rules.pre_tokenizer
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(TAGS),
+        special_tokens=[END_OF_TEXT, IM_START, IM_END],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(_without_tags(texts), trainer)
+    trained = json.loads(backend.to_str())["model"]
+    merges: Any = [tuple(pair) for pair in trained["merges"]]
+    tokenizer = Qwen2Tokenizer(
+        vocab=trained["vocab"],
+        merges=merges,
+        eos_token=IM_END,
+        pad_token=END_OF_TEXT,
+        extra_special_tokens=[IM_START],
+        chat_template=CHATML,
+        model_max_length=max_positions,
+    )
+    # Not special: `decode(skip_special_tokens=True)` must keep the tags that the answer is parsed by.
+    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
+    return tokenizer
+
+
+def _without_tags(texts: Iterable[str]) -> Iterator[str]:
+    marks = re.compile("|".join(map(re.escape, (*TAGS, IM_START, IM_END, END_OF_TEXT))))
+    for text in texts:
+        yield from filter(None, marks.split(text))
