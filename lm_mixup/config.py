@@ -54,7 +54,9 @@ class ModelConfig(Section):
 
     path: str = Field("nano", description="Hub name, local folder, or `nano` (the embedded default).")
     revision: str | None = Field(None, description="Hub revision: a branch, tag or commit.")
-    trust_remote_code: bool = Field(False, description="Run code that ships with the model. Off unless needed.")
+    trust_remote_code: bool = Field(
+        False, description="Run code that ships with the model. Off unless needed."
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="`auto`: bfloat16 on GPU, float32 on CPU."
     )
@@ -63,7 +65,9 @@ class ModelConfig(Section):
 class EmbedderConfig(Section):
     """The sentence embedder shared by clustering, rewards and selection."""
 
-    path: str = Field("minilm", description="Hub name, local folder, or `minilm` (all-MiniLM-L6-v2, packaged).")
+    path: str = Field(
+        "minilm", description="Hub name, local folder, or `minilm` (all-MiniLM-L6-v2, packaged)."
+    )
     trust_remote_code: bool = Field(False, description="Run code that ships with the model.")
     max_length: int = Field(256, ge=8, description="Tokens of a text that are embedded; the rest is cut.")
     batch_size: int = resources(64, ge=1, description="Texts a forward pass.")
@@ -83,13 +87,17 @@ class RayConfig(Section):
 class DataConfig(Section):
     """How rows are laid out in files."""
 
-    rows_per_part: int = Field(2048, ge=1, description="Rows of one Parquet part: the unit of work and resume.")
+    rows_per_part: int = Field(
+        2048, ge=1, description="Rows of one Parquet part: the unit of work and resume."
+    )
 
 
 class BuildConfig(Section):
     """MIXTURE from passages."""
 
-    passages: str = Field("world", description="`world` (the closed world), or JSONL/Parquet of {id, title, text}.")
+    passages: str = Field(
+        "world", description="`world` (the closed world), or JSONL/Parquet of {id, title, text}."
+    )
     samples: int = Field(3000, ge=1, description="High-quality samples to write.")
     task_mix: dict[TaskType, float] = Field(
         default={"qa": 0.3, "mcq": 0.2, "tfq": 0.2, "cs": 0.15, "para": 0.15},
@@ -100,7 +108,9 @@ class BuildConfig(Section):
     max_inputs: int = Field(5, ge=2, le=20, description="Most low-quality inputs of a MIXTURE row.")
     cot_rate: float = Field(1.0, ge=0, le=1, description="Share of rows whose target carries its reasoning.")
     noise_rate: float = Field(0.2, ge=0, le=1, description="Share of rows whose inputs get surface noise.")
-    crosstopic_rate: float = Field(0.1, ge=0, le=1, description="Share of rows merged from two close samples.")
+    crosstopic_rate: float = Field(
+        0.1, ge=0, le=1, description="Share of rows merged from two close samples."
+    )
     grpo_fraction: float = Field(0.2, ge=0, lt=1, description="Share of entities held for GRPO prompts.")
     test_fraction: float = Field(0.1, ge=0, lt=1, description="Share of entities held for the test split.")
 
@@ -108,7 +118,9 @@ class BuildConfig(Section):
     @classmethod
     def _mix(cls, mix: dict[TaskType, float]) -> dict[TaskType, float]:
         if any(share < 0 for share in mix.values()) or sum(mix.values()) <= 0:
-            raise ValueError(f"shares must be non-negative and not all zero; task types are {list(TASK_TYPES)}")
+            raise ValueError(
+                f"shares must be non-negative and not all zero; task types are {list(TASK_TYPES)}"
+            )
         return mix
 
     @model_validator(mode="after")
@@ -135,20 +147,26 @@ class SftConfig(Section):
     warmup_ratio: float = Field(0.05, ge=0, lt=1)
     weight_decay: float = Field(0.01, ge=0)
     lr_scheduler: Literal["constant", "linear", "cosine"] = "cosine"
-    max_length: int = Field(2400, ge=16, description="Tokens of prompt and completion; longer rows are refused.")
+    max_length: int = Field(
+        2400, ge=16, description="Tokens of prompt and completion; longer rows are refused."
+    )
     batch_size: int = Field(16, ge=1, description="Rows an optimizer step, over all workers.")
     micro_batch_size: int = Field(4, ge=1, description="Rows a forward pass on one worker.")
     packing: bool = Field(False, description="Several rows a sequence, without attention across rows.")
     gradient_checkpointing: bool = False
     max_grad_norm: float = Field(1.0, gt=0)
     zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage.")
-    offload: bool = Field(False, description="ZeRO optimizer state (and at stage 3 parameters) in host memory.")
+    offload: bool = Field(
+        False, description="ZeRO optimizer state (and at stage 3 parameters) in host memory."
+    )
     lora: LoraConfig | None = None
     num_workers: int = Field(1, ge=1, description="Ray Train workers (DeepSpeed ranks).")
     cpus_per_worker: float = resources(1.0, gt=0)
     logging_steps: int = Field(5, ge=1)
     eval_steps: int = Field(100, ge=1, description="Steps between evaluations on the held-out split.")
-    eval_rows: int = Field(64, ge=0, description="Rows of the test split that are evaluated; 0 switches it off.")
+    eval_rows: int = Field(
+        64, ge=0, description="Rows of the test split that are evaluated; 0 switches it off."
+    )
     save_steps: int = Field(100, ge=1, description="Steps between checkpoints.")
     save_limit: int = Field(2, ge=1)
     patience: int | None = Field(None, ge=1, description="Stop after this many evaluations without progress.")
@@ -178,16 +196,31 @@ class RewardsConfig(Section):
 
     weights: RewardWeights = Field(default_factory=RewardWeights)
     task_weights: dict[TaskType, RewardWeights] = Field(
-        default_factory=_task_weights, description="Weights of single task types, whole sets that replace `weights`."
+        default_factory=_task_weights,
+        description="Weights of single task types, whole sets that replace `weights`.",
     )
     composition: Literal["weighted_sum", "normalize_then_sum"] = "weighted_sum"
     neighbors: int = Field(16, ge=1, description="Nearest library samples that vote on a completion's score.")
-    prior_neighbors: int = Field(2, ge=1, description="Neighbours from which prior and transition matrix are estimated.")
+    prior_neighbors: int = Field(
+        2, ge=1, description="Neighbours from which prior and transition matrix are estimated."
+    )
     smoothing: float = Field(0.01, gt=0, description="Added to transition counts before they are normalised.")
     alignment: Literal["threshold", "continuous"] = "threshold"
     alignment_threshold: float = Field(0.8, ge=-1, le=1)
     num_actors: int = resources(1, ge=1, description="Reward actors.")
-    max_retries: int = resources(2, ge=0, description="Times a failed reward batch is tried again before the run stops.")
+    num_cpus: float = resources(
+        0.1, ge=0, description="CPUs a reward actor reserves; it works between rollout and update."
+    )
+    num_gpus: float = resources(0.0, ge=0, description="GPUs a reward actor reserves (fractions allowed).")
+    batch_size: int = resources(
+        64, ge=1, description="Completions an actor scores at a time: the unit of retry."
+    )
+    timeout_s: float = resources(
+        600.0, gt=0, description="Longest wait for one batch before its actor is replaced."
+    )
+    max_retries: int = resources(
+        2, ge=0, description="Times a failed reward batch is tried again before the run stops."
+    )
 
 
 class LibraryConfig(Section):
@@ -207,7 +240,9 @@ class GrpoConfig(Section):
     learning_rate: float = Field(1e-6, gt=0)
     warmup_steps: int = Field(0, ge=0)
     weight_decay: float = Field(0.01, ge=0)
-    beta: float = Field(0.01, ge=0, description="Weight of the KL to the reference model; 0 drops the reference.")
+    beta: float = Field(
+        0.01, ge=0, description="Weight of the KL to the reference model; 0 drops the reference."
+    )
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     temperature: float = Field(1.0, gt=0)
     epsilon: float = Field(0.2, gt=0, description="PPO clip range below 1.")
@@ -222,13 +257,17 @@ class GrpoConfig(Section):
         "token", description="Weight by π_learner / π_engine, truncated at `importance_cap`."
     )
     importance_cap: float = Field(2.0, gt=0)
-    drop_zero_std: bool = Field(True, description="Groups whose rewards do not differ carry no signal: drop them.")
+    drop_zero_std: bool = Field(
+        True, description="Groups whose rewards do not differ carry no signal: drop them."
+    )
     micro_tokens: int = Field(16384, ge=64, description="Tokens (padding counted) of one forward pass.")
     max_grad_norm: float = Field(1.0, gt=0)
     zero_stage: Literal[0, 1, 2, 3] = 2
     gradient_checkpointing: bool = False
     mode: Literal["colocated", "disaggregated", "async"] = "colocated"
-    max_staleness: int = Field(1, ge=1, description="Steps a rollout may be behind the weights, in async mode.")
+    max_staleness: int = Field(
+        1, ge=1, description="Steps a rollout may be behind the weights, in async mode."
+    )
     rollout_actors: int = resources(1, ge=1)
     tensor_parallel_size: int = resources(1, ge=1)
     learner_ranks: int = Field(1, ge=1)
@@ -237,7 +276,9 @@ class GrpoConfig(Section):
     kv_cache_gib: int = resources(1, ge=1, description="vLLM's key-value cache on CPU, GiB.")
     timeout_s: float = resources(1800.0, gt=0, description="Longest wait for any one part of a step.")
     verify_tolerance: float = Field(
-        1e-4, gt=0, description="Largest |Δ log-prob| of the probe after a weight sync (float32; 5e-2 suits bf16)."
+        1e-4,
+        gt=0,
+        description="Largest |Δ log-prob| of the probe after a weight sync (float32; 5e-2 suits bf16).",
     )
     save_steps: int = Field(20, ge=1)
     save_limit: int = Field(2, ge=1)
@@ -252,17 +293,29 @@ class GrpoConfig(Section):
 class AugmentConfig(Section):
     """The pool to be distilled."""
 
-    pool: str = Field("world", description="JSONL or Parquet: a file, folder, glob or URI; `world`: the demo pool.")
-    policy: str | None = Field(None, description="Distiller to use; default: grpo/model of this run, else sft/model.")
+    pool: str = Field(
+        "world", description="JSONL or Parquet: a file, folder, glob or URI; `world`: the demo pool."
+    )
+    policy: str | None = Field(
+        None, description="Distiller to use; default: grpo/model of this run, else sft/model."
+    )
 
 
 class IngestConfig(Section):
     """Reading the pool."""
 
-    max_chars: int = Field(100_000, ge=100, description="Longest prompt or completion; longer rows are refused.")
-    columns: dict[str, str] = Field(
-        default_factory=dict, description="Our column → the pool's, e.g. {prompt: question}; recognised if empty."
+    max_chars: int = Field(
+        100_000, ge=100, description="Longest prompt or completion; longer rows are refused."
     )
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="Our column → the pool's, e.g. {prompt: question}; recognised if empty.",
+    )
+    split_mib: float = Field(
+        8.0, gt=0, description="JSONL files are read in pieces of this size, a piece a part."
+    )
+    world_rows: int = Field(600, ge=1, description="Rows of the demo pool, for `pool: world`.")
+    num_actors: int = resources(1, ge=1)
 
 
 class RateConfig(Section):
@@ -272,7 +325,9 @@ class RateConfig(Section):
     base_url: str | None = None
     model: str | None = None
     api_key_env: str | None = Field(None, description="Name of the environment variable that holds the key.")
-    requests_per_minute: int | None = Field(None, ge=1)
+    requests_per_minute: int | None = resources(None, ge=1, description="Of all actors together.")
+    concurrency: int = resources(16, ge=1, description="Requests that an actor has under way.")
+    timeout_s: float = resources(120.0, gt=0, description="Longest wait for one reply.")
     num_actors: int = resources(1, ge=1)
 
 
@@ -281,7 +336,11 @@ class CurateConfig(Section):
 
     enabled: bool = Field(True, description="Off: scores pass through with confidence 1.")
     neighbors: int = Field(2, ge=2)
-    min_confidence: float = Field(0.5, ge=0, le=1, description="Vote confidence from which a score is corrected.")
+    min_confidence: float = Field(
+        0.5, ge=0, le=1, description="Vote confidence from which a score is corrected."
+    )
+    steps: int = Field(1500, ge=1, description="Gradient steps of the transition matrix's fit.")
+    num_actors: int = resources(1, ge=1)
 
 
 class ClusterConfig(Section):
@@ -289,7 +348,9 @@ class ClusterConfig(Section):
 
     min_size: int = Field(2, ge=1, le=20)
     max_size: int = Field(5, ge=1, le=20)
-    min_similarity: float = Field(0.3, ge=-1, le=1, description="Least cosine of a row to its cluster's centre.")
+    min_similarity: float = Field(
+        0.3, ge=-1, le=1, description="Least cosine of a row to its cluster's centre."
+    )
     low_below: int = Field(4, ge=0, le=5, description="Rows with a score below this are clustered.")
     by_source: bool = Field(True, description="Clusters never cross sources.")
     cell_rows: int = Field(1024, ge=16, description="Rows of one coarse cell: the unit of parallel work.")
@@ -382,7 +443,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"config {path}: cannot be read ({error.strerror}); give the path of a YAML file") from None
+        raise InputError(
+            f"config {path}: cannot be read ({error.strerror}); give the path of a YAML file"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = str(error).replace("\n", " ")
         raise InputError(f"config {path}: not valid YAML ({where})") from None

@@ -1,0 +1,70 @@
+"""The format reward, and the one function that says which text of a completion is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lm_mixup.tasks import FormatError, TaskType, parse_answer, parse_output, write_answer
+
+TAGS_SHARE = 0.5
+PATTERN_SHARE = 0.5
+
+
+def judged_text(task_type: TaskType, answer: str) -> str:
+    """The text of an answer that is embedded, in the library as in the reward: read, then written anew.
+
+    One writer for both, so that the distance between them is about content, not about stripped answers or
+    spaces.
+
+    Raises:
+        FormatError: The answer does not follow the format of its task type.
+    """
+    return write_answer(parse_answer(task_type, answer))
+
+
+def answer_of(task_type: TaskType, completion: str) -> str | None:
+    """The judged text of a completion, or None where it holds no answer that can be read.
+
+    Args:
+        task_type: What the answer should be.
+        completion: The policy's raw text.
+    """
+    try:
+        return judged_text(task_type, parse_output(completion).answer)
+    except FormatError:
+        return None
+
+
+def format_reward(task_type: TaskType, completion: str) -> float:
+    """0.5 for the tags, 0.5 for the answer's pattern (paper section 3.3).
+
+    * The tags: `tasks.parse_output` accepts the whole text: exactly one `<think>` and one `<answer>` block,
+      in this order and case, nothing outside, the answer not empty. Two blocks or an empty one earn nothing.
+    * The pattern: `tasks.parse_answer` accepts the answer. It is earned only on top of the tags, because what
+      does not stand between tags is no answer. Every non-empty paragraph has the pattern of one.
+
+    Args:
+        task_type: What the answer should be.
+        completion: The policy's raw text.
+
+    Returns:
+        0.0, 0.5 or 1.0.
+    """
+    try:
+        output = parse_output(completion)
+    except FormatError:
+        return 0.0
+    try:
+        parse_answer(task_type, output.answer)
+    except FormatError:
+        return TAGS_SHARE
+    return TAGS_SHARE + PATTERN_SHARE
+
+
+def format_rewards(task_types: Sequence[TaskType], completions: Sequence[str]) -> NDArray[np.float64]:
+    """`format_reward` of each completion, float64 [N]."""
+    pairs = zip(task_types, completions, strict=True)
+    return np.array([format_reward(task_type, text) for task_type, text in pairs], dtype=np.float64)

@@ -1,0 +1,300 @@
+"""Ray actors that score completions: thin shells around the pure functions of this package.
+
+A failing reward is an error, never a default: a failed batch goes to a fresh actor, `max_retries` times, and
+then the run stops.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lm_mixup.config import EmbedderConfig, RewardsConfig
+from lm_mixup.errors import InputError
+from lm_mixup.records import content_id
+from lm_mixup.rewards.alignment import alignment_reward, cosine
+from lm_mixup.rewards.combine import combine
+from lm_mixup.rewards.format import answer_of, format_rewards
+from lm_mixup.rewards.library import check_library, load_library, require_task_types
+from lm_mixup.rewards.quality import Embeddings, Floats, TaskLibrary, judge
+from lm_mixup.runs import StageDir
+from lm_mixup.tasks import TaskType
+
+Embed = Callable[[Sequence[str]], Embeddings]
+
+
+class RewardFailed(RuntimeError):
+    """A batch could not be scored, however often it was tried."""
+
+
+@dataclass(frozen=True)
+class RewardBatch:
+    """Completions to be scored; four lists of equal length.
+
+    Attributes:
+        task_types: What each answer should be.
+        completions: The policy's raw texts.
+        references: The answer texts of the targets (`tasks.write_answer`).
+        groups: Equal for completions of one prompt.
+    """
+
+    task_types: Sequence[TaskType]
+    completions: Sequence[str]
+    references: Sequence[str]
+    groups: Sequence[int]
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.task_types), len(self.completions), len(self.references), len(self.groups)}
+        if len(lengths) != 1:
+            raise ValueError(
+                f"the lists of a reward batch have lengths {sorted(lengths)}; they must be equal"
+            )
+
+    def __len__(self) -> int:
+        return len(self.completions)
+
+
+@dataclass(frozen=True)
+class RewardScores:
+    """Rewards in the order of the batch.
+
+    Attributes:
+        total: float64 [N].
+        components: `quality`, `alignment` and `format`, before weights, float64 [N] each.
+    """
+
+    total: Floats
+    components: dict[str, Floats] = field(default_factory=dict)
+
+
+def score_components(
+    task_types: Sequence[TaskType],
+    completions: Sequence[str],
+    references: Embeddings,
+    embed: Embed,
+    libraries: Mapping[TaskType, TaskLibrary],
+    config: RewardsConfig,
+) -> dict[str, Floats]:
+    """The three components of each completion.
+
+    Every readable answer is embedded once, for quality and alignment both. Where a completion has no
+    readable answer (broken tags, or not the pattern of its task type), quality and alignment are 0: there is
+    nothing to judge.
+
+    Args:
+        task_types: [N].
+        completions: The policy's raw texts, [N].
+        references: Embedded reference answers, L2-normalised, float32 [N, d].
+        embed: Texts → L2-normalised float32 [M, d].
+        libraries: Rated samples by task type.
+        config: Neighbours and alignment.
+
+    Returns:
+        `quality`, `alignment`, `format`: float64 [N] each.
+    """
+    answers = [answer_of(task_type, text) for task_type, text in zip(task_types, completions, strict=True)]
+    quality, alignment = np.zeros(len(answers)), np.zeros(len(answers))
+    readable = np.array([row for row, answer in enumerate(answers) if answer is not None], dtype=np.int64)
+    if len(readable):
+        texts = [answers[row] or "" for row in readable]
+        unique = list(dict.fromkeys(texts))
+        position = {text: place for place, text in enumerate(unique)}
+        embedded = embed(unique)[[position[text] for text in texts]]
+        alignment[readable] = alignment_reward(
+            cosine(embedded, references[readable]), config.alignment, config.alignment_threshold
+        )
+        kinds = np.array([task_types[row] for row in readable])
+        for task_type in dict.fromkeys(task_types[row] for row in readable):
+            here = kinds == task_type
+            quality[readable[here]] = judge(embedded[here], libraries[task_type], config.neighbors)
+    return {"quality": quality, "alignment": alignment, "format": format_rewards(task_types, completions)}
+
+
+class _RewardActor:
+    """One process: an embedder and the libraries, loaded at the first call."""
+
+    def __init__(self, library: StageDir, rewards: RewardsConfig, embedder: EmbedderConfig) -> None:
+        self._library, self._rewards, self._config = library, rewards, embedder
+        self._embed: Embed | None = None
+        self._libraries: dict[TaskType, TaskLibrary] = {}
+
+    def load(self) -> Embed:
+        """Loads the embedder and the libraries, once."""
+        if self._embed is None:
+            import torch
+
+            from lm_mixup.backends.embedder import Embedder
+
+            # Ray gives an actor of a fraction of a CPU one thread; rewards run while engine and learner wait
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // self._rewards.num_actors))
+            info = check_library(self._library, self._config)
+            model = Embedder(self._config)
+            if (model.name, model.dimension) != (info.embedder, info.dimension):
+                raise InputError(
+                    f"rewards: the library was made by {info.embedder} ({info.dimension}-d), but the "
+                    f"embedder is {model.name} ({model.dimension}-d); run the stage `library` again"
+                )
+            self._libraries = load_library(self._library, self._config)
+            self._embed = model.embed
+        return self._embed
+
+    def warm_up(self) -> None:
+        """Loads ahead of the first batch."""
+        self.load()
+
+    def embed(self, texts: Sequence[str]) -> Embeddings:
+        """Embeds texts and refuses to hand on vectors that are not finite."""
+        vectors = self.load()(texts)
+        if vectors.shape[0] != len(texts) or not np.isfinite(vectors).all():
+            raise ArithmeticError(
+                f"the embedder gave {vectors.shape} for {len(texts)} texts, or not finite values"
+            )
+        return vectors
+
+    def score(
+        self, task_types: Sequence[TaskType], completions: Sequence[str], references: Embeddings
+    ) -> dict[str, Floats]:
+        """`score_components` with this actor's embedder and libraries."""
+        self.load()
+        return score_components(
+            task_types, completions, references, self.embed, self._libraries, self._rewards
+        )
+
+
+class RewardWorkers:
+    """A pool of reward actors.
+
+    Batches are cut into chunks of `rewards.batch_size`, whatever the number of actors, and results come back
+    in the order of the batch: so the number of actors changes the speed alone. Each reference is embedded
+    once in a run, by its content.
+    """
+
+    def __init__(self, library: StageDir, rewards: RewardsConfig, embedder: EmbedderConfig) -> None:
+        """Starts the actors; they load in the background.
+
+        Args:
+            library: The stage's output.
+            rewards: Components, weights and the pool's size.
+            embedder: The embedder that made the library.
+
+        Raises:
+            InputError: There is no library, or another embedder made it.
+        """
+        self._info = check_library(library, embedder)
+        self._arguments = (library, rewards, embedder)
+        self._config = rewards
+        self._references: dict[str, NDArray[np.float32]] = {}
+        self._lock = threading.Lock()
+        self._actors = [self._start() for _ in range(rewards.num_actors)]
+
+    def score(self, batch: RewardBatch) -> RewardScores:
+        """Scores a batch.
+
+        Raises:
+            InputError: A task type has no library.
+            RewardFailed: A chunk failed `max_retries + 1` times.
+        """
+        require_task_types(self._info, batch.task_types)
+        with self._lock:
+            references = self._embed_references(batch.references)
+            cuts = self._cuts(len(batch))
+            chunks = [(batch.task_types[cut], batch.completions[cut], references[cut]) for cut in cuts]
+            results = self._map("score", chunks)
+        components = {
+            name: np.concatenate([result[name] for result in results]) if results else np.zeros(0)
+            for name in ("quality", "alignment", "format")
+        }
+        return RewardScores(combine(components, batch.task_types, batch.groups, self._config), components)
+
+    def shutdown(self) -> None:
+        """Ends the actors."""
+        import ray
+
+        for actor in self._actors:
+            ray.kill(actor)
+        self._actors = []
+
+    def _cuts(self, count: int) -> list[slice]:
+        size = self._config.batch_size
+        return [slice(start, start + size) for start in range(0, count, size)]
+
+    def _embed_references(self, texts: Sequence[str]) -> Embeddings:
+        keys = [content_id(text) for text in texts]
+        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._references}
+        names, values = list(new), list(new.values())
+        cuts = self._cuts(len(values))
+        for cut, vectors in zip(cuts, self._map("embed", [(values[cut],) for cut in cuts]), strict=True):
+            self._references.update(zip(names[cut], vectors, strict=True))
+        rows = [self._references[key] for key in keys]
+        return np.stack(rows) if rows else np.zeros((0, self._info.dimension), dtype=np.float32)
+
+    def _start(self) -> Any:
+        import ray
+
+        remote: Any = ray.remote(_RewardActor)
+        actor = remote.options(num_cpus=self._config.num_cpus, num_gpus=self._config.num_gpus, max_restarts=0)
+        handle = actor.remote(*self._arguments)
+        handle.warm_up.remote()
+        return handle
+
+    def _map(self, method: str, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Runs the calls on whichever actor is free; results in the order of the calls."""
+        import ray
+
+        results: list[Any] = [None] * len(calls)
+        waiting, failures = deque(range(len(calls))), Counter[int]()
+        running: dict[Any, tuple[int, int, float]] = {}  # reference → call, actor, deadline
+        idle = list(range(len(self._actors)))
+        while waiting or running:
+            while waiting and idle:
+                call, slot = waiting.popleft(), idle.pop()
+                reference = getattr(self._actors[slot], method).remote(*calls[call])
+                running[reference] = (call, slot, time.monotonic() + self._config.timeout_s)
+            patience = max(0.0, min(deadline for _, _, deadline in running.values()) - time.monotonic())
+            ready, _ = ray.wait(list(running), num_returns=1, timeout=patience)
+            late = [] if ready else [min(running, key=lambda reference: running[reference][2])]
+            for reference in [*ready, *late]:
+                call, slot, _ = running.pop(reference)
+                failure = self._collect(reference, call, results, late=bool(late))
+                idle.append(slot)
+                if failure is not None:
+                    failures[call] += 1
+                    self._retry(slot, failures[call], failure)
+                    waiting.appendleft(call)
+        return results
+
+    def _collect(self, reference: Any, call: int, results: list[Any], *, late: bool) -> Exception | None:
+        """Stores a result, or returns why there is none."""
+        import ray
+
+        if late:
+            return TimeoutError(
+                f"no answer in {self._config.timeout_s:g} s (a reward actor asks for "
+                f"{self._config.num_cpus:g} CPUs and {self._config.num_gpus:g} GPUs; "
+                f"free now: {ray.available_resources()})"
+            )
+        try:
+            results[call] = ray.get(reference)
+        except InputError as error:  # the user's to mend: trying again would not help
+            raise InputError(str(getattr(error, "cause", error))) from None
+        except ray.exceptions.RayError as error:
+            return error
+        return None
+
+    def _retry(self, slot: int, failed: int, error: Exception) -> None:
+        """Puts a fresh actor in the slot, or gives up."""
+        import ray
+
+        if failed > self._config.max_retries:
+            cause = getattr(error, "cause", None) or error
+            raise RewardFailed(f"a reward batch failed {failed} times; the last time: {cause}") from error
+        ray.kill(self._actors[slot])
+        self._actors[slot] = self._start()
