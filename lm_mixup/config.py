@@ -331,6 +331,15 @@ class RateConfig(Section):
     num_actors: int = resources(1, ge=1)
 
 
+class NeighborsConfig(Section):
+    """Exact nearest neighbours of every pool row."""
+
+    k: int = Field(16, ge=1, description="Neighbours kept of each row.")
+    num_actors: int = resources(1, ge=1)
+    num_cpus: float = resources(1.0, gt=0, description="CPUs an actor.")
+    num_gpus: float = resources(0.0, ge=0, description="GPUs an actor (fractions allowed).")
+
+
 class CurateConfig(Section):
     """Score curation (DS2)."""
 
@@ -418,6 +427,7 @@ class Config(Section):
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
     ingest: IngestConfig = Field(default_factory=IngestConfig)
     rate: RateConfig = Field(default_factory=RateConfig)
+    neighbors: NeighborsConfig = Field(default_factory=NeighborsConfig)
     curate: CurateConfig = Field(default_factory=CurateConfig)
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
     distill: DistillConfig = Field(default_factory=DistillConfig)
