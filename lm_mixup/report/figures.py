@@ -1,0 +1,212 @@
+"""The report's charts, as Plotly figures.
+
+Each function takes plain numbers and returns a figure, or None where there is nothing to draw. Colours of
+text, grid and background are the page's, which follows the reader's light or dark scheme; only the colours of
+series are set here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lm_mixup.report.gather import Counts, Metrics, StageFacts
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+# Mid-tones that keep 3:1 contrast on white and on near-black, told apart by colour-blind readers too.
+INDIGO, TEAL, AMBER, ROSE, SKY, GREY = "#6e6ade", "#12a594", "#d98a04", "#e5484d", "#3b9eff", "#8b8d98"
+SERIES = (INDIGO, TEAL, AMBER, ROSE, SKY, GREY)
+VERB_COLOURS = {"build": SKY, "train": INDIGO, "augment": TEAL, "evaluate": AMBER}
+PHASES = ("rollout", "reward", "advantage", "update", "sync")
+
+MOST_POINTS = 400
+_SMOOTHING = 0.15
+
+
+def score_histogram(scores: Mapping[str, Counts]) -> go.Figure | None:
+    """Shares of rows by score 0-5: pool as rated, pool as curated, distilled rows."""
+    import plotly.graph_objects as go
+
+    if not scores:
+        return None
+    figure = _figure(xaxis_title="score", yaxis_title="share of rated rows", height=320)
+    colours = {"pool": GREY, "curated": AMBER, "distilled": TEAL}
+    for name, counts in scores.items():
+        rows = sum(count for score, count in counts.values.items() if score is not None)
+        if not rows:
+            continue
+        shares = [counts.values.get(score, 0) / rows for score in range(6)]
+        figure.add_trace(
+            go.Bar(
+                x=list(range(6)),
+                y=shares,
+                name=name,
+                marker_color=colours.get(name, INDIGO),
+                hovertemplate="score %{x}: %{y:.1%}<extra>" + name + "</extra>",
+            )
+        )
+    figure.update_layout(barmode="group", bargap=0.25, yaxis_tickformat=".0%", xaxis_dtick=1)
+    return figure if figure.data else None
+
+
+def cluster_sizes(sizes: Counts | None) -> go.Figure | None:
+    """How many clusters there are of each size."""
+    import plotly.graph_objects as go
+
+    if sizes is None:
+        return None
+    order = sorted(sizes.values)
+    figure = _figure(xaxis_title="rows in the cluster", yaxis_title="clusters")
+    figure.add_trace(
+        go.Bar(
+            x=order,
+            y=[sizes.values[size] for size in order],
+            marker_color=INDIGO,
+            hovertemplate="%{y:,} clusters of %{x}<extra></extra>",
+        )
+    )
+    figure.update_layout(xaxis_dtick=1, bargap=0.25)
+    return figure
+
+
+def cohesion_histogram(cohesion: Counts | None, bins: int = 40) -> go.Figure | None:
+    """How alike the rows of a cluster are: mean cosine to the centre, in bins over the observed range."""
+    import plotly.graph_objects as go
+
+    known = {} if cohesion is None else {v: n for v, n in cohesion.values.items() if v is not None}
+    if not known:
+        return None
+    low, high = min(known), max(known)
+    width = (high - low) / bins or 0.01
+    heights = [0] * bins
+    for value, count in known.items():
+        heights[min(bins - 1, int((value - low) / width))] += count
+    figure = _figure(xaxis_title="cohesion (mean cosine)", yaxis_title="clusters")
+    centres = [low + (index + 0.5) * width for index in range(bins)]
+    figure.add_trace(
+        go.Bar(
+            x=centres,
+            y=heights,
+            width=width * 0.92,
+            marker_color=INDIGO,
+            hovertemplate="%{y:,} clusters near %{x:.3f}<extra></extra>",
+        )
+    )
+    return figure
+
+
+def curves(
+    metrics: Metrics, series: Mapping[str, str], *, unit: str = "", smooth: bool = False, height: int = 260
+) -> go.Figure | None:
+    """Lines of some metrics over the steps.
+
+    Args:
+        metrics: One dict a step.
+        series: Metric key → name in the legend; metrics that never occur are left out.
+        unit: Title of the vertical axis.
+        smooth: Draws the raw values faintly and an exponential moving average over them.
+        height: Pixels.
+    """
+    import plotly.graph_objects as go
+
+    figure = _figure(xaxis_title="step", yaxis_title=unit, height=height)
+    for colour, (key, name) in zip(SERIES, series.items(), strict=False):
+        steps, values = points(metrics, key)
+        if not steps:
+            continue
+        mode = "lines" if len(steps) > 1 else "markers"
+        line = {"color": colour, "width": 2}
+        if smooth and len(steps) > 8:
+            raw = go.Scatter(x=steps, y=values, mode=mode, line={"color": colour, "width": 1})
+            figure.add_trace(raw.update(opacity=0.45, showlegend=False, hoverinfo="skip"))
+            values = moving_average(values)
+        trace = go.Scatter(x=steps, y=values, mode=mode, line=line, marker_color=colour, name=name)
+        figure.add_trace(trace.update(hovertemplate="%{y:.4g}"))
+    named = [trace for trace in figure.data if trace.showlegend is not False]
+    figure.update_layout(hovermode="x unified", showlegend=len(named) > 1)
+    return figure if figure.data else None
+
+
+def points(metrics: Metrics, key: str) -> tuple[list[float], list[float]]:
+    """Steps and values of one metric, joined into at most `MOST_POINTS` means."""
+    pairs = [(row["step"], row[key]) for row in metrics if row.get(key) is not None]
+    stride = -(-len(pairs) // MOST_POINTS) if pairs else 1
+    groups = [pairs[start : start + stride] for start in range(0, len(pairs), stride)]
+    return [group[-1][0] for group in groups], [sum(v for _, v in group) / len(group) for group in groups]
+
+
+def moving_average(values: Sequence[float]) -> list[float]:
+    """Exponential moving average, with the bias of its start taken out (as Adam does)."""
+    smoothed, mean = [], 0.0
+    for step, value in enumerate(values, start=1):
+        mean += _SMOOTHING * (value - mean)
+        smoothed.append(mean / (1 - (1 - _SMOOTHING) ** step))
+    return smoothed
+
+
+def stage_seconds(stages: Sequence[StageFacts]) -> go.Figure | None:
+    """Wall time of each verb as one stacked bar, a segment a stage."""
+    import plotly.graph_objects as go
+
+    done = [facts for facts in stages if facts.manifest is not None and facts.manifest.seconds > 0]
+    if not done:
+        return None
+    verbs = list(dict.fromkeys(facts.verb for facts in done))
+    longest = max(sum(_seconds(facts) for facts in done if facts.verb == verb) for verb in verbs)
+    figure = _figure(xaxis_title="seconds", height=max(300, 90 + 46 * len(verbs)))
+    for facts in done:
+        place = [other.name for other in done if other.verb == facts.verb].index(facts.name)
+        figure.add_trace(
+            go.Bar(
+                y=[facts.verb],
+                x=[_seconds(facts)],
+                orientation="h",
+                name=facts.name,
+                marker={
+                    "color": VERB_COLOURS.get(facts.verb, GREY),
+                    "opacity": (1.0, 0.72, 0.5)[place % 3],
+                    "line": {"width": 0},
+                },
+                text=facts.name if _seconds(facts) > 0.08 * longest else "",
+                insidetextanchor="middle",
+                textangle=0,
+                hovertemplate="%{x:,.1f} s<extra>" + facts.name + "</extra>",
+            )
+        )
+    figure.update_layout(barmode="stack", bargap=0.35, showlegend=False)
+    figure.update_yaxes(autorange="reversed", showgrid=False)
+    return figure
+
+
+def _seconds(facts: StageFacts) -> float:
+    return facts.manifest.seconds if facts.manifest is not None else 0.0
+
+
+def step_timing(metrics: Metrics) -> go.Figure | None:
+    """Where each GRPO step's time went, stacked by phase."""
+    import plotly.graph_objects as go
+
+    figure = _figure(xaxis_title="step", yaxis_title="seconds", height=300)
+    for colour, phase in zip(SERIES, PHASES, strict=False):
+        steps, values = points(metrics, f"timing_s/{phase}")
+        if steps:
+            trace = go.Bar(x=steps, y=values, name=phase, marker={"color": colour, "line": {"width": 0}})
+            figure.add_trace(trace.update(hovertemplate="%{y:.2f} s"))
+    figure.update_layout(barmode="stack", bargap=0.1, hovermode="x unified", legend_traceorder="normal")
+    return figure if figure.data else None
+
+
+def _figure(height: int = 260, **layout: Any) -> go.Figure:
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    figure.update_layout(
+        template="none",
+        height=height,
+        margin={"l": 56, "r": 12, "t": 10, "b": 38},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        **layout,
+    )
+    return figure
