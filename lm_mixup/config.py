@@ -161,8 +161,9 @@ class SftConfig(Section):
     )
     lora: LoraConfig | None = None
     num_workers: int = Field(1, ge=1, description="Ray Train workers (DeepSpeed ranks).")
-    cpus_per_worker: float = resources(1.0, gt=0)
-    logging_steps: int = Field(5, ge=1)
+    cpus_per_worker: float = resources(1.0, gt=0, description="CPUs, and threads, of a worker.")
+    max_failures: int = resources(3, ge=0, description="Times dead workers are replaced before the run stops.")
+    logging_steps: int = Field(1, ge=1, description="Steps between lines of metrics.jsonl: each is their mean.")
     eval_steps: int = Field(100, ge=1, description="Steps between evaluations on the held-out split.")
     eval_rows: int = Field(
         64, ge=0, description="Rows of the test split that are evaluated; 0 switches it off."
@@ -280,6 +281,8 @@ class GrpoConfig(Section):
         gt=0,
         description="Largest |Δ log-prob| of the probe after a weight sync (float32; 5e-2 suits bf16).",
     )
+    eval_steps: int = Field(20, ge=1, description="Steps between validations on the MIXTURE test split.")
+    eval_prompts: int = Field(64, ge=0, description="Prompts of a validation; 0 switches it off.")
     save_steps: int = Field(20, ge=1)
     save_limit: int = Field(2, ge=1)
 

@@ -1,0 +1,98 @@
+"""DeepSpeed as SFT and the GRPO learner use it: its configuration, and whole weights out of a sharded engine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+_BUCKET = 200_000_000  # elements of one reduce or gather, as DeepSpeed's own guide sets it for large models
+
+
+def deepspeed_config(
+    *,
+    zero_stage: int,
+    offload: bool,
+    bf16: bool,
+    max_grad_norm: float,
+    micro_batch_size: int,
+    gradient_accumulation_steps: int = 1,
+    world_size: int = 1,
+) -> dict[str, Any]:
+    """A DeepSpeed configuration for a torch optimizer that the caller makes.
+
+    The gradients of the ranks are averaged; a loss scaled by the global token count is multiplied by the number
+    of ranks first.
+
+    Args:
+        zero_stage: 0 nothing, 1 optimizer state, 2 also gradients, 3 also parameters are sharded.
+        offload: Keep the optimizer state (at stage 3 the parameters too) in host memory.
+        bf16: Compute in bfloat16 with float32 master weights; else float32.
+        max_grad_norm: Global norm at which gradients are clipped.
+        micro_batch_size: Sequences of one forward pass on one rank.
+        gradient_accumulation_steps: Forward passes of one optimizer step on one rank.
+        world_size: Number of ranks.
+
+    Returns:
+        The dict that `deepspeed.initialize(config=…)` and `TrainingArguments(deepspeed=…)` take.
+    """
+    zero: dict[str, Any] = {
+        "stage": zero_stage,
+        "contiguous_gradients": True,
+        "overlap_comm": False,  # sums in a fixed order: the same run twice gives the same weights
+        "reduce_bucket_size": _BUCKET,
+        "allgather_bucket_size": _BUCKET,
+    }
+    if zero_stage == 3:
+        zero |= {
+            "stage3_prefetch_bucket_size": _BUCKET,
+            "stage3_param_persistence_threshold": 100_000,
+            "stage3_gather_16bit_weights_on_model_save": True,
+        }
+    if offload and zero_stage > 0:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if offload and zero_stage == 3:
+        zero["offload_param"] = {"device": "cpu"}
+    return {
+        "train_batch_size": micro_batch_size * gradient_accumulation_steps * world_size,
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": gradient_accumulation_steps,
+        "gradient_clipping": max_grad_norm,
+        "bf16": {"enabled": bf16},
+        "zero_optimization": zero,
+        # The optimizer is torch's AdamW on every device: DeepSpeed's CPU Adam would be compiled at first use.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 1_000_000_000,
+        "wall_clock_breakdown": False,
+    }
+
+
+def whole_weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """All parameters and buffers on the host, gathered from the ranks where ZeRO-3 shards them.
+
+    Every rank must call it, and none inside another gather. One parameter is gathered at a time, so a GPU needs
+    room for the largest one only.
+
+    Args:
+        module: The model inside the engine (`engine.module`).
+
+    Returns:
+        Name → tensor on rank 0; an empty dict on the other ranks.
+    """
+    import deepspeed
+    import torch
+    import torch.distributed as dist
+
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    weights: dict[str, torch.Tensor] = {}
+    for name, parameter in module.named_parameters():
+        sharded = [parameter] if hasattr(parameter, "ds_id") else []
+        with torch.no_grad(), deepspeed.zero.GatheredParameters(sharded, enabled=bool(sharded)):
+            if rank == 0:
+                weights[name] = parameter.detach().to("cpu", copy=True)
+    if rank == 0:
+        persistent = set(module.state_dict()) - set(weights)
+        weights |= {n: b.detach().cpu() for n, b in module.named_buffers() if n in persistent}
+    return weights

@@ -1,0 +1,253 @@
+"""What one Ray Train worker does in SFT: TRL's SFTTrainer over DeepSpeed, resumable at any step."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from transformers import EarlyStoppingCallback, TrainerCallback
+
+from lm_mixup.backends.policy import load_policy, load_tokenizer, policy_dtype, save_model
+from lm_mixup.config import LoraConfig as LoraSection
+from lm_mixup.config import ModelConfig, SftConfig
+from lm_mixup.runs import StageDir
+from lm_mixup.train.checkpoint import (
+    KeepWhole,
+    MetricsLog,
+    drop_others,
+    last_checkpoint,
+    step_of,
+    trim_metrics,
+)
+from lm_mixup.train.deepspeed import deepspeed_config, whole_weights
+from lm_mixup.train.encode import EVAL_SPLIT, TRAIN_SPLIT
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import SFTConfig as TrlConfig
+    from trl import SFTTrainer
+
+IGNORED = -100  # label of a token that carries no loss
+
+
+@dataclass(frozen=True)
+class SftJob:
+    """What every worker is given.
+
+    Attributes:
+        out: The stage directory; its parts hold the token rows.
+        config: Section `sft`.
+        model: Section `model`.
+        base: Folder or Hub name of the weights that training starts from.
+        seed: Of the data order, dropout and adapters.
+    """
+
+    out: StageDir
+    config: SftConfig
+    model: ModelConfig
+    base: str
+    seed: int
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.out.local / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """The log, a JSON line a step and a line an evaluation."""
+        return self.out.local / "metrics.jsonl"
+
+    @property
+    def final(self) -> Path:
+        """Folder of the finished model."""
+        return self.out.local / "model"
+
+
+def train(job: SftJob) -> None:
+    """Trains from the last whole checkpoint, or from the start, and writes the finished model."""
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(max(1, int(job.config.cpus_per_worker)))
+    _join_deepspeed()
+    last = last_checkpoint(job.checkpoints)
+    dist.barrier()
+    if dist.get_rank() == 0:
+        drop_others(job.checkpoints, keep=last)
+        trim_metrics(job.metrics, step_of(last))
+    dist.barrier()
+    trainer = make_trainer(job)
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    finish(trainer, job)
+
+
+def _join_deepspeed() -> None:
+    """Tells accelerate about Ray Train's process group: on CPU it would otherwise take each rank for a lone one."""
+    import torch
+    from accelerate import PartialState
+
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+    PartialState(backend="nccl" if torch.cuda.is_available() else "gloo")
+
+
+def trainer_arguments(job: SftJob, world_size: int, has_eval: bool) -> TrlConfig:
+    """The trainer's arguments for a job."""
+    import torch
+    from trl import SFTConfig as TrlConfig
+
+    config = job.config
+    accumulation = config.batch_size // (config.micro_batch_size * world_size)
+    bf16 = policy_dtype(job.model) == torch.bfloat16
+    return TrlConfig(
+        output_dir=str(job.checkpoints),
+        seed=job.seed,
+        data_seed=job.seed,
+        max_steps=config.max_steps,
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=config.micro_batch_size,
+        per_device_eval_batch_size=config.micro_batch_size,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.lr_scheduler,
+        warmup_steps=config.warmup_ratio,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        bf16=bf16,
+        gradient_checkpointing=config.gradient_checkpointing,
+        train_sampling_strategy="random" if config.packing else "group_by_length",
+        dataset_kwargs={"skip_prepare_dataset": True},
+        packing=config.packing,
+        max_length=config.max_length,
+        logging_steps=config.logging_steps,
+        eval_strategy="steps" if has_eval else "no",
+        eval_steps=config.eval_steps,
+        save_steps=config.save_steps,
+        metric_for_best_model="eval_loss" if has_eval else None,
+        report_to=[],
+        disable_tqdm=True,
+        accelerator_config={"use_configured_state": True},
+        deepspeed=deepspeed_config(
+            zero_stage=config.zero_stage,
+            offload=config.offload,
+            bf16=bf16,
+            max_grad_norm=config.max_grad_norm,
+            micro_batch_size=config.micro_batch_size,
+            gradient_accumulation_steps=accumulation,
+            world_size=world_size,
+        ),
+    )
+
+
+def make_trainer(job: SftJob) -> SFTTrainer:
+    """The trainer of this worker. Arguments come first: ZeRO-3 shards the weights as they are loaded."""
+    import torch.distributed as dist
+    from trl import SFTTrainer
+
+    rows = job.out.read()
+    evaluation = eval_rows(rows, job.config.eval_rows)
+    arguments = trainer_arguments(job, dist.get_world_size(), evaluation is not None)
+    callbacks: list[TrainerCallback] = [MetricsLog(job.metrics), KeepWhole(job.config.save_limit)]
+    if job.config.patience is not None and evaluation is not None:
+        callbacks.append(EarlyStoppingCallback(job.config.patience))
+    return SFTTrainer(
+        model=load_policy(job.base, job.model),
+        args=arguments,
+        processing_class=load_tokenizer(job.base, job.model),
+        train_dataset=train_rows(rows, job.config),
+        eval_dataset=evaluation,
+        callbacks=callbacks,
+        peft_config=adapter(job.config.lora),
+    )
+
+
+def adapter(lora: LoraSection | None) -> LoraConfig | None:
+    """PEFT's configuration of the adapters, on every linear layer but the head."""
+    from peft import LoraConfig, TaskType
+
+    if lora is None:
+        return None
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules="all-linear",
+        task_type=TaskType.CAUSAL_LM,
+    )
+
+
+def train_rows(rows: pa.Table, config: SftConfig) -> Dataset:
+    """The training split as the trainer reads it; packed rows keep their borders in `seq_lengths`."""
+    from trl import pack_dataset
+
+    dataset = _labelled(rows, TRAIN_SPLIT)
+    if config.packing:
+        columns = dataset.select_columns(["input_ids", "labels"])
+        return pack_dataset(columns, config.max_length, "bfd")
+    return dataset
+
+
+def eval_rows(rows: pa.Table, count: int) -> Dataset | None:
+    """The first `count` rows of the evaluation split, or None if there are none."""
+    dataset = _labelled(rows, EVAL_SPLIT)
+    count = min(count, len(dataset))
+    return dataset.select(range(count)) if count else None
+
+
+def _labelled(rows: pa.Table, split: str) -> Dataset:
+    """Rows of a split with `labels` (prompt tokens ignored) and `length`, in the order of their ids."""
+    import pyarrow.compute as pc
+    from datasets import Dataset
+
+    chosen = rows.filter(pc.equal(rows["split"], split)).sort_by("id")
+    pairs = zip(chosen["input_ids"].to_pylist(), chosen["prompt_length"].to_pylist(), strict=True)
+    listed = [
+        {"input_ids": ids, "labels": labels_of(ids, prompt), "length": len(ids)} for ids, prompt in pairs
+    ]
+    return Dataset.from_list(listed)
+
+
+def labels_of(input_ids: list[int], prompt_length: int) -> list[int]:
+    """The labels of a row: its target's tokens, EOS included; none for its prompt."""
+    return [IGNORED] * prompt_length + input_ids[prompt_length:]
+
+
+def finish(trainer: SFTTrainer, job: SftJob) -> None:
+    """Gathers the weights, merges the adapters and writes the model folder, on rank 0."""
+    import torch.distributed as dist
+
+    weights = whole_weights(trainer.accelerator.unwrap_model(trainer.model_wrapped))
+    if trainer.accelerator.is_main_process:
+        _write_model(weights, job)
+    dist.barrier()
+
+
+def _write_model(weights: dict[str, torch.Tensor], job: SftJob) -> None:
+    from peft import get_peft_model
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()  # this copy is whole, whatever the stage
+    policy = load_policy(job.base, job.model)
+    if (config := adapter(job.config.lora)) is not None:
+        wrapped = get_peft_model(policy, config)
+        _load(wrapped, weights)
+        policy = wrapped.merge_and_unload()
+    else:
+        _load(policy, weights)
+    save_model(job.final, policy, load_tokenizer(job.base, job.model))
+
+
+def _load(module: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Loads trained weights; only tied copies, which are stored once, may be missing."""
+    missing, unexpected = module.load_state_dict(weights, strict=False)
+    tied = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    stored = {name for name, _ in module.named_parameters()}
+    if unexpected or set(missing) - (tied - stored):
+        raise RuntimeError(
+            f"trained weights do not fit the model: missing {missing}, unexpected {unexpected}"
+        )
