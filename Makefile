@@ -1,0 +1,32 @@
+# `make demo` and `make test` are all a fresh machine needs: each sets up `.venv` first, which is instant once done.
+# Another interpreter: make demo PYTHON=/path/to/python3.12
+PYTHON ?= python3
+BIN := .venv/bin
+
+# DeepSpeed looks for ninja on PATH.
+WITH_PATH := PATH="$(CURDIR)/$(BIN):$$PATH"
+
+.PHONY: demo test setup setup-dev lint clean
+
+demo: setup
+	$(WITH_PATH) lm-mixup run configs/quickstart.yaml --run-dir runs/demo
+	@echo "The report: $(CURDIR)/runs/demo/report/index.html"
+
+test: setup-dev
+	@if ! nvidia-smi -L >/dev/null 2>&1; then export DS_ACCELERATOR=cpu; fi; \
+	$(WITH_PATH) python -m pytest
+
+setup:
+	@$(PYTHON) bootstrap.py
+
+setup-dev:
+	@$(PYTHON) bootstrap.py --dev
+
+lint: setup-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Leaves runs/ alone: it is yours.
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
