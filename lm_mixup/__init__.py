@@ -1,3 +1,3 @@
-"""lm_mixup: distil clusters of poor instruction rows into dense, correct ones (LM-mixup, arXiv 2510.20449)."""
+"""Distil clusters of poor instruction rows into dense, correct ones (LM-mixup, arXiv 2510.20449)."""
 
 __version__ = "0.1.0"

@@ -162,8 +162,12 @@ class SftConfig(Section):
     lora: LoraConfig | None = None
     num_workers: int = Field(1, ge=1, description="Ray Train workers (DeepSpeed ranks).")
     cpus_per_worker: float = resources(1.0, gt=0, description="CPUs, and threads, of a worker.")
-    max_failures: int = resources(3, ge=0, description="Times dead workers are replaced before the run stops.")
-    logging_steps: int = Field(1, ge=1, description="Steps between lines of metrics.jsonl: each is their mean.")
+    max_failures: int = resources(
+        3, ge=0, description="Times dead workers are replaced before the run stops."
+    )
+    logging_steps: int = Field(
+        1, ge=1, description="Steps between lines of metrics.jsonl: each is their mean."
+    )
     eval_steps: int = Field(100, ge=1, description="Steps between evaluations on the held-out split.")
     eval_rows: int = Field(
         64, ge=0, description="Rows of the test split that are evaluated; 0 switches it off."

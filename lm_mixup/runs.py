@@ -1,8 +1,9 @@
 """The run directory: stage outputs, manifests, fingerprints and resume.
 
-A stage's rows lie in numbered Parquet parts. A part is written atomically, its small receipt last; the stage's
-manifest is written after every part. So whatever is killed, wherever, what a receipt or a manifest names is
-whole, and the same command again continues from there. Works on any fsspec URI (`s3://…`) as on a local path.
+A stage's rows lie in numbered Parquet parts. A part is written atomically, its small receipt last; the
+stage's manifest is written after every part. So whatever is killed, wherever, what a receipt or a manifest
+names is whole, and the same command again continues from there. Works on any fsspec URI (`s3://…`) as on a
+local path.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -91,7 +91,9 @@ class RunDir:
     def __init__(self, uri: str | Path) -> None:
         self.uri = str(uri).rstrip("/")
         self.fs, self.path = fsspec.core.url_to_fs(self.uri)
-        self.is_local = "file" in self.fs.protocol if isinstance(self.fs.protocol, tuple) else self.fs.protocol == "file"
+        self.is_local = (
+            "file" in self.fs.protocol if isinstance(self.fs.protocol, tuple) else self.fs.protocol == "file"
+        )
 
     def stage(self, name: str) -> StageDir:
         """The directory of one stage."""
@@ -253,7 +255,9 @@ def summarise(
         seconds=round(seconds, 3),
         metrics=_sum_by_key(r.metrics for r in receipts) | dict(outcome.metrics),
         files=outcome.files or stage.parts(),
-        rejected_by_reason={k: int(v) for k, v in _sum_by_key(r.rejected_by_reason for r in receipts).items()},
+        rejected_by_reason={
+            k: int(v) for k, v in _sum_by_key(r.rejected_by_reason for r in receipts).items()
+        },
         rows_used=outcome.rows_used,
         left_out=dict(outcome.left_out),
     )

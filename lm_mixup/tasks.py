@@ -1,4 +1,4 @@
-"""The five task types: how a sample of each is written, parsed and checked, and the policy's prompt and output.
+"""The five task types: how a sample of each is written, parsed and checked; the policy's prompt and output.
 
 Everything that writes or reads the model's text goes through this module, so training targets, reward texts,
 library texts and distilled rows can be compared: they come from one writer and one parser.

@@ -18,7 +18,7 @@ def ray_session():
     """A local Ray cluster of two CPUs."""
     import ray
 
-    from lm_mixup.cluster import start_ray
+    from lm_mixup.ray_cluster import start_ray
     from lm_mixup.config import RayConfig
 
     start_ray(RayConfig(num_cpus=2, object_store_gib=0.5))

@@ -222,11 +222,23 @@ def create_nano(
     return save_model(folder, policy, tokenizer)
 
 
-def save_model(folder: Path, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Path:
-    """Writes a model and its tokenizer as safetensors into a folder that appears whole."""
+def save_model(
+    folder: Path,
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> Path:
+    """Writes a model and its tokenizer as safetensors into a folder that appears whole.
+
+    Args:
+        folder: Where to.
+        policy: The model.
+        tokenizer: Its tokenizer.
+        weights: The weights by name, where they do not lie whole in `policy` (ZeRO-3).
+    """
     scratch = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(scratch, ignore_errors=True)
-    policy.save_pretrained(scratch)
+    policy.save_pretrained(scratch, state_dict=weights)
     tokenizer.save_pretrained(scratch)
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)

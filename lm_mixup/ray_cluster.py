@@ -31,8 +31,8 @@ def start_ray(config: RayConfig) -> None:
             ray.init(address=address, **options)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise InputError(
-                f"no Ray cluster answers at {address} ({_first_line(error)}); check the address and RAY_AUTH_TOKEN, "
-                "or unset RAY_ADDRESS to run on this machine"
+                f"no Ray cluster answers at {address} ({_first_line(error)}); check the address and "
+                "RAY_AUTH_TOKEN, or unset RAY_ADDRESS to run on this machine"
             ) from None
     else:
         ray.init(
@@ -58,3 +58,17 @@ def _quiet_ray_data() -> None:
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def has_gpu() -> bool:
+    """Whether the connected cluster has a GPU."""
+    import ray
+
+    return bool(ray.cluster_resources().get("GPU", 0) > 0)
+
+
+def cpus_per_node() -> int:
+    """CPUs of the smallest live node."""
+    import ray
+
+    return max(1, int(min(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"])))

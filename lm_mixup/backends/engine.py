@@ -1,0 +1,176 @@
+"""The vLLM engine in its caller's own process: generation, log-probabilities and weight loading by token ids.
+
+Prompts go in and completions come out as token ids, so the learner trains on exactly the tokens that were
+sampled. vLLM reads much of its set-up from environment variables when it is imported: give the hosting Ray
+actor `engine_environment(...)` as its runtime environment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled completion.
+
+    Attributes:
+        token_ids: The sampled tokens, the end-of-sequence token included.
+        logprobs: float32 [T], log π_engine of each token at the sampling temperature.
+        text: The decoded text, special tokens left out.
+        finished: False if the completion was cut at the length limit.
+    """
+
+    token_ids: list[int]
+    logprobs: np.ndarray
+    text: str
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn. Top-p and top-k are off: they would bias log-probabilities."""
+
+    n: int = 1
+    temperature: float = 1.0
+    max_tokens: int = 256
+
+
+def engine_environment(threads: int) -> dict[str, str]:
+    """Environment variables of a process that hosts an engine.
+
+    Args:
+        threads: CPU threads of the engine, when it runs without a GPU.
+    """
+    return {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in-process: weights can be reloaded
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_ALLOW_INSECURE_SERIALIZATION": "0",
+        "OMP_NUM_THREADS": str(threads),
+        "KMP_BLOCKTIME": "1",  # ms; spinning threads would starve whoever has the cores next
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+class Engine:
+    """A vLLM engine for one model.
+
+    Args:
+        model: A folder (or Hub name) in Hugging Face format.
+        dtype: `float32`, `bfloat16` or `auto`.
+        max_model_len: Most tokens of a prompt and its completion together.
+        kv_cache_gib: Key-value cache on CPU, GiB.
+        gpu_memory_utilization: Share of each GPU's memory, on GPU.
+        tensor_parallel_size: GPUs the model is split over.
+        trust_remote_code: Whether code that ships with the model may run.
+        sleep_mode: Whether `sleep` may free the GPU between rollouts.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        dtype: str,
+        max_model_len: int,
+        kv_cache_gib: int = 1,
+        gpu_memory_utilization: float = 0.9,
+        tensor_parallel_size: int = 1,
+        trust_remote_code: bool = False,
+        sleep_mode: bool = False,
+    ) -> None:
+        import torch
+        from vllm import LLM
+
+        self.on_gpu = torch.cuda.is_available()
+        self._max_model_len = max_model_len
+        options: dict[str, Any] = {
+            "gpu_memory_utilization": gpu_memory_utilization,
+            "enable_sleep_mode": sleep_mode,
+        }
+        if not self.on_gpu:
+            options = {"enforce_eager": True, "kv_cache_memory_bytes": kv_cache_gib << 30}
+        self._llm = LLM(
+            model=model,
+            dtype=dtype,
+            max_model_len=max_model_len,
+            tensor_parallel_size=tensor_parallel_size,
+            trust_remote_code=trust_remote_code,
+            logprobs_mode="processed_logprobs",  # after the temperature: what the learner computes too
+            enable_prefix_caching=True,
+            disable_log_stats=True,
+            seed=0,
+            **options,
+        )
+
+    def generate(
+        self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int]
+    ) -> list[list[Completion]]:
+        """Draws `sampling.n` completions of each prompt.
+
+        A prompt's completions depend on its own seed alone and not on the batch it is in, so work can be
+        split over any number of engines, or done again after a crash, with the same result.
+
+        Args:
+            prompts: Token ids, each at most `max_model_len - sampling.max_tokens` long.
+            sampling: How to draw.
+            seeds: One a prompt.
+
+        Returns:
+            For each prompt its completions, in order.
+        """
+        from vllm import SamplingParams
+
+        params = [
+            SamplingParams(
+                n=sampling.n,
+                temperature=sampling.temperature,
+                max_tokens=sampling.max_tokens,
+                logprobs=0,
+                seed=seed,
+            )
+            for seed in seeds
+        ]
+        requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        outputs = self._llm.generate(requests, params, use_tqdm=False)
+        return [[_completion(choice) for choice in output.outputs] for output in outputs]
+
+    def score(self, token_ids: Sequence[int]) -> np.ndarray:
+        """Log π of each token given those before it: float32 [T − 1], at temperature 1."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)
+        (output,) = self._llm.generate([{"prompt_token_ids": list(token_ids)}], params, use_tqdm=False)
+        entries = output.prompt_logprobs[1:]
+        values = [entry[token].logprob for entry, token in zip(entries, token_ids[1:], strict=True)]
+        return np.array(values, dtype=np.float32)
+
+    def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Replaces the weights by name and drops every cached prefix, which the old weights computed."""
+        iterator = iter(weights.items()) if not self.on_gpu else list(weights.items())
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iterator})
+        self._llm.reset_prefix_cache()
+
+    def sleep(self) -> None:
+        """Frees the GPU until `wake`; weights are kept in host memory, the key-value cache is dropped."""
+        self._llm.sleep(level=1)
+
+    def wake(self) -> None:
+        """Takes the GPU again."""
+        self._llm.wake_up()
+
+
+def _completion(choice: Any) -> Completion:
+    token_ids = list(choice.token_ids)
+    logprobs = [entry[token].logprob for entry, token in zip(choice.logprobs, token_ids, strict=True)]
+    return Completion(
+        token_ids, np.array(logprobs, dtype=np.float32), choice.text, finished=choice.finish_reason == "stop"
+    )

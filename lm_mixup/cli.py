@@ -1,0 +1,256 @@
+"""The command line: verbs, options, and how a run's end is shown. No logic of the method lives here."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from lm_mixup.errors import InputError
+from lm_mixup.progress import console, say
+
+if TYPE_CHECKING:
+    from lm_mixup.pipeline import StageResult
+    from lm_mixup.runs import Manifest, RunDir
+
+app = typer.Typer(
+    help="Distil clusters of poor instruction rows into dense, correct ones (LM-mixup, arXiv 2510.20449).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigPath = Annotated[Path, typer.Argument(help="YAML configuration, e.g. configs/quickstart.yaml")]
+RunDirOption = Annotated[str, typer.Option("--run-dir", help="Run directory: a local path or URI (s3://…).")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="key.path=value", help="Override a config value.")
+]
+UntilOption = Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")]
+OnlyOption = Annotated[str | None, typer.Option("--only", metavar="STAGE", help="Run this stage alone.")]
+FreshOption = Annotated[bool, typer.Option("--fresh", help="Do the stages again, even if they are done.")]
+_RUN_DIR = "runs/default"
+
+
+@app.command()
+def build(
+    config: ConfigPath,
+    run_dir: RunDirOption = _RUN_DIR,
+    set_: SetOption = None,
+    until: UntilOption = None,
+    only: OnlyOption = None,
+    fresh: FreshOption = False,
+) -> None:
+    """Write MIXTURE: passages, high-quality samples, their poor variants, and the pairing of both."""
+    _run("build", config, run_dir, set_, until, only, fresh)
+
+
+@app.command()
+def train(
+    config: ConfigPath,
+    run_dir: RunDirOption = _RUN_DIR,
+    set_: SetOption = None,
+    until: UntilOption = None,
+    only: OnlyOption = None,
+    fresh: FreshOption = False,
+) -> None:
+    """Train the distiller on MIXTURE: SFT cold start, then GRPO."""
+    _run("train", config, run_dir, set_, until, only, fresh)
+
+
+@app.command()
+def augment(
+    config: ConfigPath,
+    run_dir: RunDirOption = _RUN_DIR,
+    set_: SetOption = None,
+    until: UntilOption = None,
+    only: OnlyOption = None,
+    fresh: FreshOption = False,
+) -> None:
+    """Turn a pool into a training set: rate, cluster the poor rows, distil, rate again, select."""
+    _run("augment", config, run_dir, set_, until, only, fresh)
+
+
+@app.command()
+def evaluate(
+    config: ConfigPath,
+    run_dir: RunDirOption = _RUN_DIR,
+    set_: SetOption = None,
+    until: UntilOption = None,
+    only: OnlyOption = None,
+    fresh: FreshOption = False,
+) -> None:
+    """Fine-tune on the training set and run benchmarks (not available yet)."""
+    _run("evaluate", config, run_dir, set_, until, only, fresh)
+
+
+@app.command()
+def run(
+    config: ConfigPath,
+    run_dir: RunDirOption = _RUN_DIR,
+    set_: SetOption = None,
+    until: UntilOption = None,
+    only: OnlyOption = None,
+    fresh: FreshOption = False,
+) -> None:
+    """Do it all: build, train, augment."""
+    _run("run", config, run_dir, set_, until, only, fresh)
+
+
+@app.command()
+def status(run_dir: Annotated[str, typer.Argument(help="Run directory.")]) -> None:
+    """Show which stages of a run are done."""
+    with _Errors(None):
+        from lm_mixup.pipeline import STAGES
+
+        opened = _open(run_dir)
+        console.print(
+            _table({stage.name: opened.stage(stage.name).manifest() for stage in STAGES}, skipped=())
+        )
+
+
+@app.command()
+def report(run_dir: Annotated[str, typer.Argument(help="Run directory.")]) -> None:
+    """Write the report of a run again, finished or not."""
+    with _Errors(None):
+        from lm_mixup.config import ReportConfig
+        from lm_mixup.report.page import report as write
+
+        opened = _open(run_dir)
+        settings = (opened.read_json("run.json") or {}).get("config", {}).get("report", {})
+        write(opened, ReportConfig.model_validate(settings))
+        say(f"report: {escape(opened.uri)}/report/index.html")
+
+
+@app.command()
+def config(config: ConfigPath, set_: SetOption = None) -> None:
+    """Print the resolved configuration as YAML."""
+    with _Errors(None):
+        import yaml
+
+        from lm_mixup.config import load_config
+
+        resolved = load_config(config, set_ or ())
+        sys.stdout.write(
+            yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        )
+
+
+def _run(
+    verb: str,
+    config: Path,
+    run_dir: str,
+    overrides: list[str] | None,
+    until: str | None,
+    only: str | None,
+    fresh: bool,
+) -> None:
+    with _Errors(run_dir):
+        from lm_mixup.config import load_config
+
+        resolved = load_config(config, overrides or ())
+        if verb == "evaluate":
+            raise InputError(
+                "evaluate is not available yet; the training set of `augment` is in select/train.jsonl"
+            )
+        from lm_mixup.pipeline import Options, run_verb
+        from lm_mixup.runs import RunDir
+
+        options = Options(until=until, only=only, fresh=fresh, command=tuple(sys.argv))
+        results = run_verb(verb, resolved, RunDir(run_dir), options)
+        _show(results, run_dir)
+
+
+def _show(results: dict[str, StageResult], run_dir: str) -> None:
+    """The closing table, and where the outcome lies."""
+    skipped = [name for name, result in results.items() if result.skipped]
+    console.print(_table({name: result.manifest for name, result in results.items()}, skipped))
+    if "select" in results:
+        say(f"training set: {escape(run_dir)}/select/train.jsonl")
+    say(f"report:       {escape(run_dir)}/report/index.html")
+
+
+def _table(manifests: dict[str, Manifest | None], skipped: object) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("stage", "rows in", "out", "rejected", "left out", "seconds", ""):
+        table.add_column(heading, justify="left" if heading in ("stage", "") else "right")
+    for name, manifest in manifests.items():
+        if manifest is None:
+            table.add_row(name, "", "", "", "", "", "[dim]not done[/]")
+            continue
+        state = "[dim]done before[/]" if name in skipped else "[green]done[/]"  # type: ignore[operator]
+        figures = (
+            manifest.rows_in,
+            manifest.rows_out,
+            manifest.rows_rejected,
+            sum(manifest.left_out.values()),
+        )
+        table.add_row(name, *(f"{figure:,}" for figure in figures), f"{manifest.seconds:.1f}", state)
+    return table
+
+
+def _open(run_dir: str) -> RunDir:
+    from lm_mixup.runs import RunDir
+
+    opened = RunDir(run_dir)
+    if not opened.exists("run.json"):
+        raise InputError(f"{run_dir}: not a run directory (no run.json in it)")
+    return opened
+
+
+class _Errors:
+    """Turns what goes wrong into one line and an exit status: 2 for the user's to mend, 1 for the rest."""
+
+    def __init__(self, run_dir: str | None) -> None:
+        self._run_dir = run_dir
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, Exception):
+            return
+        theirs = input_error_in(error)
+        if theirs is not None:
+            say(f"[bold red]error[/]: {escape(str(theirs))}")
+            raise typer.Exit(2)
+        say(f"[bold red]failed[/]: {escape(_first_line(error))}")
+        if self._run_dir and Path(self._run_dir).is_dir():
+            log = Path(self._run_dir) / "failure.log"
+            log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+            say(f"details: {escape(str(log))}; the same command again goes on where it stopped")
+        else:
+            traceback.print_exception(error)
+        raise typer.Exit(1)
+
+
+def input_error_in(error: BaseException | None) -> InputError | None:
+    """The InputError behind an exception, also through Ray's wrapping of what was raised in a worker."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        cause = getattr(error, "cause", None)
+        if isinstance(error, InputError) and not isinstance(cause, Exception):
+            return error
+        error = cause if isinstance(cause, Exception) else error.__cause__
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1] if lines else ''}"
+
+
+def main() -> None:
+    """Entry point of `lm-mixup`."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""The metrics of a GRPO step, by the names other trainers use, and the file they are appended to."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lm_mixup.grpo.rollout import Group
+from lm_mixup.rewards.workers import RewardScores
+
+UPDATE_KEYS = (
+    "kl",
+    "entropy",
+    "clip_ratio/region_mean",
+    "loss",
+    "grad_norm",
+    "sampling/logp_difference/mean",
+    "sampling/logp_difference/max",
+    "sampling/importance_sampling_ratio/mean",
+)
+
+
+class Clock:
+    """Seconds spent in the parts of a step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._started = time.perf_counter()
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Adds the time of the block to a part."""
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+    def timings(self) -> dict[str, float]:
+        """`timing_s/…` of every part and of the step so far."""
+        total = time.perf_counter() - self._started
+        return {f"timing_s/{name}": round(s, 4) for name, s in (*self.seconds.items(), ("step", total))}
+
+
+def reward_metrics(
+    groups: Sequence[Group], scores: RewardScores, zero_signal: np.ndarray
+) -> dict[str, float]:
+    """What the rollouts of one step look like.
+
+    Args:
+        groups: G groups of n completions.
+        scores: N = G·n rewards, in the order of the groups.
+        zero_signal: bool [G], groups whose rewards do not differ.
+    """
+    completions = [c for group in groups for c in group.completions]
+    by_group = scores.total.reshape(len(groups), -1)
+    return {
+        "reward": float(scores.total.mean()),
+        "reward_std": float(by_group.std(axis=1).mean()),
+        **{f"rewards/{name}/mean": float(values.mean()) for name, values in scores.components.items()},
+        "frac_reward_zero_std": float(zero_signal.mean()),
+        "completions/mean_length": float(np.mean([len(c.token_ids) for c in completions])),
+        "completions/clipped_ratio": float(np.mean([not c.finished for c in completions])),
+    }
+
+
+def rollout_tokens(groups: Sequence[Group]) -> tuple[int, int]:
+    """Prompt tokens (counted for each completion) and completion tokens."""
+    prompts = sum(len(g.prompt.token_ids) * len(g.completions) for g in groups)
+    completions = sum(len(c.token_ids) for g in groups for c in g.completions)
+    return prompts, completions
+
+
+class MetricsLog:
+    """An append-only JSONL file, a line a step, mirrored to TensorBoard beside it."""
+
+    def __init__(self, path: Path, resume_step: int) -> None:
+        """Opens the log, dropping lines after `resume_step`: those steps are done again."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._path = path
+        kept = [line for line in read_metrics(path) if line["step"] <= resume_step]
+        scratch = path.with_suffix(".tmp")
+        scratch.write_text("".join(_line(metrics) for metrics in kept), encoding="utf-8")
+        scratch.replace(path)
+        self._board = SummaryWriter(str(path.parent / "tensorboard"), purge_step=resume_step + 1)
+
+    def write(self, metrics: Mapping[str, Any]) -> None:
+        """Appends one step."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(_line(metrics))
+        for key, value in metrics.items():
+            if isinstance(value, int | float) and key != "step":
+                self._board.add_scalar(key, value, metrics["step"])
+        self._board.flush()
+
+    def close(self) -> None:
+        """Closes the TensorBoard file."""
+        self._board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; a last line that was cut off by a kill is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n"):
+            lines.append(json.loads(line))
+    return lines
+
+
+def _line(metrics: Mapping[str, Any]) -> str:
+    return json.dumps(dict(metrics), allow_nan=False) + "\n"

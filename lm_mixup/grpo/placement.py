@@ -1,0 +1,115 @@
+"""Where learner ranks and rollout actors run: one placement group, learner bundles first.
+
+`colocated` on GPUs puts a learner rank and a rollout actor on each GPU, taking turns; on CPU, and in the
+other modes, each has a bundle of its own. On CPU everybody may use all cores of the node in its turn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lm_mixup.backends.engine import engine_environment
+from lm_mixup.config import GrpoConfig
+from lm_mixup.errors import InputError
+from lm_mixup.ray_cluster import cpus_per_node
+
+if TYPE_CHECKING:
+    from ray.util.placement_group import PlacementGroup
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Reserved resources and the actor options that go with them.
+
+    Attributes:
+        group: The placement group; bundle i holds learner rank i.
+        learner_options: Ray options of a learner rank.
+        rollout_options: Ray options of a rollout actor.
+        first_rollout_bundle: Bundle of rollout actor 0.
+    """
+
+    group: PlacementGroup
+    learner_options: dict[str, Any]
+    rollout_options: dict[str, Any]
+    first_rollout_bundle: int
+
+    def rollout_bundle(self, index: int) -> int:
+        """The bundle of a rollout actor."""
+        return self.first_rollout_bundle + index
+
+    def release(self) -> None:
+        """Gives the resources back."""
+        from ray.util.placement_group import remove_placement_group
+
+        remove_placement_group(self.group)
+
+
+def plan_bundles(config: GrpoConfig, *, on_gpu: bool) -> tuple[list[dict[str, float]], int]:
+    """The bundles to reserve, and which of them is rollout actor 0's.
+
+    Raises:
+        InputError: The mode cannot be laid out with these numbers.
+    """
+    cpus, tp = config.cpus_per_actor, config.tensor_parallel_size
+    if on_gpu and config.mode == "colocated":
+        if tp > 1:
+            raise InputError("grpo.mode colocated shares single GPUs: set grpo.tensor_parallel_size to 1")
+        shared = max(config.learner_ranks, config.rollout_actors)
+        return [{"CPU": 2 * cpus, "GPU": 1.0}] * shared, 0
+    learner: dict[str, float] = {"CPU": cpus}
+    rollout: dict[str, float] = {"CPU": cpus}
+    if on_gpu:
+        learner["GPU"], rollout["GPU"] = 1.0, float(tp)
+    return [learner] * config.learner_ranks + [rollout] * config.rollout_actors, config.learner_ranks
+
+
+def reserve(config: GrpoConfig) -> Placement:
+    """Reserves the bundles, waiting for them at most `grpo.timeout_s`.
+
+    Raises:
+        InputError: The cluster could never hold them, or did not have them free in time; the message says
+            what was asked for and what the cluster has.
+    """
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    has = ray.cluster_resources()
+    on_gpu = has.get("GPU", 0) > 0
+    bundles, first_rollout = plan_bundles(config, on_gpu=on_gpu)
+    asked = {key: sum(bundle.get(key, 0) for bundle in bundles) for key in ("CPU", "GPU")}
+    report = (
+        f"grpo asks for {asked['CPU']:g} CPUs and {asked['GPU']:g} GPUs in {len(bundles)} bundles; the "
+        f"cluster has {has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs"
+    )
+    group = placement_group(bundles, strategy="PACK")
+    if not group.wait(timeout_seconds=config.timeout_s):
+        free = ray.available_resources()
+        remove_placement_group(group)
+        raise InputError(
+            f"{report}, of which {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs were free; "
+            "lower grpo.learner_ranks, grpo.rollout_actors or grpo.cpus_per_actor, or add nodes"
+        )
+    threads = _cpu_threads(on_gpu=on_gpu, config=config)
+    gpu_share = 0.5 if first_rollout == 0 else 1.0
+    learner_env = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    if not on_gpu:
+        learner_env["DS_ACCELERATOR"] = "cpu"
+    rollout_gpus = gpu_share if config.tensor_parallel_size == 1 else config.tensor_parallel_size
+    return Placement(
+        group=group,
+        learner_options=_options(config, gpu_share if on_gpu else 0, learner_env),
+        rollout_options=_options(config, rollout_gpus if on_gpu else 0, engine_environment(threads)),
+        first_rollout_bundle=first_rollout,
+    )
+
+
+def _options(config: GrpoConfig, gpus: float, env: dict[str, str]) -> dict[str, Any]:
+    return {"num_cpus": config.cpus_per_actor, "num_gpus": gpus, "runtime_env": {"env_vars": env}}
+
+
+def _cpu_threads(*, on_gpu: bool, config: GrpoConfig) -> int:
+    """Threads of an actor: on CPU all of a node's cores when parts take turns, else the cores it reserved."""
+    if on_gpu or config.mode != "colocated":
+        return max(1, int(config.cpus_per_actor))
+    return max(1, cpus_per_node() // max(config.learner_ranks, config.rollout_actors))

@@ -1,0 +1,282 @@
+"""Rollout: a pool of vLLM actors that draw groups of completions under the current weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lm_mixup.backends.engine import Completion, Engine, Sampling
+from lm_mixup.config import GrpoConfig, ModelConfig
+from lm_mixup.grpo.waiting import wait_for
+from lm_mixup.progress import say
+
+if TYPE_CHECKING:
+    from lm_mixup.grpo.placement import Placement
+
+_MAX_RESTARTS = 3
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What one group is drawn from.
+
+    Attributes:
+        id: The MIXTURE row.
+        task_type: Its task type.
+        token_ids: The encoded prompt.
+        reference: The target's answer text.
+    """
+
+    id: str
+    task_type: str
+    token_ids: list[int]
+    reference: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """The completions of one prompt, and the weights they were drawn under."""
+
+    prompt: Prompt
+    completions: list[Completion]
+    weight_version: int
+
+
+class RolloutActor:
+    """One engine. It refuses to generate until it holds published weights."""
+
+    def __init__(self, model_path: str, model: ModelConfig, config: GrpoConfig) -> None:
+        import torch
+
+        from lm_mixup.backends.policy import policy_dtype
+
+        self._shares_gpu = config.mode == "colocated" and torch.cuda.is_available()
+        self._engine = Engine(
+            model_path,
+            dtype=str(policy_dtype(model)).removeprefix("torch."),
+            max_model_len=config.max_prompt_length + config.max_completion_length,
+            kv_cache_gib=config.kv_cache_gib,
+            gpu_memory_utilization=config.gpu_memory_utilization,
+            tensor_parallel_size=config.tensor_parallel_size,
+            trust_remote_code=model.trust_remote_code,
+            sleep_mode=self._shares_gpu,
+        )
+        self._version: int | None = None
+
+    def load_weights(self, version: int, weights: dict[str, Any]) -> None:
+        """Takes the weights of a version."""
+        self._engine.load_weights(weights)
+        self._version = version
+
+    def score(self, token_ids: list[int]) -> np.ndarray:
+        """Log π of each token of a sequence given those before it: float32 [T − 1]."""
+        return self._engine.score(token_ids)
+
+    def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int], sampling: Sampling) -> list[Group]:
+        """Draws one group a prompt."""
+        if self._version is None:
+            raise RuntimeError("this rollout actor has not received weights yet")
+        drawn = self._engine.generate([p.token_ids for p in prompts], sampling, seeds)
+        return [Group(p, c, self._version) for p, c in zip(prompts, drawn, strict=True)]
+
+    def sleep(self) -> None:
+        """Gives up the GPU, where it is shared with the learner."""
+        if self._shares_gpu:
+            self._engine.sleep()
+
+    def wake(self) -> None:
+        """Takes the GPU back."""
+        if self._shares_gpu:
+            self._engine.wake()
+
+
+@dataclass
+class Published:
+    """The weights the pool should hold, and how it is checked that it does."""
+
+    version: int
+    weights: Any
+    probe: list[int]
+    expected: np.ndarray
+
+
+def deal(positions: Sequence[int], cost: Sequence[int], actors: int) -> list[list[int]]:
+    """Splits prompts over actors: the longest first, each to the actor with the least to do.
+
+    Args:
+        positions: The prompts to deal.
+        cost: Tokens of every prompt, by position.
+        actors: How many actors there are.
+    """
+    shards: list[list[int]] = [[] for _ in range(actors)]
+    load = [0] * actors
+    for position in sorted(positions, key=lambda p: (-cost[p], p)):
+        lightest = load.index(min(load))
+        shards[lightest].append(position)
+        load[lightest] += cost[position]
+    return shards
+
+
+class RolloutPool:
+    """The pool: spreads prompts over actors, and replaces an actor that dies.
+
+    A prompt's completions depend on its seed and the weights alone, so a step in which an actor died ends
+    like one in which none did.
+    """
+
+    def __init__(
+        self,
+        model_path: str,
+        model: ModelConfig,
+        config: GrpoConfig,
+        placement: Placement,
+    ) -> None:
+        self._make_args = (model_path, model, config)
+        self._config = config
+        self._placement = placement
+        self._published: Published | None = None
+        self._restarts = 0
+        self.actors = [self._start(index) for index in range(config.rollout_actors)]
+
+    def _start(self, index: int) -> Any:
+        import ray
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        strategy = PlacementGroupSchedulingStrategy(
+            self._placement.group, placement_group_bundle_index=self._placement.rollout_bundle(index)
+        )
+        actor_class = ray.remote(RolloutActor)
+        return actor_class.options(scheduling_strategy=strategy, **self._placement.rollout_options).remote(
+            *self._make_args
+        )
+
+    def publish(self, version: int, weights: Any, probe: list[int], expected: np.ndarray) -> float:
+        """Sends weights to every engine and verifies that they arrived.
+
+        Args:
+            version: The weights' version.
+            weights: Ray object reference to tensors by name.
+            probe: A token sequence that both sides score.
+            expected: float32 [T − 1], the learner's log-probs of the probe.
+
+        Returns:
+            The largest |Δ log-prob| over engines and positions.
+
+        Raises:
+            WeightSyncError: An engine scores the probe differently from the learner.
+        """
+        import ray
+
+        self._published = Published(version, weights, probe, expected)
+        worst = 0.0
+        for index in range(len(self.actors)):
+            try:
+                worst = max(worst, self._sync(index))
+            except ray.exceptions.RayActorError as error:
+                worst = max(worst, self._replace(index, error))
+        return worst
+
+    def _sync(self, index: int) -> float:
+        published = self._published
+        if published is None:
+            raise RuntimeError("a rollout actor died before any weights were published")
+        actor, limit = self.actors[index], self._config.timeout_s
+        wait_for([actor.wake.remote()], f"rollout actor {index} to wake", limit)
+        wait_for(
+            [actor.load_weights.remote(published.version, published.weights)],
+            f"rollout actor {index} to load weights {published.version}",
+            limit,
+        )
+        (scored,) = wait_for(
+            [actor.score.remote(published.probe)], f"rollout actor {index} to score the probe", limit
+        )
+        return check_sync(index, published, scored, self._config.verify_tolerance)
+
+    def _replace(self, index: int, error: Exception) -> float:
+        """Starts another actor in a dead one's place and brings it up to the published weights."""
+        self._restarts += 1
+        if self._restarts > _MAX_RESTARTS:
+            raise RuntimeError(
+                f"rollout actors died {self._restarts} times; the last one: {error}"
+            ) from error
+        say(f"  rollout actor {index} died; starting another and sending its prompts again")
+        self.actors[index] = self._start(index)
+        return self._sync(index)
+
+    def generate(
+        self, prompts: Sequence[Prompt], seeds: Sequence[int], *, greedy: bool = False
+    ) -> list[Group]:
+        """Draws a group for every prompt, in the prompts' order.
+
+        Args:
+            prompts: What to complete.
+            seeds: One a prompt.
+            greedy: One completion a prompt at temperature 0 instead of a group.
+        """
+        sampling = Sampling(
+            n=1 if greedy else self._config.num_generations,
+            temperature=0.0 if greedy else self._config.temperature,
+            max_tokens=self._config.max_completion_length,
+        )
+        groups: dict[int, Group] = {}
+        while len(groups) < len(prompts):
+            missing = [position for position in range(len(prompts)) if position not in groups]
+            groups |= self._attempt(missing, prompts, seeds, sampling)
+        return [groups[position] for position in range(len(prompts))]
+
+    def _attempt(
+        self, positions: list[int], prompts: Sequence[Prompt], seeds: Sequence[int], sampling: Sampling
+    ) -> dict[int, Group]:
+        """Sends the prompts out once; those of an actor that dies are absent from the result."""
+        import ray
+
+        cost = [len(p.token_ids) + self._config.max_completion_length for p in prompts]
+        calls = []
+        for index, shard in enumerate(deal(positions, cost, len(self.actors))):
+            chosen = [prompts[p] for p in shard]
+            calls.append(self.actors[index].generate.remote(chosen, [seeds[p] for p in shard], sampling))
+        done: dict[int, Group] = {}
+        for index, (shard, call) in enumerate(
+            zip(deal(positions, cost, len(self.actors)), calls, strict=True)
+        ):
+            try:
+                (groups,) = wait_for([call], f"rollout actor {index} to generate", self._config.timeout_s)
+                done |= dict(zip(shard, groups, strict=True))
+            except ray.exceptions.RayActorError as error:
+                self._replace(index, error)
+        return done
+
+    def sleep(self) -> None:
+        """Gives the GPUs to the learner, where they are shared."""
+        wait_for([a.sleep.remote() for a in self.actors], "rollout actors to sleep", self._config.timeout_s)
+
+    def shutdown(self) -> None:
+        """Ends the actors."""
+        import ray
+
+        for actor in self.actors:
+            ray.kill(actor)
+
+
+class WeightSyncError(RuntimeError):
+    """An engine does not hold the weights that the learner published."""
+
+
+def check_sync(actor: int, published: Published, scored: np.ndarray, tolerance: float) -> float:
+    """The largest |Δ log-prob| between an engine's scores of the probe and the learner's.
+
+    Raises:
+        WeightSyncError: It is above the tolerance, or not a number.
+    """
+    difference = float(np.max(np.abs(scored - published.expected)))
+    if not difference <= tolerance:
+        raise WeightSyncError(
+            f"rollout actor {actor} scores the probe {difference:.2e} away from the learner after loading "
+            f"weights {published.version} (tolerance {tolerance:.0e}): it would sample from other weights "
+            "than are trained. If the model runs in bfloat16, raise grpo.verify_tolerance; else the weight sync "
+            "is at fault"
+        )
+    return difference

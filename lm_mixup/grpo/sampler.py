@@ -1,0 +1,45 @@
+"""Which prompts a step draws, with what seeds and learning rate: functions of (seed, step), without state."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+
+P = TypeVar("P")
+
+
+def prompts_of_step(prompts: Sequence[P], step: int, count: int, seed: int) -> list[P]:
+    """The prompts of a step: epoch after epoch, each in an order of its own, nothing skipped or repeated.
+
+    Args:
+        prompts: All prompts.
+        step: Counted from 1.
+        count: Prompts a step; may exceed the number of prompts.
+        seed: The run's seed.
+    """
+    total = len(prompts)
+    orders: dict[int, np.ndarray] = {}
+    chosen = []
+    for position in range((step - 1) * count, step * count):
+        epoch, offset = divmod(position, total)
+        if epoch not in orders:
+            orders[epoch] = np.random.default_rng([seed, epoch]).permutation(total)
+        chosen.append(prompts[orders[epoch][offset]])
+    return chosen
+
+
+def prompt_seeds(prompts: Sequence, step: int, seed: int) -> list[int]:
+    """A sampling seed for each prompt of a step, from (seed, step, place in the step, prompt id)."""
+    seeds = []
+    for place, prompt in enumerate(prompts):
+        digest = hashlib.blake2b(f"{seed}:{step}:{place}:{prompt.id}".encode(), digest_size=4).digest()
+        seeds.append(int.from_bytes(digest, "little") >> 1)
+    return seeds
+
+
+def learning_rate(step: int, base: float, warmup_steps: int) -> float:
+    """Linear warm-up, then constant. `step` is counted from 1."""
+    return base * min(1.0, step / warmup_steps) if warmup_steps else base
