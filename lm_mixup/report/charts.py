@@ -24,6 +24,16 @@ _REWARDS = (
         {f"rewards/{name}/mean": name for name in ("quality", "alignment", "format")},
     ),
 )
+_VALIDATION = (
+    ("Held-out reward", "Greedy, on prompts never trained on.", "reward", {"reward": "reward"}),
+    (
+        "Held-out components",
+        "The same, with the share in perfect format.",
+        "reward",
+        {f"rewards/{name}/mean": name for name in ("quality", "alignment")}
+        | {"format/compliance": "in format"},
+    ),
+)
 _GRPO = (
     ("Completion length", "Mean, in tokens.", "tokens", {"completions/mean_length": "tokens"}),
     (
@@ -80,6 +90,8 @@ def _drawn(facts: RunFacts) -> Iterator[tuple[str, str, str, go.Figure | None]]:
         yield "sft", title, note, figures.curves(facts.sft, series, unit=unit, height=300)
     for title, note, unit, series in _REWARDS:
         yield "grpo", title, note, figures.curves(facts.grpo, series, unit=unit, smooth=True, height=320)
+    for title, note, unit, series in _VALIDATION:
+        yield "grpo", title, note, figures.curves(facts.validation, series, unit=unit)
     for title, note, unit, series in _GRPO:
         yield "grpo", title, note, figures.curves(facts.grpo, series, unit=unit)
     yield "time", "Stages", "Wall time, a bar a verb.", figures.stage_seconds(facts.stages)

@@ -115,6 +115,7 @@ class RunFacts:
     stages: list[StageFacts]
     sft: Metrics = field(default_factory=list)
     grpo: Metrics = field(default_factory=list)
+    validation: Metrics = field(default_factory=list)
     scores: dict[str, Counts] = field(default_factory=dict)
     sizes: Counts | None = None
     cohesion: Counts | None = None
@@ -146,6 +147,7 @@ def gather(run: RunDir, examples: int) -> RunFacts:
         stages=stages,
         sft=_metrics(run, "sft/metrics.jsonl"),
         grpo=_metrics(run, "grpo/metrics.jsonl"),
+        validation=_metrics(run, "grpo/validation.jsonl"),
         scores={name: counts for name, counts in scores.items() if counts is not None},
         sizes=_counts(run.stage("cluster"), "size"),
         cohesion=_counts(run.stage("cluster"), "cohesion", digits=3),

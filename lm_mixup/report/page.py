@@ -123,8 +123,10 @@ def _yaml(value: Any) -> str:
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True) if value else ""
 
 
-def _number(value: float) -> str:
-    """12,345 or 0.1235."""
+def _number(value: Any) -> str:
+    """12,345 or 0.1235; a dash where there is no value."""
+    if value is None:
+        return "–"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     whole = isinstance(value, int) or (value == int(value) and abs(value) < 1e15)

@@ -72,7 +72,7 @@ def test_every_section_and_chart_is_there(full):
         "scores": 1,
         "clusters": 2,
         "sft": 2,
-        "grpo": 8,
+        "grpo": 10,
         "time": 2,
     }
     for stage in ("passages", "grpo", "ingest", "rate_distilled", "select"):
@@ -204,7 +204,8 @@ def test_cohesion_histogram_counts_every_cluster():
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(12345, "12,345"), (3.0, "3"), (0.123456, "0.1235"), ("abc", "abc"), (True, "True")]
+    ("value", "text"),
+    [(12345, "12,345"), (3.0, "3"), (0.123456, "0.1235"), ("abc", "abc"), (None, "–"), (True, "True")],
 )
 def test_number(value, text):
     assert _number(value) == text
