@@ -113,6 +113,7 @@ class BuildConfig(Section):
     )
     grpo_fraction: float = Field(0.2, ge=0, lt=1, description="Share of entities held for GRPO prompts.")
     test_fraction: float = Field(0.1, ge=0, lt=1, description="Share of entities held for the test split.")
+    num_actors: int = resources(1, ge=1, description="Actors that assemble MIXTURE.")
 
     @field_validator("task_mix")
     @classmethod

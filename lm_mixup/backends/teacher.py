@@ -1,0 +1,397 @@
+"""The offline teacher: writes dense samples of the five task types from the facts of an entity.
+
+An answer holds three or four facts in a few words. Names and values stand in it as they stand in the facts, so a
+small policy can learn to write such answers by copying them out of its inputs; only the frame around them varies.
+
+Frames, each with a choice of two predicates an attribute: statements 8; qa 6 questions × 8 statements; mcq 6 stems
+× 3 questions; tfq 6 statements; cs 3 categories × 8 statements; para 3 prompts × 4 paragraphs. The reasoning before
+them has 3 wordings, and 6 before a true/false statement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Final
+
+from lm_mixup.backends.wording import TOPICS, Claim, Entity, attribute_of, capitalised, listed
+from lm_mixup.tasks import (
+    LETTERS,
+    Cs,
+    Mcq,
+    Para,
+    Qa,
+    Sample,
+    TaskType,
+    Tfq,
+    to_pair,
+    write_answer,
+    write_output,
+)
+
+MAX_OUTPUT_CHARS: Final = 380
+MIN_FACTS, MAX_FACTS = 3, 4
+_FALSE_RATE = 0.4
+_WORDINGS = 4  # tried before a fact is dropped to keep an output short
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A sample, the reasoning before it and what it claims.
+
+    Attributes:
+        sample: The sample.
+        cot: One short sentence of reasoning.
+        claims: What the sample claims, in order; of a multiple-choice question, what it asks for comes first.
+        prompt: The prompt that a paragraph answers.
+    """
+
+    sample: Sample
+    cot: str
+    claims: tuple[Claim, ...]
+    prompt: str
+
+    @property
+    def answer(self) -> str:
+        """The text between the answer tags."""
+        return write_answer(self.sample)
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        """The training pair (prompt, completion)."""
+        return to_pair(self.sample, self.prompt)
+
+
+def write_sample(entity: Entity, task_type: TaskType, others: Sequence[Entity], rng: Random) -> Draft:
+    """Writes one sample about an entity.
+
+    Args:
+        entity: What the sample is about; at least three of its facts must be known.
+        task_type: The kind of sample.
+        others: Entities whose values serve as wrong options and wrong claims; those of the same topic are used.
+        rng: Makes all choices.
+
+    Returns:
+        A draft whose output, reasoning and tags included, is within `MAX_OUTPUT_CHARS`.
+
+    Raises:
+        ValueError: The entity has fewer than three facts.
+    """
+    most = MAX_FACTS if task_type == "para" else rng.choice((MIN_FACTS, MAX_FACTS, MAX_FACTS))
+    count = min(most, len(entity.facts))
+    if count < MIN_FACTS:
+        raise ValueError(f"{entity.name}: fewer than {MIN_FACTS} facts are known")
+    claims = entity.claims(rng.sample(sorted(entity.facts), count))
+    if task_type == "tfq" and rng.random() < _FALSE_RATE:
+        claims = _falsify(entity, claims, others, rng)
+    if task_type == "mcq":
+        asked = next((claim for claim in claims if attribute_of(entity, claim.attribute).askable), claims[0])
+        claims = (asked, *(claim for claim in claims if claim != asked))
+    while True:
+        for _ in range(_WORDINGS):
+            draft = _WRITERS[task_type](entity, claims, others, rng)
+            if len(write_output(draft.cot, draft.answer)) <= MAX_OUTPUT_CHARS:
+                return draft
+        claims = claims[:-1]
+
+
+def merge_samples(
+    sample: Sample, first: tuple[Entity, Sequence[Claim]], second: tuple[Entity, Sequence[Claim]], rng: Random
+) -> Draft | None:
+    """Merges claims about two entities into one sample.
+
+    Args:
+        sample: The sample of the first entity: gives the task type, and the options or the category. A
+            multiple-choice question asks for the first claim of the first entity.
+        first: The entity that leads and its claims, at least one.
+        second: The other entity and its claims, at least one.
+        rng: Makes all choices.
+
+    Returns:
+        A draft, or None if no wording fits into `MAX_OUTPUT_CHARS`.
+    """
+    for _ in range(_WORDINGS):
+        draft = _merge(sample, first, second, rng)
+        if len(write_output(draft.cot, draft.answer)) <= MAX_OUTPUT_CHARS:
+            return draft
+    return None
+
+
+def state(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
+    """States claims about an entity in one or two sentences that begin with it."""
+    return rng.choice(_STATEMENTS)(entity, claims, rng)
+
+
+def describe(entity: Entity, claims_a_sentence: int = 3) -> str:
+    """All facts of an entity in plain sentences: its passage."""
+    claims = entity.claims(tuple(entity.facts))
+    groups = [claims[start : start + claims_a_sentence] for start in range(0, len(claims), claims_a_sentence)]
+    sentences = [
+        f"{listed([attribute_of(entity, c.attribute).predicates[0].format(v=c.value) for c in group])}."
+        for group in groups
+    ]
+    subjects = [capitalised(entity.subject), *["It"] * (len(sentences) - 1)]
+    return " ".join(f"{subject} {sentence}" for subject, sentence in zip(subjects, sentences, strict=True))
+
+
+def labels(entity: Entity, claims: Sequence[Claim]) -> str:
+    """The names of the claimed attributes: `capital, area and currency`."""
+    return listed([attribute_of(entity, claim.attribute).label for claim in claims])
+
+
+def predicate(entity: Entity, claim: Claim, rng: Random) -> str:
+    """A claim as what its subject does or is."""
+    return rng.choice(attribute_of(entity, claim.attribute).predicates).format(v=claim.value)
+
+
+def other_values(entity: Entity, attribute: str, others: Sequence[Entity]) -> list[str]:
+    """The values that other entities of the topic have for an attribute, each once, without the entity's own."""
+    values = {other.facts.get(attribute) for other in others if other.topic == entity.topic}
+    return sorted(value for value in values if value and value != entity.facts.get(attribute))
+
+
+def options_for(
+    entity: Entity, claim: Claim, others: Sequence[Entity], rng: Random
+) -> tuple[str, str, str, str]:
+    """Four options in random order, one of them the claimed value.
+
+    Raises:
+        ValueError: The other entities have fewer than three other values.
+    """
+    wrong = other_values(entity, claim.attribute, others)
+    if len(wrong) < len(LETTERS) - 1:
+        raise ValueError(f"{claim.attribute}: fewer than three wrong options are known")
+    a, b, c, d = rng.sample([claim.value, *rng.sample(wrong, 3)], 4)
+    return a, b, c, d
+
+
+def ask(entity: Entity, claim: Claim, rng: Random) -> str:
+    """A question for one attribute."""
+    label = attribute_of(entity, claim.attribute).label
+    frames = (
+        "What is the {label} of {s}?",
+        "Which of these is the {label} of {s}?",
+        "Which {label} does {s} have?",
+    )
+    return rng.choice(frames).format(label=label, s=entity.subject)
+
+
+def _falsify(
+    entity: Entity, claims: tuple[Claim, ...], others: Sequence[Entity], rng: Random
+) -> tuple[Claim, ...]:
+    """Gives one of the claims the value of another entity."""
+    at = rng.randrange(len(claims))
+    wrong = other_values(entity, claims[at].attribute, others)
+    if not wrong:
+        return claims
+    return (*claims[:at], Claim(claims[at].attribute, rng.choice(wrong)), *claims[at + 1 :])
+
+
+def is_true(entity: Entity, claims: Sequence[Claim]) -> bool:
+    """Whether all claims are facts of the entity."""
+    return all(entity.facts.get(claim.attribute) == claim.value for claim in claims)
+
+
+# Statements: the subject first, so that a sentence is about the entity it names first.
+
+
+def _noun(entity: Entity, claim: Claim) -> str:
+    return attribute_of(entity, claim.attribute).noun.format(v=claim.value)
+
+
+def _is(entity: Entity, claim: Claim, owner: str) -> str:
+    attribute = attribute_of(entity, claim.attribute)
+    label = f"The {attribute.label} of {owner}" if owner else f"its {attribute.label}"
+    return f"{label} is {attribute.lead}{claim.value}"
+
+
+def _joined(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
+    predicates = listed([predicate(entity, claim, rng) for claim in claims])
+    return f"{capitalised(entity.subject)} {predicates}."
+
+
+def _two_sentences(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
+    half = (len(claims) + 1) // 2
+    first = _joined(entity, claims[:half], rng)
+    if half == len(claims):
+        return first
+    lead = rng.choice(("It", "It also", "In addition, it"))
+    return f"{first} {lead} {listed([predicate(entity, claim, rng) for claim in claims[half:]])}."
+
+
+def _labelled(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
+    rest = [_is(entity, claim, "") for claim in claims[1:]]
+    return f"{listed([_is(entity, claims[0], entity.subject), *rest])}."
+
+
+def _with_aside(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
+    *aside, last = claims
+    if not aside:
+        return _joined(entity, claims, rng)
+    nouns = listed([_noun(entity, claim) for claim in aside])
+    return f"{capitalised(entity.subject)}, with {nouns}, {predicate(entity, last, rng)}."
+
+
+def _with_tail(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
+    first, *tail = claims
+    if not tail:
+        return _joined(entity, claims, rng)
+    nouns = listed([_noun(entity, claim) for claim in tail])
+    return f"{capitalised(entity.subject)} {predicate(entity, first, rng)}, with {nouns}."
+
+
+def _as_kind(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
+    *head, last = claims
+    if not head:
+        return _joined(entity, claims, rng)
+    kind = TOPICS[entity.topic].kind
+    article = "a" if kind[0] not in "aeiou" else "an"
+    nouns = listed([_noun(entity, claim) for claim in head])
+    return (
+        f"{capitalised(entity.subject)} is {article} {kind} with {nouns}; it {predicate(entity, last, rng)}."
+    )
+
+
+def _which(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
+    *aside, last = [predicate(entity, claim, rng) for claim in claims]
+    if not aside:
+        return _joined(entity, claims, rng)
+    return f"{capitalised(entity.subject)}, which {listed(aside)}, {last}."
+
+
+def _while(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
+    *head, last = claims
+    if not head:
+        return _joined(entity, claims, rng)
+    return f"{_joined(entity, head, rng)[:-1]}, while {_is(entity, last, '')}."
+
+
+_Statement = Callable[[Entity, Sequence[Claim], Random], str]
+_ONE_SENTENCE: tuple[_Statement, ...] = (_joined, _labelled, _with_aside, _with_tail, _which, _while)
+_STATEMENTS: tuple[_Statement, ...] = (*_ONE_SENTENCE, _two_sentences, _as_kind)
+_PARAGRAPHS: tuple[_Statement, ...] = (_with_aside, _which, _while, _as_kind)
+_QUESTIONS = (
+    "What are the {labels} of {s}?",
+    "What is known about the {labels} of {s}?",
+    "Which {labels} does {s} have?",
+    "Could you state the {labels} of {s}?",
+    "For {s}, what are the {labels}?",
+    "Which facts describe the {labels} of {s}?",
+)
+_PROMPTS = (
+    "Write a paragraph about {s}.",
+    "Describe {s} in a short paragraph.",
+    "Write a short article about {s}.",
+)
+
+
+def _write_qa(entity: Entity, claims: tuple[Claim, ...], others: Sequence[Entity], rng: Random) -> Draft:
+    question = _question(entity, claims, rng)
+    return Draft(Qa(question, state(entity, claims, rng)), _gives(entity, claims, rng), claims, question)
+
+
+def _question(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
+    return rng.choice(_QUESTIONS).format(labels=labels(entity, claims), s=entity.subject)
+
+
+def _write_mcq(entity: Entity, claims: tuple[Claim, ...], others: Sequence[Entity], rng: Random) -> Draft:
+    asked, context = claims[0], claims[1:]
+    options = options_for(entity, asked, others, rng)
+    stem = f"{rng.choice(_ONE_SENTENCE)(entity, context, rng)} " if context else ""
+    sample = Mcq(stem + ask(entity, asked, rng), options, LETTERS[options.index(asked.value)])
+    return Draft(sample, _picks(entity, asked, sample, rng), claims, sample.question)
+
+
+def _picks(entity: Entity, asked: Claim, sample: Mcq, rng: Random) -> str:
+    label = attribute_of(entity, asked.attribute).label
+    return rng.choice(
+        (
+            f"The {label} of {entity.subject} is asked, so the answer is {sample.answer}.",
+            f"The inputs ask for the {label}, and {asked.value} is {sample.answer}.",
+            f"The right option is {sample.answer}, {asked.value}.",
+        )
+    )
+
+
+def _write_tfq(entity: Entity, claims: tuple[Claim, ...], others: Sequence[Entity], rng: Random) -> Draft:
+    statement = rng.choice(_ONE_SENTENCE)(entity, claims, rng)
+    return Draft(Tfq(statement, is_true(entity, claims)), _judges(entity, claims, rng), claims, statement)
+
+
+def _judges(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
+    wrong = [claim for claim in claims if not is_true(entity, [claim])]
+    if wrong:
+        return rng.choice(
+            (
+                f"The {labels(entity, wrong)} is false, so the whole is false.",
+                f"One of the inputs is false: the {labels(entity, wrong)}.",
+                f"The inputs agree except on the {labels(entity, wrong)}, which is false.",
+            )
+        )
+    return rng.choice(
+        (
+            f"All inputs on {entity.subject} are true.",
+            f"The {labels(entity, claims)} are all true.",
+            "Nothing in the inputs is false, so the whole is true.",
+        )
+    )
+
+
+def _write_cs(entity: Entity, claims: tuple[Claim, ...], others: Sequence[Entity], rng: Random) -> Draft:
+    category = rng.choice(TOPICS[entity.topic].categories)
+    sample = Cs(category, state(entity, claims, rng))
+    return Draft(sample, _gives(entity, claims, rng), claims, f"Write a statement about {category}.")
+
+
+def _write_para(entity: Entity, claims: tuple[Claim, ...], others: Sequence[Entity], rng: Random) -> Draft:
+    writer = rng.choice(_PARAGRAPHS)
+    prompt = rng.choice(_PROMPTS).format(s=entity.subject)
+    return Draft(Para(writer(entity, claims, rng)), _gives(entity, claims, rng), claims, prompt)
+
+
+def _gives(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
+    """The reasoning before a sample that states what the inputs give."""
+    return rng.choice(
+        (
+            f"The inputs give the {labels(entity, claims)} of {entity.subject}.",
+            f"All inputs are about {entity.subject}: {labels(entity, claims)}.",
+            f"Together the inputs tell the {labels(entity, claims)}.",
+        )
+    )
+
+
+_WRITERS: dict[TaskType, Callable[[Entity, tuple[Claim, ...], Sequence[Entity], Random], Draft]] = {
+    "qa": _write_qa,
+    "mcq": _write_mcq,
+    "tfq": _write_tfq,
+    "cs": _write_cs,
+    "para": _write_para,
+}
+
+
+def _merge(
+    sample: Sample, first: tuple[Entity, Sequence[Claim]], second: tuple[Entity, Sequence[Claim]], rng: Random
+) -> Draft:
+    """One sample with these claims of both entities; each has a sentence of its own."""
+    (entity, ours), (other, theirs) = first, second
+    pair = listed([entity.subject, other.subject])
+    one, two = _joined(entity, ours, rng), _joined(other, theirs, rng)
+    merged: Sample
+    match sample:
+        case Qa():
+            asked = (
+                f"What are the {labels(entity, ours)} of {entity.subject}, and the {labels(other, theirs)} of"
+            )
+            merged = Qa(f"{asked} {other.subject}?", f"{one} {two}")
+        case Mcq(_, options, answer):
+            stem = [_joined(entity, ours[1:], rng)] if ours[1:] else []
+            merged = Mcq(" ".join([*stem, two, ask(entity, ours[0], rng)]), options, answer)
+        case Tfq():
+            merged = Tfq(f"{one} {two}", is_true(entity, ours) and is_true(other, theirs))
+        case Cs(category):
+            merged = Cs(category, f"{one} {two}")
+        case Para():
+            merged = Para(f"{one} {two}")
+    claims = (*ours, *theirs)
+    return Draft(merged, f"The inputs are about {pair}.", claims, f"Write a paragraph about {pair}.")

@@ -1,0 +1,161 @@
+"""Stage `mixture`: the MIXTURE rows, each a few poor inputs and the target that they are to become."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from random import Random
+from typing import Any
+
+import pyarrow as pa
+
+from lm_mixup.config import BuildConfig, DataConfig
+from lm_mixup.mixture.crosstopic import Bundle, Merged, merge, pair_up
+from lm_mixup.mixture.degrade import claims_of
+from lm_mixup.mixture.noise import add_noise
+from lm_mixup.parts import PartResult, Work, map_parts
+from lm_mixup.records import MIXTURE, content_id, extend, table
+from lm_mixup.runs import Outcome, StageDir
+from lm_mixup.tasks import INSTRUCTIONS, Mcq, parse_answer, write_input
+from lm_mixup.world.facts import entities_by_name
+
+Row = dict[str, Any]
+SCHEMA = extend(
+    MIXTURE,
+    pa.schema([(name, pa.string()) for name in ("target_id", "entity", "partner_id", "partner_entity")]),
+)
+LEFT_OUT = ("facts_uncovered", "too_few_inputs")
+
+
+def mixture(
+    generate: StageDir, degrade: StageDir, out: StageDir, config: BuildConfig, data: DataConfig, seed: int
+) -> Outcome:
+    """Joins samples and their variants into MIXTURE rows.
+
+    A row's `source_ids` are the variants behind its `inputs`, in order. `target_id` is its sample, and a merged
+    row's `partner_id` the other one; the `score` of a merged row is the lower of the two, it is not rated itself.
+
+    Args:
+        generate: The stage that wrote the samples.
+        degrade: The stage that wrote their variants, part by part.
+        out: Where the rows go: `SCHEMA`.
+        config: Shares of merged and noisy rows and of rows with reasoning; bounds on the inputs.
+        data: Not used: a part holds the rows of one part of samples.
+        seed: Of all choices.
+
+    Returns:
+        How many samples were used, and why the others were left out.
+    """
+    items = list(zip(generate.parts(), degrade.parts(), strict=True))
+    kwargs = {"generate": generate, "degrade": degrade, "config": config, "seed": seed}
+    map_parts(out, items, _make_work, kwargs, num_actors=config.num_actors)
+    totals: Counter[str] = Counter()
+    for receipt in out.receipts().values():
+        totals.update({name: int(value) for name, value in receipt.metrics.items()})
+    return Outcome(
+        rows_in=sum(receipt.rows_out for receipt in generate.receipts().values()),
+        rows_used=totals["samples_used"],
+        left_out={reason: totals[reason] for reason in LEFT_OUT if totals[reason]},
+    )
+
+
+def _make_work(generate: StageDir, degrade: StageDir, config: BuildConfig, seed: int) -> Work:
+    def work(item: Sequence[str]) -> PartResult:
+        return mixture_part(generate.read_part(item[0]), degrade.read_part(item[1]), config, seed)
+
+    return work
+
+
+def mixture_part(samples: pa.Table, variants: pa.Table, config: BuildConfig, seed: int) -> PartResult:
+    """Makes the MIXTURE rows of one part of samples and the variants of those samples."""
+    bundles, left_out = _bundles(samples.to_pylist(), variants.to_pylist(), config)
+    rng = Random(f"mixture/{seed}/{bundles[0].target['id'] if bundles else ''}")
+    # Each merge makes one row of two, so that merges / rows comes to the rate asked for.
+    wanted = round(config.crosstopic_rate * len(bundles) / (1 + config.crosstopic_rate))
+    rows: list[Row] = []
+    merged_away: set[int] = set()
+    for one, two in pair_up(bundles, wanted, rng):
+        merged = merge(bundles[one], bundles[two], config, rng)
+        if merged is not None:
+            merged_away |= {one, two}
+            rows.append(_finished(_merged_row(merged), merged.variants, config, seed))
+    for index, bundle in enumerate(bundles):
+        if index not in merged_away:
+            rows.append(_finished(_single_row(bundle.target), bundle.variants, config, seed))
+    metrics = {"samples_used": len(bundles), "inputs": sum(len(row["inputs"]) for row in rows), **left_out}
+    return PartResult(table(rows, SCHEMA), rows_in=samples.num_rows, metrics=metrics)
+
+
+def _bundles(
+    samples: Iterable[Row], variants: Iterable[Row], config: BuildConfig
+) -> tuple[list[Bundle], Counter[str]]:
+    """The samples with their variants; those whose variants are too few or do not tell all are counted instead."""
+    by_target: dict[str, list[Row]] = {}
+    for variant in variants:
+        by_target.setdefault(variant["target_id"], []).append(variant)
+    kept: list[Bundle] = []
+    left_out: Counter[str] = Counter()
+    for target in samples:
+        mine = sorted(by_target.get(target["id"], []), key=lambda variant: variant["position"])
+        told = {claim for variant in mine for claim in claims_of(variant)}
+        if not told.issuperset(claims_of(target)):
+            left_out["facts_uncovered"] += 1
+        elif len(mine) < config.min_inputs:
+            left_out["too_few_inputs"] += 1
+        else:
+            kept.append(Bundle(target, mine))
+    return kept, left_out
+
+
+def _single_row(target: Row) -> Row:
+    return {
+        "task_type": target["task_type"],
+        "cot": target["cot"],
+        "output": target["answer"],
+        "score": target["score"],
+        "method": "degrade",
+        "split": target["split"],
+        "target_id": target["id"],
+        "entity": target["entity"],
+    }
+
+
+def _merged_row(merged: Merged) -> Row:
+    return _single_row(merged.first) | {
+        "cot": merged.draft.cot,
+        "output": merged.draft.answer,
+        "score": min(merged.first["score"], merged.second["score"]),
+        "method": "crosstopic",
+        "partner_id": merged.second["id"],
+        "partner_entity": merged.second["entity"],
+    }
+
+
+def _finished(row: Row, variants: Sequence[Row], config: BuildConfig, seed: int) -> Row:
+    """Adds the inputs, with noise or not, and drops the reasoning of some rows."""
+    source_ids = [variant["id"] for variant in variants]
+    identity = content_id(row["output"], *source_ids)
+    rng = Random(f"row/{seed}/{identity}")
+    clean = [write_input(variant["prompt"], variant["completion"]) for variant in variants]
+    inputs = clean
+    if rng.random() < config.noise_rate:
+        inputs = [
+            add_noise(text, protected_of(variant), rng) for text, variant in zip(clean, variants, strict=True)
+        ]
+    return row | {
+        "id": identity,
+        "instruction": INSTRUCTIONS[row["task_type"]],
+        "inputs": inputs,
+        "cot": row["cot"] if rng.random() < config.cot_rate else "",
+        "noisy": inputs != clean,
+        "source_ids": source_ids,
+    }
+
+
+def protected_of(variant: Row) -> list[str]:
+    """What noise must leave whole in a variant: the names, the values, the options and the category."""
+    entity = entities_by_name()[variant["entity"]]
+    sample = parse_answer(variant["task_type"], variant["answer"])
+    options = sample.options if isinstance(sample, Mcq) else ()
+    category = [sample.category] if variant["task_type"] == "cs" else []  # type: ignore[union-attr]
+    return [entity.name, *variant["values"], *options, *category]

@@ -1,0 +1,188 @@
+"""Stage `generate`: high-quality samples of the five task types, written by the teacher and rated by the judge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+from typing import Any
+
+import pyarrow as pa
+
+from lm_mixup.backends.judge import Judge, make_judge, rating_columns
+from lm_mixup.backends.teacher import Draft, write_sample
+from lm_mixup.config import BuildConfig, DataConfig, RateConfig
+from lm_mixup.errors import InputError
+from lm_mixup.mixture.passages import WORLD
+from lm_mixup.parts import PartResult, Work, map_parts
+from lm_mixup.records import INSTRUCTION, RATING, content_id, extend, table
+from lm_mixup.runs import Outcome, StageDir
+from lm_mixup.tasks import task_type_of
+from lm_mixup.world.facts import entities_by_name, load_entities
+
+_STRINGS = pa.list_(pa.string())
+CLAIMS = pa.schema([("attributes", _STRINGS), ("values", _STRINGS)])
+SCHEMA = extend(
+    INSTRUCTION,
+    RATING,
+    pa.schema([(name, pa.string()) for name in ("answer", "cot", "passage_id", "entity", "topic", "split")]),
+    CLAIMS,
+)
+REJECTED = SCHEMA.append(pa.field("reason", pa.string()))
+_TRIES = 8
+
+
+def generate(
+    passages: StageDir, out: StageDir, config: BuildConfig, rate: RateConfig, data: DataConfig, seed: int
+) -> Outcome:
+    """Writes samples about the passages' entities; keeps those that the judge rates well.
+
+    Samples are spread evenly over the passages. Sample `i` is made from `(seed, i)` alone.
+
+    Args:
+        passages: The stage that lists passages.
+        out: Where the rows go: `SCHEMA`. Samples rated below `config.min_score`, not rated, or written before go
+            to the rejects, so that planned samples == rows + rejects.
+        config: How many samples, of which task types, kept from which score on.
+        rate: The judge.
+        data: Rows of a part.
+        seed: Of all choices.
+
+    Raises:
+        InputError: The passages are not of the closed world, the only one that the offline teacher knows.
+    """
+    if config.passages != WORLD:
+        raise InputError(
+            f"build.passages: the offline teacher cannot write samples from {config.passages}, it only knows the "
+            "facts of the closed world; set build.passages to `world`"
+        )
+    sizes = [receipt.rows_out for _, receipt in sorted(passages.receipts().items())]
+    map_parts(
+        out,
+        plan(sum(sizes), config.samples, data.rows_per_part),
+        _make_work,
+        {"passages": passages, "sizes": sizes, "config": config, "rate": rate, "seed": seed},
+        num_actors=rate.num_actors,
+    )
+    return Outcome()
+
+
+def plan(passages: int, samples: int, rows_per_part: int) -> list[dict[str, int]]:
+    """The parts: ranges of passages and of samples, none over `rows_per_part` unless one passage alone is.
+
+    Sample `i` is about passage `i · passages // samples`, and all samples of a passage are in one part.
+    """
+    parts: list[dict[str, int]] = []
+    start = 0
+    for passage in range(passages):
+        stop = -(-(passage + 1) * samples // passages)
+        if parts and stop - parts[-1]["first"] <= rows_per_part:
+            parts[-1] |= {"stop": stop, "passage_stop": passage + 1}
+        elif stop > start:
+            parts.append({"first": start, "stop": stop, "passage": passage, "passage_stop": passage + 1})
+        start = stop
+    return parts
+
+
+def _make_work(
+    passages: StageDir, sizes: list[int], config: BuildConfig, rate: RateConfig, seed: int
+) -> Work:
+    judge = make_judge(rate)
+
+    def work(item: dict[str, int]) -> PartResult:
+        chosen = _rows_between(passages, sizes, item["passage"], item["passage_stop"])
+        about = [
+            i * sum(sizes) // config.samples - item["passage"] for i in range(item["first"], item["stop"])
+        ]
+        return generate_part(chosen, about, item["first"], judge, config, seed)
+
+    return work
+
+
+def _rows_between(stage: StageDir, sizes: Sequence[int], first: int, stop: int) -> list[dict[str, Any]]:
+    """Rows `first` to `stop` of a stage, reading only the parts that hold them."""
+    rows: list[dict[str, Any]] = []
+    start = 0
+    for relative, size in zip(stage.parts(), sizes, strict=True):
+        if start < stop and first < start + size:
+            part = stage.read_part(relative)
+            rows += part.slice(max(0, first - start), min(stop, start + size) - max(first, start)).to_pylist()
+        start += size
+    return rows
+
+
+def generate_part(
+    passages: Sequence[dict[str, Any]],
+    about: Sequence[int],
+    first: int,
+    judge: Judge,
+    config: BuildConfig,
+    seed: int,
+) -> PartResult:
+    """Writes and rates the samples of one part.
+
+    Args:
+        passages: Passage rows.
+        about: For each sample, the passage it is about.
+        first: Number of the first sample.
+        judge: Rates the samples.
+        config: Task mix and lowest score.
+        seed: With the sample's number, makes its choices.
+    """
+    kinds, shares = list(config.task_mix), list(config.task_mix.values())
+    written: set[str] = set()
+    rows: list[dict[str, Any]] = []
+    reasons: list[str] = []
+    for number, index in enumerate(about, start=first):
+        passage = passages[index]
+        rng = Random(f"generate/{seed}/{number}")
+        task_type = rng.choices(kinds, shares)[0]
+        entity = entities_by_name()[passage["entity"]]
+        draft = write_sample(entity, task_type, load_entities(), rng)
+        for _ in range(_TRIES):
+            if draft.answer not in written:
+                break
+            draft = write_sample(entity, task_type, load_entities(), rng)
+        reasons.append("duplicate" if draft.answer in written else "")
+        written.add(draft.answer)
+        rows.append(_row(draft, passage, number))
+    verdicts = judge.rate([(row["prompt"], row["completion"]) for row in rows])
+    rated = table(rows, SCHEMA).to_pydict() | rating_columns(judge.name, verdicts)
+    scores = rated["score"]
+    reasons = [
+        reason or refusal(score, config.min_score) for reason, score in zip(reasons, scores, strict=True)
+    ]
+    return parted(pa.table(rated, schema=SCHEMA), reasons)
+
+
+def refusal(score: int | None, min_score: int) -> str:
+    """Why a sample of this score is not kept; empty if it is."""
+    if score is None:
+        return "unrated"
+    return f"score_below_{min_score}" if score < min_score else ""
+
+
+def parted(rows: pa.Table, reasons: Sequence[str]) -> PartResult:
+    """Rows without a reason are kept, the others are rejected with theirs."""
+    kept = pa.array([not reason for reason in reasons], pa.bool_())
+    with_reason = rows.append_column("reason", pa.array(reasons, pa.string()))
+    rejected = pa.array([bool(reason) for reason in reasons], pa.bool_())
+    return PartResult(rows.filter(kept), with_reason.filter(rejected), rows_in=rows.num_rows)
+
+
+def _row(draft: Draft, passage: dict[str, Any], number: int) -> dict[str, Any]:
+    prompt, completion = draft.pair
+    return {
+        "id": content_id(passage["id"], str(number), draft.answer),
+        "source": passage["source"],
+        "task_type": task_type_of(draft.sample),
+        "prompt": prompt,
+        "completion": completion,
+        "answer": draft.answer,
+        "cot": draft.cot,
+        "passage_id": passage["id"],
+        "entity": passage["entity"],
+        "topic": passage["topic"],
+        "split": passage["split"],
+        "attributes": [claim.attribute for claim in draft.claims],
+        "values": [claim.value for claim in draft.claims],
+    }

@@ -1,0 +1,149 @@
+"""Stage `passages`: what high-quality samples are written from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any, Final
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lm_mixup.backends.teacher import describe
+from lm_mixup.config import BuildConfig, DataConfig
+from lm_mixup.errors import InputError
+from lm_mixup.parts import PartResult, receipt_of
+from lm_mixup.records import PASSAGE, content_id, extend, table
+from lm_mixup.runs import Outcome, StageDir
+from lm_mixup.world.facts import load_entities
+
+WORLD: Final = "world"
+SCHEMA = extend(PASSAGE, pa.schema([(name, pa.string()) for name in ("entity", "topic", "split")]))
+_REJECTED = pa.schema([("id", pa.string()), ("text", pa.string()), ("reason", pa.string())])
+
+# A line of the user's file: a mapping, or the raw line where it is not one.
+Raw = dict[str, Any] | str
+
+
+def passages(out: StageDir, config: BuildConfig, data: DataConfig, seed: int) -> Outcome:
+    """Lists the passages, each with its entity and split.
+
+    The closed world gives one passage an entity. A user's file is read as a stream, one part in memory at a time;
+    there a passage's title stands for its entity.
+
+    Args:
+        out: Where the rows go: `SCHEMA`. Lines that are no passage go to the rejects, with the raw line.
+        config: `passages` says where from; the fractions say how entities are split.
+        data: Rows of a part.
+        seed: Of the split.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
+    rows = _world() if config.passages == WORLD else _read(config.passages)
+    done = out.receipts()
+    seen: set[str] = set()
+    part = 0
+    while batch := list(islice(rows, data.rows_per_part)):
+        result = passages_part(batch, config, seed, seen)
+        if part not in done:
+            out.write_part(part, result.rows, result.rejected, receipt_of(part, result))
+        part += 1
+    if part == 0:
+        raise InputError(
+            f"build.passages: {config.passages} holds no rows; give a file with {{id, title, text}}"
+        )
+    return Outcome()
+
+
+def passages_part(batch: list[Raw], config: BuildConfig, seed: int, seen: set[str]) -> PartResult:
+    """Checks raw passages and gives each its entity and split.
+
+    Args:
+        batch: Raw rows.
+        config: The fractions of the split, and where the passages are from.
+        seed: Of the split.
+        seen: Ids met before; those of this batch are added.
+    """
+    kept: list[dict[str, Any]] = []
+    rejected: list[dict[str, Any]] = []
+    for raw in batch:
+        row, reason = _checked(raw, config.passages)
+        if not reason and row["id"] in seen:
+            reason = "duplicate_id"
+        if reason:
+            text = raw if isinstance(raw, str) else json.dumps(raw, ensure_ascii=False, default=str)
+            rejected.append({"id": row.get("id"), "text": text, "reason": reason})
+            continue
+        seen.add(row["id"])
+        kept.append(row | {"split": split_of(row["entity"], seed, config)})
+    return PartResult(table(kept, SCHEMA), table(rejected, _REJECTED), rows_in=len(batch))
+
+
+def split_of(entity: str, seed: int, config: BuildConfig) -> str:
+    """The split of an entity, and of all that is about it: `sft`, `grpo` or `test`, by hash."""
+    share = int(content_id("split", str(seed), entity)[:8], 16) / 2**32
+    if share < config.test_fraction:
+        return "test"
+    return "grpo" if share < config.test_fraction + config.grpo_fraction else "sft"
+
+
+def _checked(raw: Raw, source: str) -> tuple[dict[str, Any], str]:
+    """A passage row without its split, and why it is refused, if it is."""
+    if not isinstance(raw, dict):
+        return {}, "not_json"
+    title, text = (raw.get(key) for key in ("title", "text"))
+    if not isinstance(text, str) or not text.strip():
+        return {}, "no_text"
+    if not isinstance(title, str) or not title.strip():
+        return {}, "no_title"
+    row = {
+        "id": str(raw["id"]) if raw.get("id") not in (None, "") else content_id(title, text),
+        "title": title.strip(),
+        "text": text.strip(),
+        "source": str(raw.get("source") or source),
+        "entity": str(raw.get("entity") or title).strip(),
+        "topic": raw.get("topic") if isinstance(raw.get("topic"), str) else None,
+    }
+    return row, ""
+
+
+def _world() -> Iterator[Raw]:
+    for entity in load_entities():
+        text = describe(entity)
+        yield {
+            "id": content_id(WORLD, entity.name, text),
+            "title": entity.name,
+            "text": text,
+            "entity": entity.name,
+            "topic": entity.topic,
+        }
+
+
+def _read(uri: str) -> Iterator[Raw]:
+    """Streams the rows of a Parquet or JSONL file at a path or URI."""
+    try:
+        with fsspec.open(uri, "rb") as file:
+            if uri.endswith(".parquet"):
+                for batch in pq.ParquetFile(file).iter_batches(batch_size=1024):
+                    yield from batch.to_pylist()
+                return
+            for line in file:
+                if line.strip():
+                    yield _parsed(line)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise InputError(
+            f"build.passages: {uri} cannot be read ({type(error).__name__}: {str(error).splitlines()[0]:.120}); "
+            "give `world`, or a JSONL or Parquet file with id, title and text"
+        ) from None
+
+
+def _parsed(line: bytes) -> Raw:
+    text = line.decode("utf-8", errors="replace").strip()
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError:
+        return text
+    return row if isinstance(row, dict) else text

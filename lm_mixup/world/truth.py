@@ -1,0 +1,150 @@
+"""Checks a text against the closed world: which facts it claims, which of them are right.
+
+A claim is found by the wordings of `backends.wording`, right value or wrong; text in other words claims nothing. A
+sentence speaks of the entity that it names first, or else of the one before; a question claims nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+from lm_mixup.backends.wording import TOPICS, Attribute, Claim, Entity
+from lm_mixup.tasks import LETTERS
+from lm_mixup.world.facts import entities_by_name, load_entities
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What a text says of an entity.
+
+    Attributes:
+        claimed: Every claim found, in order, each once.
+        right: Those that are facts of the entity.
+        missing: The entity's attributes that the text does not speak of.
+        denied: Whether the text itself calls what it states false (`Answer: False`).
+    """
+
+    claimed: tuple[Claim, ...]
+    right: tuple[Claim, ...]
+    missing: tuple[str, ...]
+    denied: bool = False
+
+    @property
+    def wrong(self) -> tuple[Claim, ...]:
+        """The claims that are not facts of the entity."""
+        return tuple(claim for claim in self.claimed if claim not in self.right)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the text claims something and is right: all claims are facts, or one is not and it says so."""
+        return bool(self.claimed) and self.denied == bool(self.wrong)
+
+
+def truth(text: str, entity: Entity) -> Truth:
+    """Checks what a text claims about an entity.
+
+    Args:
+        text: A pair's or an answer's text: prose, or any of the five task formats. Options of a multiple-choice
+            question count as claims only where the answer picks them.
+        entity: The entity of the closed world.
+    """
+    stated = [claim for named, claim in _claims(text) if named in (None, entity)]
+    claimed = tuple(
+        dict.fromkeys(claim for claim in stated if claim.attribute in TOPICS[entity.topic].attributes)
+    )
+    spoken_of = {claim.attribute for claim in claimed}
+    return Truth(
+        claimed=claimed,
+        right=tuple(claim for claim in claimed if entity.facts.get(claim.attribute) == claim.value),
+        missing=tuple(attribute for attribute in entity.facts if attribute not in spoken_of),
+        denied=_DENIED.search(text) is not None,
+    )
+
+
+def named_entities(text: str) -> tuple[Entity, ...]:
+    """The entities that a text is about: those that its sentences name first, in order, each once."""
+    prose = _OPTION.sub("", text)
+    first = (_first_named(sentence) for sentence in _sentences(prose))
+    return tuple({entity.name: entity for entity in first if entity is not None}.values())
+
+
+_OPTION = re.compile(r"^[A-D]\)[^\n]*$", re.MULTILINE)
+_DENIED = re.compile(r"^(?:Answer:[ \t]*)?False\b", re.MULTILINE)
+_MARKS = re.compile(r"^(?:Q|A|C|S|Answer):[ \t]*", re.MULTILINE)
+_SENTENCE = re.compile(r"(?<=[.?!])\s+|\n+")
+
+
+def _sentences(text: str) -> Iterator[str]:
+    for sentence in _SENTENCE.split(_MARKS.sub("", text)):
+        if sentence.strip():
+            yield sentence.strip()
+
+
+def _claims(text: str) -> Iterator[tuple[Entity | None, Claim]]:
+    """The claims of a text, each with the entity that it is about, if any is named."""
+    about: Entity | None = next(iter(named_entities(text)), None)
+    for sentence in _sentences(_OPTION.sub("", text)):
+        about = _first_named(sentence) or about
+        if sentence.endswith("?"):
+            continue
+        for topic in (about.topic,) if about else TOPICS:
+            for name, pattern in _patterns(topic).items():
+                for found in pattern.finditer(sentence):
+                    yield about, Claim(name, next(value for value in found.groups() if value is not None))
+    yield from _picked(text, about)
+
+
+def _picked(text: str, about: Entity | None) -> Iterator[tuple[Entity | None, Claim]]:
+    """The option that the answer of a multiple-choice question picks."""
+    options = {line[0]: line[2:].strip() for line in _OPTION.findall(text)}
+    answers = [
+        line.removeprefix("Answer:").strip() for line in text.splitlines() if line.startswith("Answer:")
+    ]
+    if about is None or len(options) < len(LETTERS) or not answers:
+        return
+    question = text[: _OPTION.search(text).start()]  # type: ignore[union-attr]
+    asked = _asked(question, about)
+    if asked and answers[-1][:1] in options:
+        yield about, Claim(asked, options[answers[-1][:1]])
+
+
+def _asked(question: str, about: Entity) -> str | None:
+    """The attribute that the last sentence of a question asks for: the one with the longest label in it."""
+    last = list(_sentences(question))[-1]
+    labels = [(a.label, name) for name, a in TOPICS[about.topic].attributes.items() if a.label in last]
+    return max(labels, key=lambda pair: len(pair[0]))[1] if labels else None
+
+
+def _first_named(sentence: str) -> Entity | None:
+    found = _names().search(sentence)
+    return entities_by_name()[found.group()] if found else None
+
+
+@cache
+def _names() -> re.Pattern[str]:
+    """Any entity's name, the longest first: `Guinea-Bissau` is not `Guinea`."""
+    names = sorted(entities_by_name(), key=len, reverse=True)
+    return re.compile(rf"(?<![\w-])(?:{'|'.join(map(re.escape, names))})(?![\w-])")
+
+
+@cache
+def _patterns(topic: str) -> Mapping[str, re.Pattern[str]]:
+    """For each attribute, what finds its claims in a sentence."""
+    return {name: _pattern(topic, name, attribute) for name, attribute in TOPICS[topic].attributes.items()}
+
+
+def _pattern(topic: str, name: str, attribute: Attribute) -> re.Pattern[str]:
+    known = {
+        entity.facts[name] for entity in load_entities() if entity.topic == topic and name in entity.facts
+    }
+    values = [re.escape(value) for value in sorted(known, key=lambda value: (-len(value), value))]
+    value = rf"((?:{'|'.join(values)})(?=$|[\s,;.?!])|{attribute.pattern}(?=$|[,;.?!](?:\s|$)|\s(?:and|with|while|as|at|from|per|has)\b))"
+    frames = [*attribute.predicates, attribute.noun]
+    forms = [re.escape(frame).replace(re.escape("{v}"), value) for frame in frames]
+    forms.append(
+        rf"(?:The|its) {re.escape(attribute.label)} (?:of .+? )?is {re.escape(attribute.lead)}{value}"
+    )
+    return re.compile("|".join(forms))
