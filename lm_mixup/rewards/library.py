@@ -17,11 +17,11 @@ from lm_mixup.parts import PartResult, map_parts
 from lm_mixup.progress import say
 from lm_mixup.records import content_id
 from lm_mixup.rewards.format import judged_text
-from lm_mixup.rewards.quality import NUM_CLASSES, TaskLibrary, make_library, quality_reward
+from lm_mixup.rewards.quality import NUM_CLASSES, TaskLibrary, held_out, make_library, quality_reward
 from lm_mixup.runs import Outcome, StageDir, fingerprint
 from lm_mixup.tasks import TASK_TYPES, FormatError, TaskType
 
-_COLUMNS = ["id", "task_type", "answer", "score", "split"]
+_COLUMNS = ["id", "task_type", "answer", "score", "split", "entity"]
 _ROWS_PER_PART = 512
 
 Key = TypeVar("Key", bound=str | int)
@@ -29,12 +29,16 @@ Key = TypeVar("Key", bound=str | int)
 
 @dataclass(frozen=True)
 class RatedRow:
-    """A rated sample. `answer` is the text that is embedded: `format.judged_text` wrote it."""
+    """A rated sample. `answer` is the text that is embedded: `format.judged_text` wrote it.
+
+    `entity` is what it speaks of: a sample and its degraded variants share it.
+    """
 
     id: str
     task_type: TaskType
     answer: str
     score: int
+    entity: str
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ class LibraryInfo:
         embedder_fingerprint: Of its configuration; a completion must be embedded in the same way.
         dimension: Of the embeddings.
         counts: Samples by task type and score.
+        held_out: By task type, how well the library judges samples of entities it is not shown
+            (`quality.held_out`).
         digests: BLAKE2b of each task type's file.
     """
 
@@ -53,6 +59,7 @@ class LibraryInfo:
     embedder_fingerprint: str
     dimension: int
     counts: dict[TaskType, dict[str, int]]
+    held_out: dict[TaskType, dict[str, float]]
     digests: dict[TaskType, str]
 
 
@@ -68,7 +75,7 @@ def library(
     """Embeds rated samples and estimates how scores neighbour each other, by task type.
 
     Only rows of split `sft` are taken, so no GRPO prompt or test row is judged by its own source, and only
-    rated ones. Writes `data/*.parquet` (id, task_type, score, answer, embedding), one
+    rated ones. Writes `data/*.parquet` (id, task_type, answer, score, entity, embedding), one
     `<task_type>.safetensors` each (embeddings float32 [N, d], scores int64 [N], transition float64 [K, K],
     prior float64 [K]) and `library.json`.
 
@@ -105,7 +112,7 @@ def library(
     )
     info = _write(out, rewards, embedder)
     _warn_one_sided(info)
-    metrics = {"counts": info.counts, "dimension": info.dimension, "embedder": info.embedder}
+    metrics = {"counts": info.counts, "held_out": info.held_out, "embedder": info.embedder}
     return Outcome(
         metrics=metrics,
         rows_in=len(chosen) + sum(left_out.values()),
@@ -132,7 +139,7 @@ def choose(rows: Iterable[Mapping[str, Any]], limit: int, seed: int) -> tuple[li
     score lacks is given to the others. Holds at most `limit` rows of each task type and score at a time.
 
     Args:
-        rows: Mappings of `id, task_type, answer, score, split`.
+        rows: Mappings of `id, task_type, answer, score, split, entity`.
         limit: Most rows.
         seed: Changes the pick.
 
@@ -157,7 +164,7 @@ def choose(rows: Iterable[Mapping[str, Any]], limit: int, seed: int) -> tuple[li
         if key in cell:
             left_out["duplicate"] += 1
             continue
-        cell[key] = RatedRow(row["id"], row["task_type"], answer, row["score"])
+        cell[key] = RatedRow(row["id"], row["task_type"], answer, row["score"], row["entity"] or row["id"])
         if len(cell) > 2 * limit:
             left_out["beyond_limit"] += len(cell) - limit
             _keep_first(cell, limit)
@@ -216,19 +223,25 @@ def _write(out: StageDir, rewards: RewardsConfig, embedder: EmbedderConfig) -> L
     task_types, scores = np.array(rows["task_type"].to_pylist()), rows["score"].to_numpy().astype(np.int64)
     column = rows["embedding"].combine_chunks()
     vectors = column.flatten().to_numpy().reshape(len(column), -1)
+    _, groups = np.unique(rows["entity"].to_pylist(), return_inverse=True)
     counts: dict[TaskType, dict[str, int]] = {}
+    judged: dict[TaskType, dict[str, float]] = {}
     digests: dict[TaskType, str] = {}
     for task_type in TASK_TYPES:
         here = task_types == task_type
         if not here.any():
             continue
-        made = make_library(vectors[here], scores[here], rewards.prior_neighbors, rewards.smoothing)
+        made = make_library(
+            vectors[here], scores[here], groups[here], rewards.prior_neighbors, rewards.smoothing
+        )
         content = save({name: np.ascontiguousarray(value) for name, value in vars(made).items()})
         out.run.write_bytes(f"{out.name}/{task_type}.safetensors", content)
         counts[task_type] = {str(score): int(n) for score, n in enumerate(np.bincount(made.scores)) if n}
+        judged[task_type] = held_out(made, groups[here], rewards.neighbors)
         digests[task_type] = _digest(content)
     metadata = rows.schema.metadata or {}
-    info = LibraryInfo(metadata[b"embedder"].decode(), _identity(embedder), vectors.shape[1], counts, digests)
+    name, dimension = metadata[b"embedder"].decode(), vectors.shape[1]
+    info = LibraryInfo(name, _identity(embedder), dimension, counts, judged, digests)
     out.run.write_json(f"{out.name}/library.json", asdict(info))
     return info
 

@@ -104,10 +104,7 @@ def score_components(
     quality, alignment = np.zeros(len(answers)), np.zeros(len(answers))
     readable = np.array([row for row, answer in enumerate(answers) if answer is not None], dtype=np.int64)
     if len(readable):
-        texts = [answers[row] or "" for row in readable]
-        unique = list(dict.fromkeys(texts))
-        position = {text: place for place, text in enumerate(unique)}
-        embedded = embed(unique)[[position[text] for text in texts]]
+        embedded = embed([answer for answer in answers if answer is not None])
         alignment[readable] = alignment_reward(
             cosine(embedded, references[readable]), config.alignment, config.alignment_threshold
         )
@@ -129,14 +126,15 @@ class _RewardActor:
     def load(self) -> Embed:
         """Loads the embedder and the libraries, once."""
         if self._embed is None:
-            import torch
-
             from lm_mixup.backends.embedder import Embedder
 
-            # Ray gives an actor of a fraction of a CPU one thread; rewards run while engine and learner wait
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // self._rewards.num_actors))
+            # the actor reserves a fraction of a CPU because it works while engine and learner wait for it;
+            # then it may use its share of the machine
+            threads = max(1, len(os.sched_getaffinity(0)) // self._rewards.num_actors)
             info = check_library(self._library, self._config)
-            model = Embedder(self._config)
+            model = Embedder(
+                self._config.model_copy(update={"num_cpus": threads, "num_gpus": self._rewards.num_gpus})
+            )
             if (model.name, model.dimension) != (info.embedder, info.dimension):
                 raise InputError(
                     f"rewards: the library was made by {info.embedder} ({info.dimension}-d), but the "
@@ -147,26 +145,19 @@ class _RewardActor:
         return self._embed
 
     def warm_up(self) -> None:
-        """Loads ahead of the first batch."""
+        """Loads ahead of the first call."""
         self.load()
 
     def embed(self, texts: Sequence[str]) -> Embeddings:
-        """Embeds texts and refuses to hand on vectors that are not finite."""
-        vectors = self.load()(texts)
-        if vectors.shape[0] != len(texts) or not np.isfinite(vectors).all():
-            raise ArithmeticError(
-                f"the embedder gave {vectors.shape} for {len(texts)} texts, or not finite values"
-            )
-        return vectors
+        """Embeds references."""
+        return self.load()(texts)
 
     def score(
         self, task_types: Sequence[TaskType], completions: Sequence[str], references: Embeddings
     ) -> dict[str, Floats]:
         """`score_components` with this actor's embedder and libraries."""
-        self.load()
-        return score_components(
-            task_types, completions, references, self.embed, self._libraries, self._rewards
-        )
+        embed = self.load()
+        return score_components(task_types, completions, references, embed, self._libraries, self._rewards)
 
 
 class RewardWorkers:
