@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lm_mixup import tasks
 from lm_mixup.backends.embedder import Embedder, resolve_path
@@ -69,3 +70,33 @@ def vectors_of(table: pa.Table) -> np.ndarray:
     vectors = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, width)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.asarray(vectors / np.maximum(norms, np.float32(1e-12)), dtype=np.float32)
+
+
+def vectors_for(ids: pa.ChunkedArray | pa.Array, embed: StageDir, part: str) -> pa.FixedSizeListArray:
+    """The embeddings of some rows, in the order of their ids.
+
+    Args:
+        ids: The rows' ids.
+        embed: The embeddings.
+        part: The part file the rows come from. The embeddings' part of the same name is read first, and the
+            others only for rows it lacks: stages that map rows to rows keep them in the part they were in.
+
+    Raises:
+        RuntimeError: A row has no embedding.
+    """
+    ids = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
+    name = part.rsplit("/", 1)[-1]
+    missing = np.arange(len(ids))
+    found: list[pa.Array] = []
+    places: list[np.ndarray] = []
+    for candidate in sorted(embed.parts(), key=lambda path: not path.endswith(name)):
+        table = embed.read_part(candidate)
+        where = pc.index_in(ids.take(pa.array(missing)), table["id"].combine_chunks())
+        hit = where.is_valid().to_numpy(zero_copy_only=False)
+        found.append(table["embedding"].combine_chunks().take(where.drop_null()))
+        places.append(missing[hit])
+        missing = missing[~hit]
+        if not len(missing):
+            order = np.argsort(np.concatenate(places))
+            return pa.concat_arrays(found).take(pa.array(order))
+    raise RuntimeError(f"{embed.name} has no embedding of row {ids[int(missing[0])].as_py()} from {part}")
