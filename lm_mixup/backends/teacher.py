@@ -1,11 +1,12 @@
 """The offline teacher: writes dense samples of the five task types from the facts of an entity.
 
-An answer holds three or four facts in a few words. Names and values stand in it as they stand in the facts, so a
-small policy can learn to write such answers by copying them out of its inputs; only the frame around them varies.
+An answer holds three or four facts in a few words. Names and values stand in it as they stand in the facts,
+so a small policy can learn to write such answers by copying them out of its inputs; only the frame around
+them varies.
 
-Frames, each with a choice of two predicates an attribute: statements 8; qa 6 questions × 8 statements; mcq 6 stems
-× 3 questions; tfq 6 statements; cs 3 categories × 8 statements; para 3 prompts × 4 paragraphs. The reasoning before
-them has 3 wordings, and 6 before a true/false statement.
+Frames, each with a choice of two predicates an attribute: statements 8; qa 6 questions × 8 statements; mcq 6
+stems × 3 questions; tfq 6 statements; cs 3 categories × 8 statements; para 3 prompts × 4 paragraphs. The
+reasoning before them has 3 wordings, and 6 before a true/false statement.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def write_sample(entity: Entity, task_type: TaskType, others: Sequence[Entity], 
     Args:
         entity: What the sample is about; at least three of its facts must be known.
         task_type: The kind of sample.
-        others: Entities whose values serve as wrong options and wrong claims; those of the same topic are used.
+        others: Entities whose values serve as wrong options and wrong claims, if of the same topic.
         rng: Makes all choices.
 
     Returns:
@@ -146,7 +147,7 @@ def predicate(entity: Entity, claim: Claim, rng: Random) -> str:
 
 
 def other_values(entity: Entity, attribute: str, others: Sequence[Entity]) -> list[str]:
-    """The values that other entities of the topic have for an attribute, each once, without the entity's own."""
+    """The values that other entities of the topic have for an attribute, without the entity's own."""
     values = {other.facts.get(attribute) for other in others if other.topic == entity.topic}
     return sorted(value for value in values if value and value != entity.facts.get(attribute))
 

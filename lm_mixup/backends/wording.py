@@ -1,7 +1,7 @@
 """How facts are put into words.
 
-One table of attributes a topic, used in both directions: the teacher writes sentences with it, and the truth check
-finds the facts again in any text that follows these wordings.
+One table of attributes a topic, used in both directions: the teacher writes sentences with it, and the truth
+check finds the facts again in any text that follows these wordings.
 """
 
 from __future__ import annotations

@@ -32,8 +32,9 @@ def mixture(
 ) -> Outcome:
     """Joins samples and their variants into MIXTURE rows.
 
-    A row's `source_ids` are the variants behind its `inputs`, in order. `target_id` is its sample, and a merged
-    row's `partner_id` the other one; the `score` of a merged row is the lower of the two, it is not rated itself.
+    A row's `source_ids` are the variants behind its `inputs`, in order. `target_id` is its sample, and a
+    merged row's `partner_id` the other one; the `score` of a merged row is the lower of the two, it is not
+    rated itself.
 
     Args:
         generate: The stage that wrote the samples.
@@ -89,7 +90,7 @@ def mixture_part(samples: pa.Table, variants: pa.Table, config: BuildConfig, see
 def _bundles(
     samples: Iterable[Row], variants: Iterable[Row], config: BuildConfig
 ) -> tuple[list[Bundle], Counter[str]]:
-    """The samples with their variants; those whose variants are too few or do not tell all are counted instead."""
+    """The samples with their variants; those with too few, or that lack a fact, are counted instead."""
     by_target: dict[str, list[Row]] = {}
     for variant in variants:
         by_target.setdefault(variant["target_id"], []).append(variant)

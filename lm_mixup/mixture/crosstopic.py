@@ -40,8 +40,8 @@ class Merged:
 def pair_up(bundles: Sequence[Bundle], count: int, rng: Random) -> list[tuple[int, int]]:
     """Pairs targets that may be merged: same split, task type and topic, another entity.
 
-    Nearness is the number of attributes that both speak of: each target takes the nearest of the next few free ones
-    in random order.
+    Nearness is the number of attributes that both speak of: each target takes the nearest of the next few
+    free ones in random order.
 
     Args:
         bundles: The targets.
@@ -122,7 +122,7 @@ def _asks(variant: Row, target: Row) -> bool:
 
 
 def _telling(variants: Sequence[Row], most: int, asked: Sequence[Claim]) -> list[Row]:
-    """The first variants that tell something new, up to `_MOST_CLAIMS` claims; one that tells `asked` is needed."""
+    """The first variants that tell something new, up to `_MOST_CLAIMS` claims; `asked` must be one."""
     first = [v for v in variants if asked and claims_of(v)[:1] == tuple(asked)]
     chosen: list[Row] = []
     told: set[Claim] = set()

@@ -37,7 +37,8 @@ class Slot:
     """A variant to be written: what it tells and what is poor about it.
 
     Attributes:
-        position: Its place among the variants of its target, in the order in which the target tells its facts.
+        position: Its place among the variants of its target, in the order in which the target tells its
+            facts.
         claims: What it tells; none for a vague one.
         fault: What is poor about it.
         options: The target's options, where it asks the target's question.
@@ -56,8 +57,8 @@ def degrade(
 
     Args:
         generate: The stage that wrote the samples.
-        out: Where the rows go: `SCHEMA`. Variants that come out at `config.min_score` or better, time and again,
-            and those that could not be rated go to the rejects.
+        out: Where the rows go: `SCHEMA`. Variants that come out at `config.min_score` or better, time and
+            again, and those that could not be rated go to the rejects.
         config: How many variants.
         rate: The judge.
         data: Not used: a part holds the variants of one part of samples.
@@ -106,7 +107,7 @@ def _reason(score: int | None, min_score: int) -> str:
 
 
 def slots(target: dict[str, Any], config: BuildConfig, seed: int) -> list[Slot]:
-    """Plans the variants of a target: its claims are dealt out in order, and what remains is vague or repeats.
+    """Plans the variants of a target: its claims are dealt out in order, the rest is vague or repeats.
 
     Args:
         target: A row of `generate`.

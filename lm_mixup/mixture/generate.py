@@ -1,4 +1,4 @@
-"""Stage `generate`: high-quality samples of the five task types, written by the teacher and rated by the judge."""
+"""Stage `generate`: high-quality samples of the five task types, written by the teacher and rated."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def generate(
 
     Args:
         passages: The stage that lists passages.
-        out: Where the rows go: `SCHEMA`. Samples rated below `config.min_score`, not rated, or written before go
-            to the rejects, so that planned samples == rows + rejects.
+        out: Where the rows go: `SCHEMA`. Samples rated below `config.min_score`, not rated, or written before
+            go to the rejects, so that planned samples == rows + rejects.
         config: How many samples, of which task types, kept from which score on.
         rate: The judge.
         data: Rows of a part.
@@ -52,8 +52,8 @@ def generate(
     """
     if config.passages != WORLD:
         raise InputError(
-            f"build.passages: the offline teacher cannot write samples from {config.passages}, it only knows the "
-            "facts of the closed world; set build.passages to `world`"
+            f"build.passages: the offline teacher cannot write samples from {config.passages}, it knows only "
+            "the facts of the closed world; set build.passages to `world`"
         )
     sizes = [receipt.rows_out for _, receipt in sorted(passages.receipts().items())]
     map_parts(

@@ -10,23 +10,24 @@ from typing import Final
 WORD_RATE: Final = 0.15
 _ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 _DROPPABLE = frozenset(
-    ("a", "an", "the", "of", "is", "it", "on", "to", "in", "about", "as", "so", "and", "its", "at", "has", "me")
-)
+    ("a", "an", "the", "of", "is", "it", "on", "to", "in", "about", "as", "so", "and", "its", "at", "has")
+)  # fmt: skip
 _KEPT = frozenset(("true", "false", "yes", "no", "not", "none", "neither"))
+_MARKS = re.compile(r"^[A-Z][a-z]*:|\b[A-D]\)", re.MULTILINE)
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 
 
 def add_noise(text: str, protected: Sequence[str], rng: Random, rate: float = WORD_RATE) -> str:
-    """Makes typing errors in some words: wrong, swapped, missing and doubled letters, letter case, spaces, lost words.
+    """Makes typing errors: wrong, swapped, missing and doubled letters, letter case, spaces, lost words.
 
     Args:
         text: The text.
-        protected: Texts such as names and values that stay as they are wherever they stand as whole words. So do
-            numbers, option letters, tags of a line such as `Q:`, and words that turn a meaning round.
+        protected: Texts such as names and values that stay as they are wherever they stand as whole words. So
+            do numbers, option letters, tags of a line such as `Q:`, and words that turn a meaning round.
         rng: Makes all choices.
         rate: Share of the other words that are hit.
     """
-    held = [found.span() for found in _protect(protected).finditer(text)]
+    held = _held_spans(text, protected)
     pieces: list[str] = []
     end = 0
     for found in _WORD.finditer(text):
@@ -39,10 +40,17 @@ def add_noise(text: str, protected: Sequence[str], rng: Random, rate: float = WO
     return "".join([*pieces, text[end:]])
 
 
-def _protect(protected: Sequence[str]) -> re.Pattern[str]:
-    words = [re.escape(text) for text in sorted(set(protected), key=len, reverse=True) if text]
-    marks = [r"^[A-Z][a-z]*:", r"\b[A-D]\)"]
-    return re.compile("|".join([*(rf"(?<!\w){word}(?!\w)" for word in words), *marks]), re.MULTILINE)
+def _held_spans(text: str, protected: Sequence[str]) -> list[tuple[int, int]]:
+    """Where protected texts stand as whole words, and the marks of options and lines."""
+    spans = [found.span() for found in _MARKS.finditer(text)]
+    for held in set(protected) - {""}:
+        start = text.find(held)
+        while start >= 0:
+            stop = start + len(held)
+            if not text[max(0, start - 1) : start].isalnum() and not text[stop : stop + 1].isalnum():
+                spans.append((start, stop))
+            start = text.find(held, start + 1)
+    return spans
 
 
 def _wrong_letter(word: str, rng: Random) -> str:

@@ -17,7 +17,7 @@ from lm_mixup.errors import InputError
 from lm_mixup.parts import PartResult, receipt_of
 from lm_mixup.records import PASSAGE, content_id, extend, table
 from lm_mixup.runs import Outcome, StageDir
-from lm_mixup.world.facts import load_entities
+from lm_mixup.world.facts import load_entities, split_of
 
 WORLD: Final = "world"
 SCHEMA = extend(PASSAGE, pa.schema([(name, pa.string()) for name in ("entity", "topic", "split")]))
@@ -30,8 +30,8 @@ Raw = dict[str, Any] | str
 def passages(out: StageDir, config: BuildConfig, data: DataConfig, seed: int) -> Outcome:
     """Lists the passages, each with its entity and split.
 
-    The closed world gives one passage an entity. A user's file is read as a stream, one part in memory at a time;
-    there a passage's title stands for its entity.
+    The closed world gives one passage an entity. A user's file is read as a stream, one part in memory at a
+    time; there a passage's title stands for its entity.
 
     Args:
         out: Where the rows go: `SCHEMA`. Lines that are no passage go to the rejects, with the raw line.
@@ -78,16 +78,9 @@ def passages_part(batch: list[Raw], config: BuildConfig, seed: int, seen: set[st
             rejected.append({"id": row.get("id"), "text": text, "reason": reason})
             continue
         seen.add(row["id"])
-        kept.append(row | {"split": split_of(row["entity"], seed, config)})
+        split = split_of(row["entity"], seed, config.grpo_fraction, config.test_fraction)
+        kept.append(row | {"split": split})
     return PartResult(table(kept, SCHEMA), table(rejected, _REJECTED), rows_in=len(batch))
-
-
-def split_of(entity: str, seed: int, config: BuildConfig) -> str:
-    """The split of an entity, and of all that is about it: `sft`, `grpo` or `test`, by hash."""
-    share = int(content_id("split", str(seed), entity)[:8], 16) / 2**32
-    if share < config.test_fraction:
-        return "test"
-    return "grpo" if share < config.test_fraction + config.grpo_fraction else "sft"
 
 
 def _checked(raw: Raw, source: str) -> tuple[dict[str, Any], str]:
@@ -134,8 +127,9 @@ def _read(uri: str) -> Iterator[Raw]:
                 if line.strip():
                     yield _parsed(line)
     except (OSError, ValueError, pa.ArrowException) as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(
-            f"build.passages: {uri} cannot be read ({type(error).__name__}: {str(error).splitlines()[0]:.120}); "
+            f"build.passages: {uri} cannot be read ({what:.150}); "
             "give `world`, or a JSONL or Parquet file with id, title and text"
         ) from None
 

@@ -1,6 +1,7 @@
-"""The closed world: real facts about elements, countries and planets, read from the CSV files beside this module.
+"""The closed world: real facts about elements, countries and planets, from the CSV files beside this module.
 
-Their sources are in the NOTICE file. A blank cell is a fact that is unknown, disputed or on which sources differ.
+Their sources are in the NOTICE file. A blank cell is a fact that is unknown, disputed or told differently by
+the sources.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from functools import cache
 from importlib import resources
 
 from lm_mixup.backends.wording import TOPICS, Entity
+from lm_mixup.records import content_id
 
 Row = Mapping[str, str]
 
@@ -25,6 +27,14 @@ def load_entities() -> tuple[Entity, ...]:
 def entities_by_name() -> Mapping[str, Entity]:
     """The entities by name: names are unique over all topics, by their letter case too (mercury, Mercury)."""
     return {entity.name: entity for entity in load_entities()}
+
+
+def split_of(name: str, seed: int, grpo_fraction: float, test_fraction: float) -> str:
+    """The split of an entity, and of all that is about it: `sft`, `grpo` or `test`, by hash of its name."""
+    share = int(content_id("split", str(seed), name)[:8], 16) / 2**32
+    if share < test_fraction:
+        return "test"
+    return "grpo" if share < test_fraction + grpo_fraction else "sft"
 
 
 def _load(topic: str) -> list[Entity]:

@@ -1,6 +1,7 @@
 """Poor instruction rows: what the low-quality part of a pool looks like, about known facts.
 
-A row carries some claims about an entity, or none; it is short, vague, in the wrong register or says things twice.
+A row carries some claims about an entity, or none; it is short, vague, in the wrong register or says things
+twice.
 """
 
 from __future__ import annotations
@@ -95,13 +96,13 @@ def poor_row(
     Args:
         entity: What the row is about.
         task_type: What kind of row it is.
-        claims: What the row tells, right or wrong; all of it stands in the prompt or the completion, word for word.
-            A vague row tells nothing and is given none.
+        claims: What the row tells, right or wrong; all of it stands in the prompt or the completion, word for
+            word. A vague row tells nothing and is given none.
         fault: What is poor about it.
         rng: Makes all choices.
         category: The category of a category-statement row; default: the first of the topic.
-        options: The options of a multiple-choice row, which asks for its first claim; else it asks whether its
-            claims hold.
+        options: The options of a multiple-choice row, which asks for its first claim; else it asks whether
+            its claims hold.
 
     Raises:
         ValueError: A vague row was given claims, or another none.

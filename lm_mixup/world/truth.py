@@ -1,7 +1,8 @@
 """Checks a text against the closed world: which facts it claims, which of them are right.
 
-A claim is found by the wordings of `backends.wording`, right value or wrong; text in other words claims nothing. A
-sentence speaks of the entity that it names first, or else of the one before; a question claims nothing.
+A claim is found by the wordings of `backends.wording`, right value or wrong; text in other words claims
+nothing. A sentence speaks of the entity that it names first, or else of the one before; a question claims
+nothing.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Truth:
 
     @property
     def holds(self) -> bool:
-        """Whether the text claims something and is right: all claims are facts, or one is not and it says so."""
+        """Whether the text claims something and is right: all are facts, or one is not and it says so."""
         return bool(self.claimed) and self.denied == bool(self.wrong)
 
 
@@ -47,8 +48,8 @@ def truth(text: str, entity: Entity) -> Truth:
     """Checks what a text claims about an entity.
 
     Args:
-        text: A pair's or an answer's text: prose, or any of the five task formats. Options of a multiple-choice
-            question count as claims only where the answer picks them.
+        text: A pair's or an answer's text: prose, or any of the five task formats. Options of a
+            multiple-choice question count as claims only where the answer picks them.
         entity: The entity of the closed world.
     """
     stated = [claim for named, claim in _claims(text) if named in (None, entity)]
@@ -74,6 +75,7 @@ def named_entities(text: str) -> tuple[Entity, ...]:
 _OPTION = re.compile(r"^[A-D]\)[^\n]*$", re.MULTILINE)
 _DENIED = re.compile(r"^(?:Answer:[ \t]*)?False\b", re.MULTILINE)
 _MARKS = re.compile(r"^(?:Q|A|C|S|Answer):[ \t]*", re.MULTILINE)
+_AFTER = "and|with|while|as|at|from|per|has"  # what may follow a value in the wordings
 _SENTENCE = re.compile(r"(?<=[.?!])\s+|\n+")
 
 
@@ -141,7 +143,8 @@ def _pattern(topic: str, name: str, attribute: Attribute) -> re.Pattern[str]:
         entity.facts[name] for entity in load_entities() if entity.topic == topic and name in entity.facts
     }
     values = [re.escape(value) for value in sorted(known, key=lambda value: (-len(value), value))]
-    value = rf"((?:{'|'.join(values)})(?=$|[\s,;.?!])|{attribute.pattern}(?=$|[,;.?!](?:\s|$)|\s(?:and|with|while|as|at|from|per|has)\b))"
+    other = rf"{attribute.pattern}(?=$|[,;.?!](?:\s|$)|\s(?:{_AFTER})\b)"
+    value = rf"((?:{'|'.join(values)})(?=$|[\s,;.?!])|{other})"
     frames = [*attribute.predicates, attribute.noun]
     forms = [re.escape(frame).replace(re.escape("{v}"), value) for frame in frames]
     forms.append(
