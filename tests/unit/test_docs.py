@@ -1,0 +1,157 @@
+"""What documents and cluster files say is true: commands parse, configs take the keys, files exist."""
+
+import importlib.util
+import itertools
+import json
+import re
+import shlex
+import stat
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lm_mixup.config import load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PICTURE = ROOT / "docs" / "report.png"
+VERBS = {"build", "train", "augment", "evaluate", "run"}
+
+
+def _shell_lines(text):
+    """The commands of the shell blocks, continued lines joined, comments left out."""
+    for block in re.findall(r"```(?:bash|sh|console)\n(.*?)```", text, re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words:
+                yield words
+
+
+def _pipeline_arguments():
+    """The arguments of every `lm-mixup …` and `jobs/pipeline.py …` in documents, jobs and cluster files."""
+    commands = [words for path in DOCUMENTS for words in _shell_lines(path.read_text(encoding="utf-8"))]
+    commands.append(
+        shlex.split(yaml.safe_load((ROOT / "cluster/rayjob.yaml").read_text())["spec"]["entrypoint"])
+    )
+    commands.append(re.search(r"\t.*(lm-mixup run .*)", (ROOT / "Makefile").read_text())[1].split())
+    for words in commands:
+        for place, word in enumerate(words):
+            if word == "lm-mixup" or word.endswith("jobs/pipeline.py"):
+                yield words[place + 1 :]
+                break
+
+
+ARGUMENTS = list(_pipeline_arguments())
+
+
+def test_documents_hold_commands():
+    assert {arguments[0] for arguments in ARGUMENTS} >= {"run", "augment", "status", "config"}
+
+
+@pytest.mark.parametrize("arguments", ARGUMENTS, ids=" ".join)
+def test_command_parses(arguments):
+    cli = pytest.importorskip("lm_mixup.cli")
+    import typer.main
+
+    group = typer.main.get_command(cli.app)
+    context = group.make_context("lm-mixup", list(arguments), resilient_parsing=False)
+    name, command, rest = group.resolve_command(context, list(arguments))
+    parsed = command.make_context(name, rest, parent=context)
+    assert parsed.params
+
+
+@pytest.mark.parametrize("arguments", [a for a in ARGUMENTS if a[0] in VERBS | {"config"}], ids=" ".join)
+def test_config_of_a_command_loads_with_its_overrides(arguments):
+    path = arguments[1].removeprefix("/opt/lm_mixup/")
+    overrides = [value for flag, value in itertools.pairwise(arguments) if flag == "--set"]
+    config = load_config(ROOT / path, overrides)
+    assert config.seed == 0
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_linked_and_named_files_exist(document):
+    text = document.read_text(encoding="utf-8")
+    linked = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    named = re.findall(r"`((?:configs|cluster|jobs|tests|lm_mixup)/[\w./-]+)`", text)
+    missing = [name for name in (*linked, *named) if not (document.parent / name).exists()]
+    assert [name for name in missing if (document.parent / name) != PICTURE] == []
+
+
+def test_picture_is_light():
+    if not PICTURE.exists():
+        pytest.skip("docs/report.png is taken from a finished demo")
+    assert PICTURE.stat().st_size < 300_000
+
+
+def test_readme_names_every_config_and_cluster_file():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    files = [*ROOT.glob("configs/*.yaml"), *ROOT.glob("cluster/*")]
+    names = [str(path.relative_to(ROOT)) for path in files if path.is_file()]
+    assert [name for name in names if name not in readme] == []
+
+
+def test_ray_job_and_standing_cluster_are_the_same_cluster():
+    job = yaml.safe_load((ROOT / "cluster/rayjob.yaml").read_text())
+    cluster = yaml.safe_load((ROOT / "cluster/raycluster.yaml").read_text())
+    assert job["spec"]["rayClusterSpec"] == cluster["spec"]
+
+
+def test_cluster_asks_for_a_token_and_runs_the_pinned_ray():
+    spec = yaml.safe_load((ROOT / "cluster/raycluster.yaml").read_text())["spec"]
+    assert spec["authOptions"] == {"mode": "token"}
+    requirements = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert f"ray[data,default,train]=={spec['rayVersion']}" in requirements
+    up = yaml.safe_load((ROOT / "cluster/autoscaler.yaml").read_text())
+    assert "--env=RAY_AUTH_MODE=token" in up["docker"]["run_options"]
+    assert any(path.endswith("/.ray/auth_token") for path in up["file_mounts"])
+    assert "--dashboard-host=127.0.0.1" in " ".join(up["head_start_ray_commands"])
+
+
+def test_every_node_mounts_the_shared_volume_and_asks_for_gpus():
+    spec = yaml.safe_load((ROOT / "cluster/raycluster.yaml").read_text())["spec"]
+    groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
+    claim = yaml.safe_load((ROOT / "cluster/shared-volume.yaml").read_text())["metadata"]["name"]
+    for group in groups:
+        pod = group["template"]["spec"]
+        assert {"name": "shared", "mountPath": "/mnt/shared"} in pod["containers"][0]["volumeMounts"]
+        assert {"name": "shared", "persistentVolumeClaim": {"claimName": claim}} in pod["volumes"]
+        assert pod["securityContext"]["runAsNonRoot"]
+    assert (
+        "nvidia.com/gpu"
+        in spec["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["resources"]["limits"]
+    )
+
+
+def test_ray_up_file_follows_rays_schema():
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = Path(importlib.util.find_spec("ray").origin).parent / "autoscaler" / "ray-schema.json"
+    config = yaml.safe_load((ROOT / "cluster/autoscaler.yaml").read_text())
+    jsonschema.validate(config, json.loads(schema.read_text()))
+
+
+@pytest.mark.parametrize("script", ["cluster/local.sh", ".ci/run"])
+def test_script_is_valid_shell_and_executable(script):
+    path = ROOT / script
+    assert path.stat().st_mode & stat.S_IXUSR
+    subprocess.run(["sh", "-n", str(path)], check=True)
+
+
+def test_local_cluster_refuses_to_start_without_a_token():
+    done = subprocess.run(
+        ["sh", str(ROOT / "cluster/local.sh")], env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "RAY_AUTH_TOKEN" in done.stderr
+
+
+def test_make_has_the_documented_targets():
+    done = subprocess.run(
+        ["make", "-n", "setup", "demo", "test", "lint", "clean"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert "bootstrap.py" in done.stdout
+    assert "runs/demo/report/index.html" in done.stdout
+    assert not re.search(r"rm .*\bruns\b", done.stdout)
