@@ -33,7 +33,8 @@ def write_run(
     run.write_json(
         "run.json",
         {
-            "command": ["lm-mixup", "run", "configs/quickstart.yaml", "--run-dir", "runs/demo"],
+            "started": "2026-01-02T03:04:05Z",
+            "command": ["/opt/venv/bin/lm-mixup", "run", "configs/quickstart.yaml", "--run-dir", "runs/demo"],
             "seed": seed,
             "versions": {
                 "lm_mixup": "0.1.0",

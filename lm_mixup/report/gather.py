@@ -29,9 +29,9 @@ VERBS: dict[str, tuple[str, ...]] = {
     "train": ("sft", "library", "grpo"),
     "augment": (
         "ingest",
+        "rate",
         "embed",
         "neighbors",
-        "rate",
         "curate",
         "cluster",
         "distill",

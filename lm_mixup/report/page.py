@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import shlex
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -76,6 +77,7 @@ def render(facts: RunFacts, config: ReportConfig, charts: dict[str, list[Chart]]
         style=Markup(_resource("page.css")),  # noqa: S704
         scripts={name: Markup(code) for name, code in scripts.items()},  # noqa: S704
         script_hashes=[_hash(code) for code in scripts.values() if code],
+        command=_command(facts.info.get("command") or []),
         resolved=_yaml(facts.info.get("config")),
         versions=facts.info.get("versions") or {},
         most_rows=max((s.manifest.rows_out for s in facts.stages if s.manifest), default=0) or 1,
@@ -117,6 +119,12 @@ def _resource(name: str) -> str:
 def _hash(script: str) -> str:
     """The source expression that allows exactly this script."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+
+
+def _command(words: list[str]) -> str:
+    """The command as it would be typed, without the folder the program lies in."""
+    program, *rest = words or [""]
+    return shlex.join([program.rsplit("/", 1)[-1], *rest]) if program else ""
 
 
 def _yaml(value: Any) -> str:

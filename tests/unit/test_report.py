@@ -80,6 +80,8 @@ def test_every_section_and_chart_is_there(full):
     for reason in ("empty_completion", "missing_tag:</answer>", "no_kin", "over_budget"):
         assert reason in full.text
     assert "A & B" in full.text
+    assert "lm-mixup run configs/quickstart.yaml --run-dir runs/demo" in full.text
+    assert "/opt/venv" not in full.text
 
 
 def test_page_is_self_contained(full):
