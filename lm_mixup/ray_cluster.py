@@ -36,6 +36,7 @@ def start_ray(config: RayConfig) -> None:
             ) from None
     else:
         ray.init(
+            address="local",  # else Ray joins whatever cluster runs on this machine, and refuses `num_cpus`
             num_cpus=config.num_cpus,
             object_store_memory=int(config.object_store_gib * _GIB),
             include_dashboard=False,
