@@ -1,4 +1,4 @@
-"""DeepSpeed as SFT and the GRPO learner use it: its configuration, and whole weights out of a sharded engine."""
+"""DeepSpeed as SFT and the GRPO learner use it: configuration, and whole weights from a sharded engine."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def deepspeed_config(
 ) -> dict[str, Any]:
     """A DeepSpeed configuration for a torch optimizer that the caller makes.
 
-    The gradients of the ranks are averaged; a loss scaled by the global token count is multiplied by the number
-    of ranks first.
+    The gradients of the ranks are averaged; a loss scaled by the global token count is multiplied by the
+    number of ranks first.
 
     Args:
         zero_stage: 0 nothing, 1 optimizer state, 2 also gradients, 3 also parameters are sharded.
@@ -72,8 +72,8 @@ def deepspeed_config(
 def whole_weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """All parameters and buffers on the host, gathered from the ranks where ZeRO-3 shards them.
 
-    Every rank must call it, and none inside another gather. One parameter is gathered at a time, so a GPU needs
-    room for the largest one only.
+    Every rank must call it, and none inside another gather. One parameter is gathered at a time, so a GPU
+    needs room for the largest one only.
 
     Args:
         module: The model inside the engine (`engine.module`).

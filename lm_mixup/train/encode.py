@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 TRAIN_SPLIT, EVAL_SPLIT = "sft", "test"
 COLUMNS = ["id", "split", "instruction", "inputs", "cot", "output"]
 
-# `prompt_length` tokens of `input_ids` are the prompt and carry no loss; the rest, EOS included, is the target.
+# The first `prompt_length` tokens of `input_ids` are the prompt and carry no loss; the rest is the target.
 TOKENS = pa.schema(
     [
         ("id", pa.string()),
@@ -51,7 +51,7 @@ def make_encoder(mixture: StageDir, base: str, model: ModelConfig, max_length: i
 
 
 def encode_rows(table: pa.Table, tokenizer: PreTrainedTokenizerBase, max_length: int) -> PartResult:
-    """Encodes the rows of the training and evaluation splits; a row over `max_length` tokens is refused, not cut.
+    """Encodes the rows of the training and evaluation splits; a row over `max_length` is refused, not cut.
 
     A cut target would teach the model to stop in the middle, or never.
 
@@ -84,7 +84,7 @@ def encode_rows(table: pa.Table, tokenizer: PreTrainedTokenizerBase, max_length:
 
 
 def base_model(mixture: StageDir, out: StageDir, model: ModelConfig, seed: int) -> str:
-    """What training starts from: `model.path`, the packaged nano, or a nano made from the MIXTURE's own texts."""
+    """What training starts from: `model.path`, the packaged nano, or one made from the MIXTURE's texts."""
     if model.path != NANO:
         return model.path
     if (packaged := packaged_nano()) is not None:

@@ -1,7 +1,7 @@
 """The SFT stage: MIXTURE rows in, a policy that distils out (paper section 3.2, cold start).
 
-The loss is on the completion alone, the end-of-sequence token included. The data order comes from the seed, and
-checkpoints make the stage resumable: killed anywhere, the same call ends with the same model.
+The loss is on the completion alone, the end-of-sequence token included. The data order comes from the seed,
+and checkpoints make the stage resumable: killed anywhere, the same call ends with the same model.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lm_mixup.backends.policy import check_model_path
 from lm_mixup.config import ModelConfig, SftConfig
@@ -19,10 +19,9 @@ from lm_mixup.errors import InputError
 from lm_mixup.parts import map_parts
 from lm_mixup.progress import say, track
 from lm_mixup.runs import Outcome, StageDir
+from lm_mixup.train.checkpoint import last_checkpoint, read_metrics, step_of
 from lm_mixup.train.encode import EVAL_SPLIT, TRAIN_SPLIT, base_model, make_encoder
-
-if TYPE_CHECKING:
-    from lm_mixup.train.sft_worker import SftJob
+from lm_mixup.train.job import SftJob
 
 _POLL_S = 0.5
 
@@ -43,8 +42,6 @@ def sft(mixture: StageDir, out: StageDir, config: SftConfig, model: ModelConfig,
         InputError: No such model, or no row of the training split fits in `max_length`.
         ray.train.TrainingFailedError: The workers failed repeatedly.
     """
-    from lm_mixup.train.sft_worker import SftJob
-
     check_model_path(model.path)
     base = base_model(mixture, out, model, seed)
     map_parts(
@@ -84,11 +81,9 @@ def _split_counts(out: StageDir) -> dict[str, int]:
 def _run_workers(job: SftJob, total: int) -> None:
     """Runs the Ray Train workers while the driver shows what they log."""
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    from lm_mixup.train.checkpoint import last_checkpoint, step_of
-    from lm_mixup.train.sft_worker import train
+    from ray.train.torch import TorchConfig
+    from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.v2.torch.torch_trainer import TorchTrainer
 
     resources = ray.cluster_resources()
     use_gpu = resources.get("GPU", 0) >= 1
@@ -97,8 +92,8 @@ def _run_workers(job: SftJob, total: int) -> None:
         say(f"  sft: asks for {wanted:g} CPUs, the cluster has {resources.get('CPU', 0):g}; waiting for more")
     storage = tempfile.mkdtemp(prefix="ray-train-", dir=job.out.local)
     trainer = TorchTrainer(
-        train,
-        train_loop_config=job,
+        _train_loop,
+        train_loop_config={"job": job},
         scaling_config=ScalingConfig(
             num_workers=job.config.num_workers,
             use_gpu=use_gpu,
@@ -117,6 +112,13 @@ def _run_workers(job: SftJob, total: int) -> None:
             trainer.fit()
     finally:
         shutil.rmtree(storage, ignore_errors=True)
+
+
+def _train_loop(loop_config: dict[str, Any]) -> None:
+    """What Ray Train runs in each worker. The heavy imports of the worker's module happen there."""
+    from lm_mixup.train.sft_worker import train
+
+    train(loop_config["job"])
 
 
 def _worker_env(use_gpu: bool) -> dict[str, str]:
@@ -139,8 +141,6 @@ def _shown(job: SftJob, total: int, done: int) -> Iterator[None]:
 
 
 def _follow(job: SftJob, done: int, advance: Callable[..., None], ended: threading.Event) -> None:
-    from lm_mixup.train.checkpoint import read_metrics
-
     last = False
     while not last:
         last = ended.wait(_POLL_S)
@@ -152,8 +152,6 @@ def _follow(job: SftJob, done: int, advance: Callable[..., None], ended: threadi
 
 
 def _outcome(job: SftJob, counts: dict[str, int]) -> Outcome:
-    from lm_mixup.train.checkpoint import read_metrics
-
     lines = read_metrics(job.metrics)
     steps = [line for line in lines if "loss" in line]
     evaluations = [line["eval_loss"] for line in lines if "eval_loss" in line]

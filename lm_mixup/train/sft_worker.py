@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transformers import EarlyStoppingCallback, TrainerCallback
+from trl import SFTTrainer
 
 from lm_mixup.backends.policy import load_policy, load_tokenizer, policy_dtype, save_model
 from lm_mixup.config import LoraConfig as LoraSection
-from lm_mixup.config import ModelConfig, SftConfig
-from lm_mixup.runs import StageDir
-from lm_mixup.train.checkpoint import (
-    KeepWhole,
-    MetricsLog,
-    drop_others,
-    last_checkpoint,
-    step_of,
-    trim_metrics,
-)
+from lm_mixup.config import SftConfig
+from lm_mixup.train.callbacks import KeepWhole, MetricsLog
+from lm_mixup.train.checkpoint import drop_others, last_checkpoint, step_of, trim_metrics
 from lm_mixup.train.deepspeed import deepspeed_config, whole_weights
 from lm_mixup.train.encode import EVAL_SPLIT, TRAIN_SPLIT
+from lm_mixup.train.job import SftJob
+from lm_mixup.train.order import EpochSampler
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,43 +24,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from peft import LoraConfig
     from trl import SFTConfig as TrlConfig
-    from trl import SFTTrainer
 
 IGNORED = -100  # label of a token that carries no loss
-
-
-@dataclass(frozen=True)
-class SftJob:
-    """What every worker is given.
-
-    Attributes:
-        out: The stage directory; its parts hold the token rows.
-        config: Section `sft`.
-        model: Section `model`.
-        base: Folder or Hub name of the weights that training starts from.
-        seed: Of the data order, dropout and adapters.
-    """
-
-    out: StageDir
-    config: SftConfig
-    model: ModelConfig
-    base: str
-    seed: int
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of the checkpoints."""
-        return self.out.local / "checkpoints"
-
-    @property
-    def metrics(self) -> Path:
-        """The log, a JSON line a step and a line an evaluation."""
-        return self.out.local / "metrics.jsonl"
-
-    @property
-    def final(self) -> Path:
-        """Folder of the finished model."""
-        return self.out.local / "model"
 
 
 def train(job: SftJob) -> None:
@@ -88,7 +47,7 @@ def train(job: SftJob) -> None:
 
 
 def _join_deepspeed() -> None:
-    """Tells accelerate about Ray Train's process group: on CPU it would otherwise take each rank for a lone one."""
+    """Tells accelerate of Ray Train's process group: on CPU it would take each rank for a lone one."""
     import torch
     from accelerate import PartialState
 
@@ -120,7 +79,7 @@ def trainer_arguments(job: SftJob, world_size: int, has_eval: bool) -> TrlConfig
         max_grad_norm=config.max_grad_norm,
         bf16=bf16,
         gradient_checkpointing=config.gradient_checkpointing,
-        train_sampling_strategy="random" if config.packing else "group_by_length",
+        remove_unused_columns=False,
         dataset_kwargs={"skip_prepare_dataset": True},
         packing=config.packing,
         max_length=config.max_length,
@@ -144,10 +103,19 @@ def trainer_arguments(job: SftJob, world_size: int, has_eval: bool) -> TrlConfig
     )
 
 
+class OrderedTrainer(SFTTrainer):
+    """TRL's trainer with a data order that does not depend on ranks and micro-batches."""
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> EpochSampler:
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
+        arguments = self.args
+        rows = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+        return EpochSampler(dataset["length"], rows * arguments.world_size, arguments.seed)
+
+
 def make_trainer(job: SftJob) -> SFTTrainer:
     """The trainer of this worker. Arguments come first: ZeRO-3 shards the weights as they are loaded."""
     import torch.distributed as dist
-    from trl import SFTTrainer
 
     rows = job.out.read()
     evaluation = eval_rows(rows, job.config.eval_rows)
@@ -155,7 +123,7 @@ def make_trainer(job: SftJob) -> SFTTrainer:
     callbacks: list[TrainerCallback] = [MetricsLog(job.metrics), KeepWhole(job.config.save_limit)]
     if job.config.patience is not None and evaluation is not None:
         callbacks.append(EarlyStoppingCallback(job.config.patience))
-    return SFTTrainer(
+    return OrderedTrainer(
         model=load_policy(job.base, job.model),
         args=arguments,
         processing_class=load_tokenizer(job.base, job.model),
@@ -187,8 +155,8 @@ def train_rows(rows: pa.Table, config: SftConfig) -> Dataset:
 
     dataset = _labelled(rows, TRAIN_SPLIT)
     if config.packing:
-        columns = dataset.select_columns(["input_ids", "labels"])
-        return pack_dataset(columns, config.max_length, "bfd")
+        packed = pack_dataset(dataset.select_columns(["input_ids", "labels"]), config.max_length, "bfd")
+        return packed.add_column("length", [len(ids) for ids in packed["input_ids"]])
     return dataset
 
 
@@ -233,12 +201,13 @@ def _write_model(weights: dict[str, torch.Tensor], job: SftJob) -> None:
 
     unset_hf_deepspeed_config()  # this copy is whole, whatever the stage
     policy = load_policy(job.base, job.model)
-    if (config := adapter(job.config.lora)) is not None:
-        wrapped = get_peft_model(policy, config)
+    config = adapter(job.config.lora)
+    if config is None:
+        _load(policy, weights)
+    else:
+        wrapped: Any = get_peft_model(policy, config)
         _load(wrapped, weights)
         policy = wrapped.merge_and_unload()
-    else:
-        _load(policy, weights)
     save_model(job.final, policy, load_tokenizer(job.base, job.model))
 
 

@@ -1,0 +1,92 @@
+"""What the SFT trainer does beside training: marking checkpoints as whole, and the log."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from lm_mixup.train.checkpoint import drop_oldest, mark_whole, read_metrics
+
+
+class KeepWhole(TrainerCallback):
+    """Marks a checkpoint as whole once all ranks are past it, then removes the oldest ones.
+
+    The trainer's own rotation would delete an old checkpoint while a new one is still being written.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Called on every rank after it has written its share."""
+        import torch.distributed as dist
+
+        dist.barrier()
+        if not state.is_world_process_zero:
+            return
+        folder = Path(str(args.output_dir))
+        mark_whole(folder, state.global_step)
+        drop_oldest(folder, self._limit)
+
+
+class MetricsLog(TrainerCallback):
+    """Writes `metrics.jsonl`: a line a step with the loss, a line an evaluation."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        earlier = [line for line in read_metrics(path) if "num_tokens" in line]
+        self._tokens_before = earlier[-1]["num_tokens"] if earlier else 0
+        self._tokens = 0.0
+        self._clock = time.monotonic()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Starts the clock that tokens per second are measured by."""
+        self._clock = time.monotonic()
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Time spent in evaluation is not training time."""
+        self._clock = time.monotonic()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Appends one line, on rank 0."""
+        if not state.is_world_process_zero or not logs:
+            return
+        if "eval_loss" in logs:
+            self._write({"step": state.global_step, "eval_loss": logs["eval_loss"]})
+        elif "loss" in logs:
+            self._write(self._step_line(state.global_step, logs))
+
+    def _step_line(self, step: int, logs: dict[str, Any]) -> dict[str, Any]:
+        now, tokens = time.monotonic(), float(logs["num_tokens"])
+        speed = (tokens - self._tokens) / max(now - self._clock, 1e-9)
+        self._clock, self._tokens = now, tokens
+        return {
+            "step": step,
+            "loss": float(logs["loss"]),
+            "lr": float(logs["learning_rate"]),
+            "grad_norm": logs.get("grad_norm"),  # ZeRO stage 0 clips without telling the norm
+            "epoch": float(logs["epoch"]),
+            "num_tokens": int(self._tokens_before + tokens),
+            "tokens_per_second": round(speed, 1),
+        }
+
+    def _write(self, line: dict[str, Any]) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
