@@ -379,10 +379,10 @@ def _check_inputs(names: Iterable[str], config: Config, run: RunDir) -> None:
         check_model_path(config.model.path)
     if "distill" in names and "sft" not in names:
         distiller(Context(run, config, run.stage("distill")))
-    if "ingest" in names:
-        from lm_mixup.data.sources import check_pool
+    if "ingest" in names and config.augment.pool != "world":
+        from lm_mixup.data.pool_files import list_units
 
-        check_pool(config.augment.pool)
+        list_units(config.augment.pool, split_bytes=1 << 30)
 
 
 def run_stage(stage: Stage, config: Config, run: RunDir, *, fresh: bool = False) -> StageResult:

@@ -83,7 +83,7 @@ def extend(*schemas: pa.Schema) -> pa.Schema:
 
 
 def content_id(*texts: str) -> str:
-    """A row's id from its content: 128 bits of BLAKE2b, in hex. Texts are delimited and cannot run together."""
+    """A row's id from its content: 128 bits of BLAKE2b, in hex. Texts are delimited, not run together."""
     digest = hashlib.blake2b(digest_size=16)
     for text in texts:
         raw = text.encode("utf-8", "surrogatepass")

@@ -98,7 +98,7 @@ def kl_estimate(logp: Tensor, ref_logp: Tensor, estimator: KlEstimator) -> Tenso
             return 0.5 * difference.square()
         case "k3":
             inverse = (-difference).clamp(-_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT)
-            return torch.exp(inverse) - 1 - inverse
+            return torch.expm1(inverse) - inverse
 
 
 def importance_ratio(inputs: LossInputs, correction: Correction) -> Tensor:

@@ -276,7 +276,7 @@ def check_sync(actor: int, published: Published, scored: np.ndarray, tolerance: 
         raise WeightSyncError(
             f"rollout actor {actor} scores the probe {difference:.2e} away from the learner after loading "
             f"weights {published.version} (tolerance {tolerance:.0e}): it would sample from other weights "
-            "than are trained. If the model runs in bfloat16, raise grpo.verify_tolerance; else the weight sync "
-            "is at fault"
+            "than are trained. If the model runs in bfloat16, raise grpo.verify_tolerance; else the weight "
+            "sync is at fault"
         )
     return difference

@@ -1,0 +1,105 @@
+"""Which prompts a step draws, checkpoints, metrics, and the check of the weight sync."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lm_mixup.config import GrpoConfig
+from lm_mixup.errors import InputError
+from lm_mixup.grpo import checkpoint
+from lm_mixup.grpo.checkpoint import Progress
+from lm_mixup.grpo.metrics import MetricsLog, read_metrics
+from lm_mixup.grpo.placement import plan_bundles
+from lm_mixup.grpo.rollout import Published, WeightSyncError, check_sync
+from lm_mixup.grpo.sampler import learning_rate, prompt_seeds, prompts_of_step
+
+
+@given(st.integers(1, 40), st.integers(1, 15), st.integers(0, 3))
+def test_no_prompt_is_skipped_or_repeated_within_an_epoch(total: int, count: int, seed: int):
+    steps = -(-3 * total // count)
+    drawn = [p for step in range(1, steps + 1) for p in prompts_of_step(range(total), step, count, seed)]
+    for epoch in range(3):
+        assert sorted(drawn[epoch * total : (epoch + 1) * total]) == list(range(total))
+
+
+def test_a_resumed_run_draws_what_an_undisturbed_one_draws():
+    assert prompts_of_step(range(10), 7, 3, 0) == prompts_of_step(range(10), 7, 3, 0)
+    assert prompts_of_step(range(10), 7, 3, 0) != prompts_of_step(range(10), 7, 3, 1)
+
+
+def test_seeds_differ_between_steps_prompts_and_places():
+    prompts = [SimpleNamespace(id="a"), SimpleNamespace(id="a"), SimpleNamespace(id="b")]
+    seeds = prompt_seeds(prompts, 1, 0) + prompt_seeds(prompts, 2, 0) + prompt_seeds(prompts, 1, 1)
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**31 for seed in seeds)
+
+
+def test_warm_up():
+    assert [learning_rate(step, 1.0, 4) for step in (1, 2, 4, 9)] == [0.25, 0.5, 1.0, 1.0]
+    assert learning_rate(1, 1.0, 0) == 1.0
+
+
+class FakeLearner:
+    """Stands in for the learner's own files only: the bookkeeping around them is what is tested."""
+
+    def __init__(self) -> None:
+        self.loaded: str | None = None
+
+    def save(self, folder: Path, tag: str) -> None:
+        (folder / tag).mkdir(parents=True)
+
+    def load(self, folder: Path, tag: str) -> None:
+        self.loaded = tag
+
+
+def test_a_checkpoint_without_its_last_file_is_not_one(tmp_path: Path):
+    learner = FakeLearner()
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, learner, Progress(step, 10 * step), limit=2)
+    (tmp_path / "step-000009").mkdir()
+    assert checkpoint.load_latest(tmp_path, learner) == Progress(3, 30)
+    assert learner.loaded == "step-000003"
+    assert not (tmp_path / "step-000001").exists()
+
+
+def test_without_a_checkpoint_the_run_starts_at_the_start(tmp_path: Path):
+    assert checkpoint.load_latest(tmp_path, FakeLearner()) == Progress(0, 0)
+
+
+def test_metrics_after_the_resumed_step_are_dropped_and_a_cut_line_is_ignored(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"step": s}) + "\n" for s in (1, 2, 3)) + '{"step": 4, "rew')
+    log = MetricsLog(path, resume_step=2)
+    log.write({"step": 3, "reward": 0.5})
+    log.close()
+    assert read_metrics(path) == [{"step": 1}, {"step": 2}, {"step": 3, "reward": 0.5}]
+
+
+@pytest.mark.parametrize("bad", [0.01, float("nan"), float("inf")])
+def test_engines_with_other_weights_stop_the_run(bad: float):
+    published = Published(7, None, [1, 2, 3], np.zeros(2, dtype=np.float32))
+    assert check_sync(0, published, np.array([0.0, 5e-5]), 1e-4) == pytest.approx(5e-5)
+    with pytest.raises(WeightSyncError, match="weights 7"):
+        check_sync(0, published, np.array([0.0, bad]), 1e-4)
+
+
+def test_bundles():
+    cpu = GrpoConfig(learner_ranks=2, rollout_actors=3, cpus_per_actor=0.5, prompts_per_step=4)
+    bundles, first = plan_bundles(cpu, on_gpu=False)
+    assert bundles == [{"CPU": 0.5}] * 5
+    assert first == 2
+    apart = cpu.model_copy(update={"mode": "disaggregated", "tensor_parallel_size": 2})
+    bundles, first = plan_bundles(apart, on_gpu=True)
+    assert [bundle["GPU"] for bundle in bundles] == [1, 1, 2, 2, 2]
+    shared, first = plan_bundles(cpu, on_gpu=True)
+    assert [bundle["GPU"] for bundle in shared] == [1, 1, 1]
+    assert first == 0
+    with pytest.raises(InputError, match="tensor_parallel_size"):
+        plan_bundles(cpu.model_copy(update={"tensor_parallel_size": 2}), on_gpu=True)
