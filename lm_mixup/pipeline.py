@@ -368,6 +368,13 @@ def _check_inputs(names: Iterable[str], config: Config, run: RunDir) -> None:
     from lm_mixup.backends.policy import check_model_path
 
     names = tuple(names)
+    check_model_path(config.model.path)
+    if "ingest" in names and config.augment.pool != "world":
+        from lm_mixup.data.pool_files import list_units
+
+        list_units(config.augment.pool, split_bytes=1 << 30)
+    if "distill" in names and "sft" not in names:
+        distiller(Context(run, config, run.stage("distill")))
     for position, name in enumerate(names):
         for needed in BY_NAME[name].inputs:
             if needed not in names[:position] and run.stage(needed).manifest() is None:
@@ -375,14 +382,6 @@ def _check_inputs(names: Iterable[str], config: Config, run: RunDir) -> None:
                 raise InputError(
                     f"{run.uri}: stage {name} needs {needed}, which is not done; run `lm-mixup {verb}` first"
                 )
-    if "sft" in names:
-        check_model_path(config.model.path)
-    if "distill" in names and "sft" not in names:
-        distiller(Context(run, config, run.stage("distill")))
-    if "ingest" in names and config.augment.pool != "world":
-        from lm_mixup.data.pool_files import list_units
-
-        list_units(config.augment.pool, split_bytes=1 << 30)
 
 
 def run_stage(stage: Stage, config: Config, run: RunDir, *, fresh: bool = False) -> StageResult:

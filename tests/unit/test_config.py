@@ -1,0 +1,103 @@
+"""The configuration: what is refused, how overrides apply, and what decides a fingerprint."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lm_mixup.config import Config, load_config
+from lm_mixup.errors import InputError
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("grop: {beta: 1}", "grop: unknown key; did you mean grpo?"),
+        ("grpo: {num_generation: 4}", "grpo.num_generation: unknown key; did you mean num_generations?"),
+        ("rewards: {weights: {qualty: 1}}", "rewards.weights.qualty: unknown key; did you mean quality?"),
+        ("rewards: {task_weights: {mcq: {fromat: 1}}}", "did you mean format?"),
+        ("sft: {lora: {rank: 4}}", "sft.lora.rank: unknown key"),
+        ("sft: {learning_rate: fast}", "sft.learning_rate"),
+        ("grpo: {mode: sideways}", "grpo.mode"),
+        ("cluster: {min_size: 6, max_size: 5}", "min_size must not exceed max_size"),
+        ("build: {task_mix: {qa: 0}}", "not all zero"),
+        ("build: {task_mix: {essay: 1}}", "build.task_mix"),
+        ("select: {budget: 200%}", "at most 100%"),
+        ("select: {budget: much}", "budget is a number of rows or a percentage"),
+        ("sft: {batch_size: 10, micro_batch_size: 4}", "multiple of micro_batch_size"),
+        ("- a\n- b", "must be a mapping of sections, not a list"),
+        ("just words", "must be a mapping of sections, not a str"),
+        ("a: [1, 2", "not valid YAML"),
+        ("a: !!python/object/apply:os.system [ls]", "not valid YAML"),
+    ],
+)
+def test_bad_configs_say_what_and_where_on_one_line(tmp_path: Path, text: str, message: str):
+    with pytest.raises(InputError) as caught:
+        load_config(write(tmp_path, text))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path):
+    with pytest.raises(InputError, match=r"nowhere\.yaml"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+def test_overrides_are_yaml(tmp_path: Path):
+    path = write(tmp_path, "grpo: {beta: 0.5}")
+    config = load_config(
+        path, ["grpo.max_steps=7", "select.budget=5%", "rewards.weights.format=0.0", "seed=3"]
+    )
+    assert config.grpo.beta == 0.5
+    assert config.grpo.max_steps == 7
+    assert config.select.budget == "5%"
+    assert config.rewards.weights.format == 0.0
+    assert config.seed == 3
+
+
+@pytest.mark.parametrize("override", ["grpo.beta", "=3", "seed.x=1", "grpo=[", "grpo.betta=1"])
+def test_bad_overrides_are_refused(tmp_path: Path, override: str):
+    with pytest.raises(InputError):
+        load_config(write(tmp_path, "seed: 1"), [override])
+
+
+def test_an_empty_file_is_the_default(tmp_path: Path):
+    assert load_config(write(tmp_path, "")) == Config()
+
+
+def test_the_resolved_config_reads_back(tmp_path: Path):
+    text = yaml.safe_dump(Config().model_dump(mode="json"))
+    assert load_config(write(tmp_path, text)) == Config()
+
+
+def test_resources_do_not_decide_the_output():
+    base = Config()
+    more = Config.model_validate({"embedder": {"num_actors": 7}, "grpo": {"rollout_actors": 3}})
+    assert base.embedder.identity() == more.embedder.identity()
+    assert base.grpo.identity() == more.grpo.identity()
+    assert base.grpo.identity() != Config.model_validate({"grpo": {"beta": 0.5}}).grpo.identity()
+
+
+def test_every_field_of_a_public_section_is_refused_when_misspelt():
+    for name, info in Config.model_fields.items():
+        if isinstance(info.annotation, type) and hasattr(info.annotation, "model_fields"):
+            with pytest.raises(ValueError, match="Extra inputs"):
+                Config.model_validate({name: {"surely_no_such_key": 1}})
+
+
+@pytest.mark.parametrize("module", ["lm_mixup.config", "lm_mixup.cli", "lm_mixup.tasks"])
+def test_light_modules_import_nothing_heavy(module: str):
+    heavy = ("torch", "ray", "vllm", "deepspeed", "pyarrow")
+    code = f"import sys, {module}; print([m for m in {heavy} if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

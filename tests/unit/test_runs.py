@@ -1,0 +1,88 @@
+"""The run directory: parts, receipts, manifests, and what survives a kill."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from lm_mixup.parts import PartResult, receipt_of
+from lm_mixup.runs import Outcome, RunDir, fingerprint, summarise
+
+
+@pytest.fixture(params=["local", "memory"])
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> RunDir:
+    return RunDir(tmp_path / "run" if request.param == "local" else f"memory://{tmp_path.name}/run")
+
+
+def put(run: RunDir, part: int, rows: int, reasons: tuple[str, ...] = ()) -> None:
+    rejected = pa.table({"reason": list(reasons)}) if reasons else None
+    result = PartResult(pa.table({"a": list(range(rows))}), rejected, rows + len(reasons), {"tokens": 2})
+    run.stage("s").write_part(part, result.rows, rejected, receipt_of(part, result))
+
+
+def test_a_stage_is_done_when_its_manifest_is_there(run: RunDir):
+    stage = run.stage("s")
+    stage.begin("f")
+    put(run, 0, 3)
+    put(run, 1, 2, ("no_prompt", "no_prompt", "too_long"))
+    assert stage.manifest() is None
+    manifest = summarise(stage, "f", {"before": "e"}, 1.5, Outcome(metrics={"x": 1}))
+    stage.finish(manifest)
+    assert stage.manifest() == manifest
+    assert (manifest.rows_in, manifest.rows_out, manifest.rows_rejected) == (8, 5, 3)
+    assert manifest.rejected_by_reason == {"no_prompt": 2, "too_long": 1}
+    assert manifest.metrics == {"tokens": 4, "x": 1}
+    assert stage.read()["a"].to_pylist() == [0, 1, 2, 0, 1]
+    assert len(stage.parts("rejected")) == 1
+
+
+def test_half_done_work_of_the_same_fingerprint_is_kept(run: RunDir):
+    stage = run.stage("s")
+    stage.begin("f")
+    put(run, 0, 3)
+    stage.begin("f")
+    assert set(stage.receipts()) == {0}
+
+
+@pytest.mark.parametrize(("digest", "fresh"), [("g", False), ("f", True)])
+def test_other_work_is_removed(run: RunDir, digest: str, fresh: bool):
+    stage = run.stage("s")
+    stage.begin("f")
+    put(run, 0, 3)
+    stage.finish(summarise(stage, "f", {}, 0, Outcome()))
+    stage.begin(digest, fresh=fresh)
+    assert stage.receipts() == {}
+    assert stage.parts() == []
+    assert stage.manifest() is None
+
+
+def test_a_part_without_receipt_is_not_done(run: RunDir):
+    """A kill between the rows and the receipt: the part is written again, and counted once."""
+    stage = run.stage("s")
+    stage.begin("f")
+    put(run, 0, 3)
+    run.remove("s/receipts/part-000000.json")
+    assert stage.receipts() == {}
+    put(run, 0, 3)
+    assert summarise(stage, "f", {}, 0, Outcome()).rows_out == 3
+
+
+def test_no_scratch_file_is_left_and_none_counts_as_a_part(tmp_path: Path):
+    run = RunDir(tmp_path)
+    run.stage("s").begin("f")
+    put(run, 0, 1)
+    (tmp_path / "s" / "data" / "part-000001.parquet.abc.tmp").write_bytes(b"half")
+    assert run.stage("s").parts() == ["s/data/part-000000.parquet"]
+
+
+def test_training_needs_a_local_folder():
+    with pytest.raises(ValueError, match="local"):
+        _ = RunDir("memory://x").stage("sft").local
+
+
+def test_fingerprints_depend_on_values_and_not_on_key_order():
+    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+    assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+    assert fingerprint("a", "b") != fingerprint("ab")
