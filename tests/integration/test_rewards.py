@@ -34,7 +34,7 @@ ELEMENTS = {
     "gold": ("Au", 79, "a transition metal"),
     "mercury": ("Hg", 80, "a liquid metal"),
 }
-BASE = RewardsConfig(num_actors=1, batch_size=8, timeout_s=120, max_retries=1, neighbors=8)
+BASE = RewardsConfig(num_actors=1, batch_size=8, timeout_s=300, max_retries=1, neighbors=8)
 
 
 def good_qa(name: str) -> str:
