@@ -18,9 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lm_mixup import records
 from lm_mixup.data.embed import vectors_of
 from lm_mixup.data.kmeans import is_oversized, nearest_centres, spherical_kmeans
+from lm_mixup.data.rankings import hash_of
 
 # Above this many cells a flat search for the nearest centre costs more than the clusters themselves: cells
 # are then coarse, and each is split again where its rows are.
@@ -110,11 +110,6 @@ def sample_rows(block: pa.Table, rates: Mapping[str, float], seed: int) -> pa.Ta
     return block.filter(
         pa.array([hash_of(seed, key) < rates.get(group, 0.0) for key, group in pairs], pa.bool_())
     )
-
-
-def hash_of(seed: int, key: str) -> float:
-    """A number in [0, 1) that a seed and an id decide."""
-    return int(records.content_id(str(seed), key)[:13], 16) / 16**13
 
 
 def fit_centres(group: str, count: int, seed: int, *samples: pa.Table) -> np.ndarray:

@@ -72,14 +72,15 @@ def vectors_of(table: pa.Table) -> np.ndarray:
     return np.asarray(vectors / np.maximum(norms, np.float32(1e-12)), dtype=np.float32)
 
 
-def vectors_for(ids: pa.ChunkedArray | pa.Array, embed: StageDir, part: str) -> pa.FixedSizeListArray:
+def vectors_for(ids: pa.ChunkedArray | pa.Array, embed: StageDir, part: str = "") -> pa.FixedSizeListArray:
     """The embeddings of some rows, in the order of their ids.
 
     Args:
         ids: The rows' ids.
         embed: The embeddings.
-        part: The part file the rows come from. The embeddings' part of the same name is read first, and the
-            others only for rows it lacks: stages that map rows to rows keep them in the part they were in.
+        part: The part file the rows come from, if they come from one. The embeddings' part of that name is
+            read first, and the others only for rows it lacks: stages that map rows to rows keep them in their
+            part.
 
     Raises:
         RuntimeError: A row has no embedding.
@@ -99,4 +100,4 @@ def vectors_for(ids: pa.ChunkedArray | pa.Array, embed: StageDir, part: str) -> 
         if not len(missing):
             order = np.argsort(np.concatenate(places))
             return pa.concat_arrays(found).take(pa.array(order))
-    raise RuntimeError(f"{embed.name} has no embedding of row {ids[int(missing[0])].as_py()} from {part}")
+    raise RuntimeError(f"{embed.name} has no embedding of row {ids[int(missing[0])].as_py()} {part}".rstrip())

@@ -7,10 +7,20 @@ import pyarrow as pa
 import pytest
 
 from lm_mixup import records
-from lm_mixup.config import ClusterConfig, DataConfig, NeighborsConfig
+from lm_mixup.config import (
+    ClusterConfig,
+    DataConfig,
+    EmbedderConfig,
+    NeighborsConfig,
+    RateConfig,
+    SelectConfig,
+)
 from lm_mixup.data.cluster import cluster
-from lm_mixup.data.embed import embedding_table, vectors_of
+from lm_mixup.data.embed import embed, embedding_table, vectors_of
+from lm_mixup.data.longtail import long_tail_scores
 from lm_mixup.data.neighbors import knn, neighbors
+from lm_mixup.data.rate_distilled import rate_distilled
+from lm_mixup.data.select import select
 from lm_mixup.runs import Outcome, Receipt, RunDir, StageDir, summarise
 
 ROWS, WIDTH = 320, 24
@@ -51,22 +61,22 @@ def stage_pair(run: RunDir, rows_per_part: int, order: np.ndarray | None = None)
     """The curated rows and their embeddings, in parts."""
     rows, vectors = pool()
     order = np.arange(len(rows)) if order is None else order
-    curated, embed = run.stage("curate"), run.stage("embed")
+    curated, vectors_stage = run.stage("curate"), run.stage("embed")
     for part, start in enumerate(range(0, len(rows), rows_per_part)):
         chosen = order[start : start + rows_per_part]
         table = records.table([rows[index] for index in chosen], CURATED)
         receipt = Receipt(part, table.num_rows, table.num_rows, 0)
         curated.write_part(part, table, None, receipt)
-        embed.write_part(part, embedding_table(table["id"], vectors[chosen]), None, receipt)
-    return curated, embed
+        vectors_stage.write_part(part, embedding_table(table["id"], vectors[chosen]), None, receipt)
+    return curated, vectors_stage
 
 
 def run_cluster(folder, rows_per_part=64, order=None, **settings) -> tuple[StageDir, Outcome]:
     run = RunDir(folder)
-    curated, embed = stage_pair(run, rows_per_part, order)
+    curated, embedded = stage_pair(run, rows_per_part, order)
     out = run.stage("cluster")
     config = ClusterConfig(**{"cell_rows": 32, "num_tasks": 2, **settings})
-    return out, cluster(curated, embed, out, config, DataConfig(rows_per_part=50), seed=3)
+    return out, cluster(curated, embedded, out, config, DataConfig(rows_per_part=50), seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -148,23 +158,99 @@ def test_nothing_to_cluster_is_an_empty_stage(ray_session, tmp_path):
 
 def test_a_row_without_an_embedding_stops_the_stage(ray_session, tmp_path):
     run = RunDir(tmp_path)
-    curated, embed = stage_pair(run, 400)
-    table = embed.read().slice(0, ROWS - 10)
-    embed.write_part(0, table, None, Receipt(0, 0, 0, 0))
+    curated, embedded = stage_pair(run, 400)
+    table = embedded.read().slice(0, ROWS - 10)
+    embedded.write_part(0, table, None, Receipt(0, 0, 0, 0))
     with pytest.raises(Exception, match="no embedding of row"):
-        cluster(curated, embed, run.stage("cluster"), ClusterConfig(), DataConfig(), seed=3)
+        cluster(curated, embedded, run.stage("cluster"), ClusterConfig(), DataConfig(), seed=3)
 
 
 def test_neighbours_of_all_parts_agree_with_one_search(ray_session, tmp_path):
     run = RunDir(tmp_path)
-    _, embed = stage_pair(run, 64)
+    _, embedded = stage_pair(run, 64)
     out = run.stage("neighbors")
-    neighbors(embed, out, NeighborsConfig(k=6, num_actors=2, num_cpus=0.5))
+    neighbors(embedded, out, NeighborsConfig(k=6, num_actors=2, num_cpus=0.5))
     found = out.read().to_pylist()
-    table = embed.read()
+    table = embedded.read()
     vectors, ids = vectors_of(table), table["id"].to_pylist()
     indices, similarities = knn(vectors, vectors, 6, exclude_self=True)
     assert [row["id"] for row in found] == ids
     assert [row["neighbor_ids"] for row in found] == [[ids[i] for i in near] for near in indices]
     np.testing.assert_allclose([row["similarities"] for row in found], similarities, atol=1e-6)
     assert out.read().schema.field("similarities").type == pa.list_(pa.float32())
+
+
+FACTS = [("gold", "Au", 79), ("iron", "Fe", 26), ("tin", "Sn", 50), ("neon", "Ne", 10), ("lead", "Pb", 82)]
+
+
+def distilled_rows() -> list[dict]:
+    """Distilled rows of mixed quality: full answers, and answers that say next to nothing."""
+    rows = []
+    for name, symbol, number in FACTS:
+        full = (
+            f"The chemical symbol of {name} is {symbol}, and its atomic number is {number}, because each atom "
+            f"of {name} holds {number} protons in its nucleus. In the periodic table the elements are ordered "
+            f"by this number, so {name} stands at place {number}; its symbol {symbol} comes from its older name."
+        )
+        for completion in (full, "ok", "It is a thing."):
+            prompt = f"What are the chemical symbol and the atomic number of {name}, and what do they mean?"
+            key = records.content_id(prompt, completion)
+            texts = {"prompt": prompt, "completion": completion, "cot": "", "raw": completion}
+            rows.append(
+                {"cluster_id": key, "task_type": "qa", "parent_ids": [f"{name}1", f"{name}2"], **texts}
+            )
+    return rows
+
+
+@pytest.fixture(scope="module")
+def rated(ray_session, tmp_path_factory):
+    run = RunDir(tmp_path_factory.mktemp("rated"))
+    distill, out = run.stage("distill"), run.stage("rate_distilled")
+    rows = distilled_rows()
+    for part, start in enumerate(range(0, len(rows), 8)):
+        piece = records.table(rows[start : start + 8], records.DISTILLED)
+        distill.write_part(part, piece, None, Receipt(part, piece.num_rows, piece.num_rows, 0))
+    outcome = rate_distilled(distill, out, RateConfig(), EmbedderConfig(num_cpus=0.5), 2, min_score=4)
+    return run, out, outcome
+
+
+def test_distilled_rows_are_rated_and_the_poor_ones_refused(rated):
+    _, out, outcome = rated
+    kept, refused = out.read(), out.read(kind="rejected")
+    assert kept.num_rows + refused.num_rows == len(distilled_rows())
+    assert kept.num_rows >= 3
+    assert min(kept["score"].to_pylist()) >= 4
+    assert set(refused["reason"].to_pylist()) == {"score_below_4"}
+    assert {"ok", "It is a thing."} <= set(refused["completion"].to_pylist())
+    manifest = summarise(out, "digest", {}, 1.0, outcome)
+    assert manifest.rows_in == manifest.rows_out + manifest.rows_rejected == len(distilled_rows())
+    assert manifest.rejected_by_reason == {"score_below_4": refused.num_rows}
+
+
+def test_long_tail_spans_all_parts_of_the_kept_rows(rated):
+    run, out, _ = rated
+    kept = StageDir(run, "rate_distilled/kept").read()
+    expected = long_tail_scores(vectors_of(kept), 2)
+    assert out.read()["id"].to_pylist() == kept["id"].to_pylist()
+    np.testing.assert_allclose(out.read()["long_tail"].to_numpy(), expected, atol=1e-6)
+    assert "embedding" not in out.read().column_names
+
+
+def test_embedding_keeps_parts_and_is_normalised_and_select_reads_it(rated, tmp_path):
+    _, distilled, _ = rated
+    run = RunDir(tmp_path)
+    rows, _ = pool()
+    curated = run.stage("curate")
+    for part, start in enumerate(range(0, 60, 40)):
+        piece = records.table(rows[:60][start : start + 40], CURATED)
+        curated.write_part(part, piece, None, Receipt(part, piece.num_rows, piece.num_rows, 0))
+    embedded = run.stage("embed")
+    embed(curated, embedded, EmbedderConfig(num_cpus=0.5))
+    assert [t.num_rows for t in embedded.iter_parts()] == [40, 20]
+    assert embedded.read()["id"].to_pylist() == curated.read()["id"].to_pylist()
+    assert embedded.read().schema.field("embedding").type == pa.list_(pa.float16(), 384)
+    raw = np.array(embedded.read()["embedding"].to_pylist(), dtype=np.float32)
+    np.testing.assert_allclose(np.linalg.norm(raw, axis=1), 1.0, atol=2e-3)
+    outcome = select(distilled, curated, embedded, run.stage("select"), SelectConfig(budget=6), seed=0)
+    assert outcome.metrics["distilled"] == outcome.metrics["original"] == 3
+    assert outcome.files[-1] == "select/train.jsonl"
