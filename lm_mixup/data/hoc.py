@@ -74,12 +74,17 @@ def consensus_counts(scores: Ints, neighbor_index: Ints, num_classes: int) -> Fl
     whole = (scores >= 0) & (neighbor_index >= 0).all(axis=1)
     first, second = scores[neighbor_index[whole]].T.astype(np.int64)
     own = scores[whole].astype(np.int64)
-    rated = (first >= 0) & (second >= 0)
+    return count_triples(np.column_stack([own, first, second]), num_classes)
+
+
+def count_triples(triples: Ints, num_classes: int) -> Floats:
+    """As `consensus_counts`, from triples [M, 3] of a row's score and its neighbours'; negative: unrated."""
     k = num_classes
-    codes = own[rated] * k * k + first[rated] * k + second[rated]
-    counts = np.bincount(codes, minlength=k**3).reshape(k, k, k).astype(np.float64)
+    own, first, second = triples[(triples >= 0).all(axis=1)].T.astype(np.int64)
+    counts = np.bincount(own * k * k + first * k + second, minlength=k**3).reshape(k, k, k)
     counts = counts + counts.transpose(1, 2, 0) + counts.transpose(2, 0, 1)
-    return (counts + counts.transpose(0, 2, 1)) / 6
+    mean: Floats = (counts + counts.transpose(0, 2, 1)) / 6
+    return mean
 
 
 def _check(scores: Ints, neighbor_index: Ints, num_classes: int) -> None:

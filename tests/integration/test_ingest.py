@@ -1,0 +1,132 @@
+"""Ingest and rate over the real Ray: any number of actors, any split, the same rows."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+from lm_mixup.backends.judge import make_judge
+from lm_mixup.config import DataConfig, IngestConfig, RateConfig
+from lm_mixup.data.ingest import ingest
+from lm_mixup.data.rate import rate
+from lm_mixup.errors import InputError
+from lm_mixup.runs import RunDir, summarise
+
+CONTENT = ["prompt", "completion", "id", "source", "task_type"]
+
+
+def run_ingest(root, pool, rows_per_part=2048, **config):
+    stage = RunDir(root).stage("ingest")
+    stage.begin("digest")
+    outcome = ingest(stage, str(pool), IngestConfig(**config), DataConfig(rows_per_part=rows_per_part), 0)
+    stage.finish(summarise(stage, "digest", {}, 0.0, outcome))
+    return stage
+
+
+def accounted(stage):
+    manifest = stage.manifest()
+    assert manifest.rows_in == manifest.rows_out + manifest.rows_rejected
+    return manifest
+
+
+def write_pool(path, rows):
+    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def messy_pool(tmp_path):
+    folder = tmp_path / "pool"
+    folder.mkdir()
+    one = [{"id": i, "prompt": f"What is {i}?", "completion": f"It is {i}, a number."} for i in range(300)]
+    one[10] = "{broken\n"
+    one[20] = {"id": 20, "prompt": "What is 3?", "completion": "It is 3, a number."}  # repeats item 3
+    one[30] = {"id": 5, "prompt": "Another id?", "completion": "Taken by item 5."}
+    one[40] = {"id": 40, "prompt": "No answer?", "completion": ""}
+    two = [{"prompt": f"What is {i}?", "completion": f"It is {i}, a number."} for i in range(250, 350)]
+    write_pool(folder / "a.jsonl", one)
+    write_pool(folder / "b.jsonl", two)
+    return folder
+
+
+def test_every_item_is_accounted_for_and_the_first_of_equals_stays(ray_session, messy_pool, tmp_path):
+    stage = run_ingest(tmp_path / "run", messy_pool, rows_per_part=64)
+    manifest = accounted(stage)
+    assert manifest.rows_in == 400 and manifest.metrics["files"] == 2
+    assert manifest.rejected_by_reason == {
+        "bad_json": 1,
+        "duplicate": 51,
+        "duplicate_id": 1,
+        "no_completion": 1,
+    }
+    rejected = {row["where"].rsplit("/")[-1]: row for row in stage.read(kind="rejected").to_pylist()}
+    assert rejected["a.jsonl:11"]["reason"] == "bad_json" and rejected["a.jsonl:11"]["raw"] == "{broken\n"
+    assert rejected["a.jsonl:21"]["reason"] == rejected["b.jsonl:50"]["reason"] == "duplicate"
+    assert rejected["a.jsonl:31"]["reason"] == "duplicate_id"
+    rows = stage.read().to_pylist()
+    assert len({row["id"] for row in rows}) == len(rows) == 346
+    assert {row["source"] for row in rows} == {"a", "b"}
+
+
+def test_actors_and_byte_ranges_do_not_change_the_rows(ray_session, messy_pool, tmp_path):
+    plain = run_ingest(tmp_path / "one", messy_pool, rows_per_part=50)
+    two = run_ingest(tmp_path / "two", messy_pool, rows_per_part=50, num_actors=2)
+    split = run_ingest(tmp_path / "split", messy_pool, rows_per_part=50, num_actors=2, split_mib=0.002)
+    assert len(split.parts()) > len(plain.parts())
+    assert [p.read_bytes() for p in sorted((tmp_path / "one/ingest/data").iterdir())] == [
+        p.read_bytes() for p in sorted((tmp_path / "two/ingest/data").iterdir())
+    ]
+    for kind in ["data", "rejected"]:
+        assert plain.read(kind=kind) == two.read(kind=kind) == split.read(kind=kind)
+
+
+def test_a_half_done_run_ends_as_a_whole_one(ray_session, messy_pool, tmp_path):
+    whole = run_ingest(tmp_path / "run", messy_pool, rows_per_part=50)
+    before = whole.read()
+    for part in ["part-000001", "part-000004"]:
+        (tmp_path / f"run/ingest/receipts/{part}.json").unlink()
+        (tmp_path / f"run/ingest/data/{part}.parquet").unlink()
+    again = run_ingest(tmp_path / "run", messy_pool, rows_per_part=50)
+    assert again.read() == before
+
+
+def test_parquet_gives_the_rows_of_jsonl(ray_session, messy_pool, tmp_path):
+    rows = run_ingest(tmp_path / "run", messy_pool, rows_per_part=50).read()
+    pq.write_table(rows, tmp_path / "pool.parquet", row_group_size=100)
+    assert run_ingest(tmp_path / "again", tmp_path / "pool.parquet", rows_per_part=50).read() == rows
+
+
+def test_a_pool_of_one_row_works_and_a_pool_of_none_is_an_error(ray_session, tmp_path):
+    one = write_pool(tmp_path / "one.jsonl", [{"prompt": "p", "completion": "c"}])
+    assert run_ingest(tmp_path / "run", one).read().num_rows == 1
+    for name, rows, says in [
+        ("empty", [], "is empty"),
+        ("bad", ["{\n", {"prompt": "p"}], "no usable row .*1 bad_json"),
+        ("cut", [], "no such file"),
+    ]:
+        pool = tmp_path / f"{name}.jsonl"
+        if name != "cut":
+            write_pool(pool, rows)
+        with pytest.raises(InputError, match=says):
+            run_ingest(tmp_path / name, pool)
+    (tmp_path / "cut.jsonl.gz").write_bytes(b"\x1f\x8b\x08not gzip")
+    with pytest.raises(InputError, match=r"cut.jsonl.gz: damaged"):
+        run_ingest(tmp_path / "gz", tmp_path / "cut.jsonl.gz")
+
+
+def test_real_pool_is_read_and_rated_whole(ray_session, shared_data, tmp_path):
+    stage = run_ingest(tmp_path / "run", shared_data / "pool_5k.jsonl", rows_per_part=1024, num_actors=2)
+    manifest = accounted(stage)
+    assert manifest.rows_in == 5000
+    assert manifest.rejected_by_reason["no_completion"] == 4
+    rated = RunDir(tmp_path / "run").stage("rate")
+    rated.begin("digest")
+    config = RateConfig(num_actors=2)
+    outcome = rate(stage, rated, config)
+    rated.finish(summarise(rated, "digest", {}, 0.0, outcome))
+    metrics = accounted(rated).metrics
+    assert metrics["rated"] == manifest.rows_out and metrics["failed"] == 0
+    assert metrics["rater"] == make_judge(config).name
+    assert sum(metrics[f"score_{score}"] for score in range(6)) == manifest.rows_out
+    assert all(metrics[f"score_{score}"] > 0 for score in range(6))
+    assert rated.read(["id"]) == stage.read(["id"])
