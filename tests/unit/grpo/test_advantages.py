@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
@@ -69,11 +69,13 @@ def test_gdpo_weights_by_group():
     )
 
 
+@settings(deadline=None)
 @given(rewards_of, st.sampled_from(ESTIMATORS))
 def test_advantages_sum_to_zero_in_each_group(rewards, estimator):
     np.testing.assert_allclose(group_advantages(rewards, estimator).sum(axis=1), 0, atol=1e-9)
 
 
+@settings(deadline=None)
 @given(rewards_of, st.sampled_from(ESTIMATORS), st.integers(-5, 5))
 def test_shifting_the_rewards_changes_nothing(rewards, estimator, shift):
     np.testing.assert_allclose(
@@ -81,12 +83,14 @@ def test_shifting_the_rewards_changes_nothing(rewards, estimator, shift):
     )
 
 
+@settings(deadline=None)
 @given(rewards_of, st.sampled_from(["grpo", "reinforce_plus_plus"]), st.floats(0.5, 10))
 def test_scaling_the_rewards_changes_nothing_when_the_spread_divides(rewards, estimator, scale):
-    got = group_advantages(rewards * scale, estimator, epsilon=1e-12)
-    np.testing.assert_allclose(got, group_advantages(rewards, estimator, epsilon=1e-12), atol=1e-2 * 1e-4)
+    got = group_advantages(rewards * scale, estimator, epsilon=1e-8)
+    np.testing.assert_allclose(got, group_advantages(rewards, estimator, epsilon=1e-8), atol=1e-5)
 
 
+@settings(deadline=None)
 @given(rewards_of, st.sampled_from(["dr_grpo", "rloo"]), st.floats(0.5, 10))
 def test_scaling_the_rewards_scales_what_is_not_normalised(rewards, estimator, scale):
     np.testing.assert_allclose(
@@ -94,6 +98,7 @@ def test_scaling_the_rewards_scales_what_is_not_normalised(rewards, estimator, s
     )
 
 
+@settings(deadline=None)
 @given(rewards_of, st.sampled_from(ESTIMATORS), st.randoms(use_true_random=False))
 def test_the_order_inside_a_group_does_not_matter(rewards, estimator, random):
     order = list(range(rewards.shape[1]))

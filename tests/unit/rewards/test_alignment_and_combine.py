@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm_mixup.config import RewardsConfig, RewardWeights
@@ -70,6 +70,7 @@ def test_normalize_then_sum_by_hand():
     np.testing.assert_allclose(got, [high, -low, -high, low])
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1000), st.floats(1, 100), st.permutations(range(12)))
 def test_normalize_then_sum_ignores_a_components_range_and_the_order_of_rows(seed, scale, order):
     rng = np.random.default_rng(seed)

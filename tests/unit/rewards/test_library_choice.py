@@ -1,7 +1,7 @@
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm_mixup.config import EmbedderConfig
@@ -79,6 +79,7 @@ def test_the_bound_on_held_rows_does_not_change_the_choice():
     assert {r.id for r in chosen if r.score == 0} == smallest
 
 
+@settings(deadline=None)
 @given(st.integers(0, 200), st.dictionaries(st.integers(0, 9), st.integers(0, 60), min_size=1))
 def test_fair_shares_take_all_there_is_up_to_the_total(total, sizes):
     shares = fair_shares(total, sizes)

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -55,6 +55,7 @@ def test_posterior_neither_overflows_nor_vanishes():
     np.testing.assert_allclose(got, np.eye(NUM_CLASSES))
 
 
+@settings(deadline=None)
 @given(histograms, st.integers(0, 50))
 def test_posterior_sums_to_one(hist, seed):
     got = posterior(hist, *random_model(seed))
@@ -62,6 +63,7 @@ def test_posterior_sums_to_one(hist, seed):
     assert (got >= 0).all()
 
 
+@settings(deadline=None)
 @given(histograms, st.integers(0, 50), st.permutations(range(NUM_CLASSES)))
 def test_posterior_follows_a_renaming_of_the_classes(hist, seed, names):
     transition, prior = random_model(seed)
@@ -70,6 +72,7 @@ def test_posterior_follows_a_renaming_of_the_classes(hist, seed, names):
     np.testing.assert_allclose(renamed, posterior(hist, transition, prior)[:, names], atol=1e-12)
 
 
+@settings(deadline=None)
 @given(histograms, st.integers(0, 50), st.floats(0.01, 100))
 def test_posterior_ignores_the_scale_of_the_prior_and_of_the_likelihoods(hist, seed, scale):
     transition, prior = random_model(seed)
