@@ -278,7 +278,7 @@ _QUESTIONS = (
     "Which {labels} does {s} have?",
     "Could you state the {labels} of {s}?",
     "For {s}, what are the {labels}?",
-    "Which facts describe the {labels} of {s}?",
+    "Which values do the {labels} of {s} have?",
 )
 _PROMPTS = (
     "Write a paragraph about {s}.",

@@ -103,7 +103,7 @@ ELEMENTS: Final = Topic(
             "period", ("belongs to period {v}", "stands in period {v}"), "a place in period {v}", r"\d+"
         ),
         "category": Attribute(
-            "category",
+            "family",
             ("is one of the {v}", "counts among the {v}"),
             "a place among the {v}",
             _WORDS,
