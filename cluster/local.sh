@@ -25,26 +25,38 @@ if [ "${RAY_AUTH_MODE:-}" != token ] || [ -z "${RAY_AUTH_TOKEN:-}" ]; then
 fi
 
 export PATH="$bin:$PATH" RAY_TRAIN_V2_ENABLED=1 RAY_USAGE_STATS_ENABLED=0
+logs=$(mktemp -d)
 pids=
 stop() {
     trap - EXIT INT TERM
     for pid in $pids; do kill "$pid" 2>/dev/null || true; done
     wait
+    rm -rf "$logs"
 }
 trap stop EXIT
 trap 'exit 0' INT TERM
 
-ray start --head --block --port "$port" --dashboard-port "$dashboard" --dashboard-host 127.0.0.1 \
-    --dashboard-agent-listen-port "$agent" --num-cpus "$cpus" --object-store-memory 500000000 --disable-usage-stats &
-pids=$!
-until ray status --address "127.0.0.1:$port" >/dev/null 2>&1; do
-    kill -0 "$pids" 2>/dev/null || { echo "local.sh: the head did not start" >&2; exit 1; }
-    sleep 1
-done
-for node in $(seq 1 "$nodes"); do
-    ray start --block --address "127.0.0.1:$port" --num-cpus "$cpus" --object-store-memory 300000000 \
-        --dashboard-agent-listen-port $((agent + node)) &
+# Starts a node and waits until it is up: nodes that join at the same moment can miss each other.
+node() {
+    name=$1
+    shift
+    : >"$logs/$name"
+    ray start --block --num-cpus "$cpus" --object-store-memory 300000000 "$@" >>"$logs/$name" 2>&1 &
     pids="$pids $!"
+    until grep -q "Ray runtime started" "$logs/$name"; do
+        if ! kill -0 "$!" 2>/dev/null; then
+            tail -n 3 "$logs/$name" >&2
+            echo "local.sh: $name did not start" >&2
+            exit 1
+        fi
+        sleep 1
+    done
+}
+
+node head --head --port "$port" --dashboard-host 127.0.0.1 --dashboard-port "$dashboard" \
+    --dashboard-agent-listen-port "$agent" --disable-usage-stats
+for number in $(seq 1 "$nodes"); do
+    node "worker-$number" --address "127.0.0.1:$port" --dashboard-agent-listen-port $((agent + number))
 done
 echo "local.sh: Ray at 127.0.0.1:$port, jobs and dashboard at http://127.0.0.1:$dashboard; Ctrl-C to stop"
 wait
