@@ -166,7 +166,11 @@ def _outcome(job: SftJob, counts: dict[str, int]) -> Outcome:
     }
     files = [f"{job.out.name}/metrics.jsonl"]
     files += [f"{job.out.name}/model/{path.name}" for path in sorted(job.final.iterdir())]
-    left_out = {"test_rows_not_evaluated": counts[EVAL_SPLIT] - metrics["eval_rows"]}
+    other = sum(receipt.metrics["rows_of_other_splits"] for receipt in job.out.receipts().values())
+    left_out = {
+        "test_rows_not_evaluated": counts[EVAL_SPLIT] - metrics["eval_rows"],
+        "rows_of_other_splits": int(other),
+    }
     return Outcome(
         metrics=metrics,
         rows_used=counts[TRAIN_SPLIT] + metrics["eval_rows"],

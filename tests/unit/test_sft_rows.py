@@ -1,0 +1,131 @@
+"""What SFT trains on: encoded rows, their order, and the checkpoint and log bookkeeping."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lm_mixup import records, tasks
+from lm_mixup.backends.policy import create_nano, load_tokenizer
+from lm_mixup.config import ModelConfig
+from lm_mixup.train.checkpoint import (
+    drop_oldest,
+    drop_others,
+    last_checkpoint,
+    mark_whole,
+    read_metrics,
+    step_of,
+    trim_metrics,
+)
+from lm_mixup.train.encode import encode_rows
+from lm_mixup.train.order import epoch_order
+
+ROW = {
+    "id": "a",
+    "task_type": "qa",
+    "instruction": tasks.INSTRUCTIONS["qa"],
+    "inputs": ["What is gold?\nA metal.", "Gold's number?\n79"],
+    "cot": "Both are about gold.",
+    "output": "Q: What is gold?\nA: A metal, number 79.",
+    "score": 5,
+    "method": "degrade",
+    "noisy": False,
+    "source_ids": ["x", "y"],
+    "split": "sft",
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sft") / "nano"
+    return load_tokenizer(create_nano(folder, [ROW["output"]] * 8, 0, vocab_size=300), ModelConfig())
+
+
+def encode(rows, tokenizer, max_length=512):
+    return encode_rows(records.table(rows, records.MIXTURE), tokenizer, max_length)
+
+
+def test_the_prompt_carries_no_loss_and_the_target_ends_with_eos(tokenizer):
+    from lm_mixup.train.sft_worker import IGNORED, labels_of
+
+    (row,) = encode([ROW], tokenizer).rows.to_pylist()
+    labels = labels_of(row["input_ids"], row["prompt_length"])
+    assert len(labels) == len(row["input_ids"])
+    trained = [token for token in labels if token != IGNORED]
+    assert labels[: row["prompt_length"]] == [IGNORED] * row["prompt_length"]
+    assert tokenizer.decode(trained[:-1]) == tasks.write_output(ROW["cot"], ROW["output"])
+    assert trained[-1] == tokenizer.eos_token_id
+    prompt = tokenizer.decode(row["input_ids"][: row["prompt_length"]])
+    assert tasks.write_prompt(ROW["instruction"], ROW["inputs"]) in prompt
+
+
+def test_long_rows_are_refused_with_their_length_and_none_is_cut(tokenizer):
+    exact = len(encode([ROW], tokenizer).rows["input_ids"][0])
+    rows = [ROW, {**ROW, "id": "b", "cot": ROW["cot"] + " x"}, {**ROW, "id": "c", "split": "grpo"}]
+    result = encode(rows, tokenizer, max_length=exact)
+    assert result.rows["id"].to_pylist() == ["a"]
+    (refused,) = result.rejected.to_pylist()
+    assert (refused["id"], refused["reason"]) == ("b", "too_long")
+    assert refused["tokens"] > exact
+    assert result.rows_in == 2 and result.metrics["rows_of_other_splits"] == 1
+
+
+def test_a_row_without_reasoning_still_has_both_tags(tokenizer):
+    (row,) = encode([{**ROW, "cot": None}], tokenizer).rows.to_pylist()
+    target = tokenizer.decode(row["input_ids"][row["prompt_length"] : -1])
+    assert tasks.parse_output(target).cot == ""
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=300), st.integers(1, 17), st.integers(0, 3))
+def test_an_epoch_is_whole_batches_without_repeats(lengths, batch_size, epoch):
+    order = epoch_order(np.array(lengths), batch_size, seed=5, epoch=epoch)
+    assert len(order) % batch_size == 0
+    if len(lengths) >= batch_size:
+        assert len(order) == len(lengths) // batch_size * batch_size
+        assert len(set(order.tolist())) == len(order)
+    else:
+        assert set(order.tolist()) == set(range(len(lengths)))
+    assert (order == epoch_order(np.array(lengths), batch_size, seed=5, epoch=epoch)).all()
+
+
+def test_epochs_and_seeds_differ_and_batches_hold_like_lengths():
+    lengths = np.random.default_rng(0).integers(10, 500, size=640)
+    order = epoch_order(lengths, 16, seed=1, epoch=0)
+    assert (order != epoch_order(lengths, 16, seed=1, epoch=1)).any()
+    assert (order != epoch_order(lengths, 16, seed=2, epoch=0)).any()
+    padded = sum(batch.max() * len(batch) for batch in lengths[order].reshape(-1, 16))
+    shuffled = lengths[np.random.default_rng(0).permutation(640)].reshape(-1, 16)
+    assert padded / lengths.sum() < 1.15
+    assert sum(b.max() * len(b) for b in shuffled) / lengths.sum() > 1.5
+    means = lengths[order].reshape(-1, 16).mean(axis=1)
+    assert abs(np.corrcoef(np.arange(len(means)), means)[0, 1]) < 0.5  # not long batches first
+
+
+def test_only_whole_checkpoints_count(tmp_path):
+    assert last_checkpoint(tmp_path) is None and step_of(None) == 0
+    for step in (90, 100, 110):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    mark_whole(tmp_path, 90)
+    mark_whole(tmp_path, 100)
+    last = last_checkpoint(tmp_path)
+    assert step_of(last) == 100
+    drop_others(tmp_path, last)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["checkpoint-100", "checkpoint-90"]
+    drop_oldest(tmp_path, limit=1)
+    assert [f.name for f in tmp_path.iterdir()] == ["checkpoint-100"]
+
+
+def test_a_resumed_log_holds_no_step_twice(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [{"step": step, "loss": 1.0} for step in (1, 2, 3, 4)] + [{"step": 4, "eval_loss": 1.0}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 5, "lo')
+    assert read_metrics(path) == lines
+    trim_metrics(path, 2)
+    assert [line["step"] for line in read_metrics(path)] == [1, 2]
+    trim_metrics(tmp_path / "none.jsonl", 0)
+    assert read_metrics(tmp_path / "none.jsonl") == []
