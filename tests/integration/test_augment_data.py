@@ -188,9 +188,10 @@ def distilled_rows() -> list[dict]:
     rows = []
     for name, symbol, number in FACTS:
         full = (
-            f"The chemical symbol of {name} is {symbol}, and its atomic number is {number}, because each atom "
-            f"of {name} holds {number} protons in its nucleus. In the periodic table the elements are ordered "
-            f"by this number, so {name} stands at place {number}; its symbol {symbol} comes from its older name."
+            f"The chemical symbol of {name} is {symbol}, and its atomic number is {number}, because each "
+            f"atom of {name} holds {number} protons in its nucleus. In the periodic table the elements are "
+            f"ordered by this number, so {name} stands at place {number}; its symbol {symbol} comes from its "
+            "older name."
         )
         for completion in (full, "ok", "It is a thing."):
             prompt = f"What are the chemical symbol and the atomic number of {name}, and what do they mean?"
