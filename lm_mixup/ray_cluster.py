@@ -20,12 +20,14 @@ def start_ray(config: RayConfig) -> None:
     """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its lines go to Ray's log files, not the terminal
     import ray
 
     if ray.is_initialized():
         return
+    logging.getLogger("ray").setLevel(logging.ERROR)
     address = config.address or os.environ.get("RAY_ADDRESS")
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address:
         try:
             ray.init(address=address, **options)

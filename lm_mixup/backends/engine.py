@@ -90,6 +90,8 @@ class Engine:
         import torch
         from vllm import LLM
 
+        make_engine: Any = LLM
+
         self.on_gpu = torch.cuda.is_available()
         self._max_model_len = max_model_len
         options: dict[str, Any] = {
@@ -98,7 +100,7 @@ class Engine:
         }
         if not self.on_gpu:
             options = {"enforce_eager": True, "kv_cache_memory_bytes": kv_cache_gib << 30}
-        self._llm = LLM(
+        self._llm: Any = make_engine(
             model=model,
             dtype=dtype,
             max_model_len=max_model_len,

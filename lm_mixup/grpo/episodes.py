@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from lm_mixup.grpo.losses import GlobalCounts
+
 
 @dataclass(frozen=True)
 class Episode:
@@ -52,6 +54,21 @@ class MicroBatch:
     mask: torch.Tensor
     engine_logp: torch.Tensor
     advantages: torch.Tensor
+
+
+@dataclass(frozen=True)
+class OptimizerStep:
+    """One rank's share of one optimizer step.
+
+    Attributes:
+        micro_batches: Episode indices of each forward pass.
+        counts: Figures of the whole group's batch, which the loss is divided by.
+        learning_rate: Of this step.
+    """
+
+    micro_batches: list[list[int]]
+    counts: GlobalCounts
+    learning_rate: float
 
 
 def collate(episodes: Sequence[Episode], pad_id: int) -> MicroBatch:

@@ -67,8 +67,9 @@ def train(
             scores = parts.rewards.score(reward_batch(groups))
         with clock.part("advantage"):
             rewards = scores.total.reshape(len(groups), -1)
-            silent = zero_signal_groups(rewards)
             advantages = advantages_of(groups, scores, rewards, parts.weights, config)
+            # Under gdpo totals may tie where components differ: there the advantages tell.
+            silent = zero_signal_groups(advantages if config.advantage == "gdpo" else rewards)
             episodes = make_episodes(groups, advantages, dropped=silent & config.drop_zero_std)
         with clock.part("update"):
             rate = learning_rate(step, config.learning_rate, config.warmup_steps)

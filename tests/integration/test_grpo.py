@@ -1,0 +1,253 @@
+"""GRPO on the real parts: vLLM engines, DeepSpeed ranks and Ray actors, on a model of random weights.
+
+One rollout pool serves the whole module. The reward here is a plain function of the completion: what is
+tested is the loop, what it learns, how it resumes, and what it makes of an actor that dies.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lm_mixup.backends.policy import create_nano, encode_prompt, load_policy, load_tokenizer
+from lm_mixup.config import GrpoConfig, ModelConfig, RewardsConfig
+from lm_mixup.grpo import checkpoint
+from lm_mixup.grpo.checkpoint import Progress
+from lm_mixup.grpo.episodes import Episode
+from lm_mixup.grpo.learner import Learner
+from lm_mixup.grpo.loop import Parts, publish, train
+from lm_mixup.grpo.placement import reserve
+from lm_mixup.grpo.rollout import Prompt, RolloutPool, WeightSyncError
+from lm_mixup.rewards.workers import RewardBatch, RewardScores
+
+CONFIG = GrpoConfig(
+    max_steps=4,
+    num_generations=4,
+    prompts_per_step=4,
+    max_prompt_length=96,
+    max_completion_length=16,
+    learning_rate=3e-3,
+    beta=0.0,
+    micro_tokens=512,
+    cpus_per_actor=0.4,
+    timeout_s=240,
+)
+SEED = 0
+
+
+class CountsLetters:
+    """Rewards completions by their share of lower-case vowels: a signal a few updates can follow."""
+
+    def __init__(self, sign: float = 1.0) -> None:
+        self.sign = sign
+
+    def score(self, batch: RewardBatch) -> RewardScores:
+        share = [sum(map(text.count, "aeiou")) / max(1, len(text)) for text in batch.completions]
+        total = self.sign * np.array(share)
+        return RewardScores(total, {"quality": total, "alignment": 0 * total, "format": 0 * total})
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    texts = [f"What is the melting point of element {i}? It melts at {7 * i} K." for i in range(200)]
+    folder = tmp_path_factory.mktemp("grpo") / "nano"
+    create_nano(
+        folder, texts, SEED, vocab_size=512, hidden_size=64, num_layers=2, num_heads=2, intermediate_size=128
+    )
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def prompts(model: str) -> list[Prompt]:
+    tokenizer = load_tokenizer(model, ModelConfig())
+    texts = [[f"What is element {i}?", f"It melts at {i} K."] for i in range(12)]
+    encoded = [encode_prompt(tokenizer, "Merge.", inputs) for inputs in texts]
+    return [Prompt(str(i), "qa", ids, "Q: a\nA: b") for i, ids in enumerate(encoded)]
+
+
+@pytest.fixture(scope="module")
+def pool(ray_session, model: str):
+    placement = reserve(CONFIG)
+    pool = RolloutPool(model, ModelConfig(), CONFIG, placement)
+    yield pool, placement
+    pool.shutdown()
+    placement.release()
+
+
+def run(parts: Parts, prompts: list[Prompt], progress: Progress, folder: Path | None = None) -> list[dict]:
+    lines: list[dict] = []
+
+    def on_step(step: int, num_tokens: int, metrics: dict) -> None:
+        lines.append(metrics)
+        if folder is not None and step == 2:
+            checkpoint.save(folder, parts.learner, Progress(step, num_tokens), limit=1)
+
+    args = (progress.step, progress.num_tokens, lambda step: None, on_step)
+    train(parts, prompts, CONFIG, SEED, *args)
+    return lines
+
+
+def without_timings(lines: list[dict]) -> list[dict]:
+    return [
+        {k: v for k, v in line.items() if not k.startswith(("timing_s", "tokens_per_second"))}
+        for line in lines
+    ]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(pool, model: str, prompts: list[Prompt], tmp_path_factory: pytest.TempPathFactory):
+    rollout, placement = pool
+    folder = tmp_path_factory.mktemp("checkpoints")
+    learner = Learner(model, ModelConfig(), CONFIG, SEED, placement)
+    parts = Parts(rollout, CountsLetters(), learner, RewardsConfig(), prompts[0].token_ids)
+    lines = run(parts, prompts, Progress(), folder)
+    learner.save_model(folder / "model")
+    learner.shutdown()
+    return lines, folder
+
+
+def test_every_metric_of_the_contract_is_there(undisturbed):
+    expected = """step reward reward_std rewards/quality/mean rewards/alignment/mean rewards/format/mean
+        frac_reward_zero_std completions/mean_length completions/clipped_ratio kl entropy
+        clip_ratio/region_mean loss grad_norm lr sampling/logp_difference/mean sampling/logp_difference/max
+        sampling/importance_sampling_ratio/mean weight_version staleness/mean timing_s/rollout timing_s/reward
+        timing_s/advantage timing_s/update timing_s/sync timing_s/step tokens_per_second/rollout
+        tokens_per_second/update num_tokens"""
+    for line in undisturbed[0]:
+        assert set(expected.split()) <= line.keys()
+
+
+def test_engine_and_learner_agree(undisturbed):
+    lines, _ = undisturbed
+    for step, line in enumerate(lines, start=1):
+        assert line["sync/probe_logp_difference"] <= 1e-4
+        assert line["sampling/logp_difference/max"] <= 1e-4
+        assert line["sampling/importance_sampling_ratio/mean"] == pytest.approx(1, abs=1e-4)
+        assert line["weight_version"] == step
+        assert line["staleness/mean"] == 0
+        assert line["grad_norm"] > 0
+
+
+def test_reward_rises(undisturbed):
+    rewards = [line["reward"] for line in undisturbed[0]]
+    assert rewards[-1] > rewards[0] + 0.05
+
+
+def test_the_model_loads_and_has_moved(undisturbed, model: str):
+    before = load_policy(model, ModelConfig()).state_dict()
+    after = load_policy(str(undisturbed[1] / "model"), ModelConfig()).state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.isfinite(value).all() for value in after.values())
+    assert not torch.equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
+
+
+def test_a_resumed_run_equals_an_undisturbed_one(undisturbed, pool, model: str, prompts: list[Prompt]):
+    lines, folder = undisturbed
+    rollout, placement = pool
+    learner = Learner(model, ModelConfig(), CONFIG, SEED, placement)
+    progress = checkpoint.load_latest(folder, learner)
+    assert progress.step == 2
+    parts = Parts(rollout, CountsLetters(), learner, RewardsConfig(), prompts[0].token_ids)
+    resumed = run(parts, prompts, progress)
+    learner.shutdown()
+    assert without_timings(resumed) == without_timings(lines[2:])
+
+
+def test_the_opposite_reward_moves_the_other_way(undisturbed, pool, model: str, prompts: list[Prompt]):
+    rollout, placement = pool
+    learner = Learner(model, ModelConfig(), CONFIG, SEED, placement)
+    parts = Parts(rollout, CountsLetters(sign=-1.0), learner, RewardsConfig(), prompts[0].token_ids)
+    lines = run(parts, prompts, Progress())
+    learner.shutdown()
+    assert -lines[-1]["reward"] < undisturbed[0][-1]["reward"] - 0.05
+
+
+def test_stale_weights_are_noticed(pool, model: str, prompts: list[Prompt]):
+    rollout, placement = pool
+    learner = Learner(model, ModelConfig(), CONFIG, SEED, placement)
+    probe = prompts[0].token_ids
+    weights = learner.weights()
+    expected = learner.logps(probe)
+    assert rollout.publish(0, weights, probe, expected) <= 1e-4
+    with pytest.raises(WeightSyncError):
+        rollout.publish(1, weights, probe, expected + 0.01)
+    learner.shutdown()
+
+
+def test_a_rollout_actor_killed_mid_generation_changes_nothing(pool, model: str, prompts: list[Prompt]):
+    import ray
+
+    rollout, placement = pool
+    learner = Learner(model, ModelConfig(), CONFIG, SEED, placement)
+    parts = Parts(rollout, CountsLetters(), learner, RewardsConfig(), prompts[0].token_ids)
+    publish(parts, version=5)
+    seeds = list(range(len(prompts)))
+    calm = rollout.generate(prompts, seeds)
+    doomed = rollout.actors[0]
+    threading.Timer(0.05, lambda: ray.kill(doomed)).start()
+    disturbed = rollout.generate(prompts, seeds)
+    learner.shutdown()
+    assert rollout.actors[0] is not doomed
+    assert [g.weight_version for g in disturbed] == [5] * len(prompts)
+    tokens = [[c.token_ids for c in g.completions] for g in calm]
+    assert [[c.token_ids for c in g.completions] for g in disturbed] == tokens
+
+
+def make_episodes(count: int) -> list[Episode]:
+    rng = np.random.default_rng(0)
+    return [
+        Episode(
+            rng.integers(10, 400, 5 + i % 7).tolist(),
+            rng.integers(10, 400, 1 + i % 9).tolist(),
+            np.full(1 + i % 9, -6.0, dtype=np.float32),
+            float(rng.normal()),
+        )
+        for i in range(count)
+    ]
+
+
+def two_updates(model: str, config: GrpoConfig) -> tuple[list[dict], np.ndarray]:
+    placement = reserve(config)
+    learner = Learner(model, ModelConfig(), config, SEED, placement)
+    updates = [learner.update(make_episodes(12), 1e-3) for _ in range(2)]
+    scored = learner.logps(list(range(20, 60)))
+    learner.shutdown()
+    placement.release()
+    return updates, scored
+
+
+@pytest.fixture(scope="module")
+def single_rank(ray_session, model: str):
+    config = CONFIG.model_copy(update={"beta": 0.1, "rollout_actors": 1, "zero_stage": 0})
+    return config, *two_updates(model, config)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"micro_tokens": 64},
+        {"zero_stage": 1, "learner_ranks": 2},
+        {"zero_stage": 2, "learner_ranks": 2},
+        {"zero_stage": 3, "learner_ranks": 2, "micro_tokens": 64},
+    ],
+    ids=lambda change: " ".join(f"{k}={v}" for k, v in change.items()),
+)
+def test_losses_do_not_depend_on_micro_batches_ranks_or_zero_stage(single_rank, model: str, change: dict):
+    config, updates, scored = single_rank
+    other_updates, other_scored = two_updates(model, config.model_copy(update=change))
+    for one, other in zip(updates, other_updates, strict=True):
+        for key in ("loss", "grad_norm", "kl", "entropy", "sampling/importance_sampling_ratio/mean"):
+            assert other[key] == pytest.approx(one[key], abs=1e-5, rel=1e-4), key
+    np.testing.assert_allclose(other_scored, scored, atol=2e-4)
+
+
+def test_several_updates_a_batch_take_ratios_against_the_first(ray_session, model: str):
+    config = CONFIG.model_copy(update={"update_batch_size": 4, "num_iterations": 2})
+    updates, _ = two_updates(model, config)
+    assert updates[0]["clip_ratio/region_mean"] > 0
+    once, _ = two_updates(model, config.model_copy(update={"update_batch_size": None, "num_iterations": 1}))
+    assert once[0]["clip_ratio/region_mean"] == 0
