@@ -25,13 +25,13 @@ if [ "${RAY_AUTH_MODE:-}" != token ] || [ -z "${RAY_AUTH_TOKEN:-}" ]; then
 fi
 
 export PATH="$bin:$PATH" RAY_TRAIN_V2_ENABLED=1 RAY_USAGE_STATS_ENABLED=0
-logs=$(mktemp -d)
+folder=$(mktemp -d)  # a temporary folder a node, as if each were a machine of its own
 pids=
 stop() {
     trap - EXIT INT TERM
     for pid in $pids; do kill "$pid" 2>/dev/null || true; done
     wait
-    rm -rf "$logs"
+    rm -rf "$folder"
 }
 trap stop EXIT
 trap 'exit 0' INT TERM
@@ -40,12 +40,14 @@ trap 'exit 0' INT TERM
 node() {
     name=$1
     shift
-    : >"$logs/$name"
-    ray start --block --num-cpus "$cpus" --object-store-memory 300000000 "$@" >>"$logs/$name" 2>&1 &
+    log=$folder/$name.log
+    : >"$log"
+    ray start --block --num-cpus "$cpus" --object-store-memory 300000000 --temp-dir "$folder/$name" "$@" \
+        >>"$log" 2>&1 &
     pids="$pids $!"
-    until grep -q "Ray runtime started" "$logs/$name"; do
+    until grep -q "Ray runtime started" "$log"; do
         if ! kill -0 "$!" 2>/dev/null; then
-            tail -n 3 "$logs/$name" >&2
+            tail -n 3 "$log" >&2
             echo "local.sh: $name did not start" >&2
             exit 1
         fi
@@ -56,7 +58,7 @@ node() {
 node head --head --port "$port" --dashboard-host 127.0.0.1 --dashboard-port "$dashboard" \
     --dashboard-agent-listen-port "$agent" --disable-usage-stats
 for number in $(seq 1 "$nodes"); do
-    node "worker-$number" --address "127.0.0.1:$port" --dashboard-agent-listen-port $((agent + number))
+    node "worker$number" --address "127.0.0.1:$port" --dashboard-agent-listen-port $((agent + number))
 done
 echo "local.sh: Ray at 127.0.0.1:$port, jobs and dashboard at http://127.0.0.1:$dashboard; Ctrl-C to stop"
 wait
