@@ -1,6 +1,7 @@
 """Ingest and rate over the real Ray: any number of actors, any split, the same rows."""
 
 import json
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
@@ -11,8 +12,6 @@ from lm_mixup.data.ingest import ingest
 from lm_mixup.data.rate import rate
 from lm_mixup.errors import InputError
 from lm_mixup.runs import RunDir, summarise
-
-CONTENT = ["prompt", "completion", "id", "source", "task_type"]
 
 
 def run_ingest(root, pool, rows_per_part=2048, **config):
@@ -34,9 +33,9 @@ def write_pool(path, rows):
     return path
 
 
-@pytest.fixture
-def messy_pool(tmp_path):
-    folder = tmp_path / "pool"
+@pytest.fixture(scope="module")
+def messy_pool(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("messy") / "pool"
     folder.mkdir()
     one = [{"id": i, "prompt": f"What is {i}?", "completion": f"It is {i}, a number."} for i in range(300)]
     one[10] = "{broken\n"
@@ -49,51 +48,57 @@ def messy_pool(tmp_path):
     return folder
 
 
-def test_every_item_is_accounted_for_and_the_first_of_equals_stays(ray_session, messy_pool, tmp_path):
-    stage = run_ingest(tmp_path / "run", messy_pool, rows_per_part=64)
-    manifest = accounted(stage)
+@pytest.fixture(scope="module")
+def plain(ray_session, messy_pool):
+    """The messy pool, ingested by one actor."""
+    return run_ingest(messy_pool.parent / "plain", messy_pool, rows_per_part=100)
+
+
+def test_every_item_is_accounted_for_and_the_first_of_equals_stays(plain):
+    manifest = accounted(plain)
     assert manifest.rows_in == 400 and manifest.metrics["files"] == 2
-    assert manifest.rejected_by_reason == {
-        "bad_json": 1,
-        "duplicate": 51,
-        "duplicate_id": 1,
-        "no_completion": 1,
-    }
-    rejected = {row["where"].rsplit("/")[-1]: row for row in stage.read(kind="rejected").to_pylist()}
+    reasons = {"bad_json": 1, "duplicate": 51, "duplicate_id": 1, "no_completion": 1}
+    assert manifest.rejected_by_reason == reasons
+    rejected = {row["where"].rsplit("/")[-1]: row for row in plain.read(kind="rejected").to_pylist()}
     assert rejected["a.jsonl:11"]["reason"] == "bad_json" and rejected["a.jsonl:11"]["raw"] == "{broken\n"
     assert rejected["a.jsonl:21"]["reason"] == rejected["b.jsonl:50"]["reason"] == "duplicate"
     assert rejected["a.jsonl:31"]["reason"] == "duplicate_id"
-    rows = stage.read().to_pylist()
+    rows = plain.read().to_pylist()
     assert len({row["id"] for row in rows}) == len(rows) == 346
     assert {row["source"] for row in rows} == {"a", "b"}
 
 
-def test_actors_and_byte_ranges_do_not_change_the_rows(ray_session, messy_pool, tmp_path):
-    plain = run_ingest(tmp_path / "one", messy_pool, rows_per_part=50)
-    two = run_ingest(tmp_path / "two", messy_pool, rows_per_part=50, num_actors=2)
-    split = run_ingest(tmp_path / "split", messy_pool, rows_per_part=50, num_actors=2, split_mib=0.002)
+def files_of(stage):
+    return [path.read_bytes() for path in sorted((stage.local / "data").iterdir())]
+
+
+def test_actors_and_byte_ranges_do_not_change_the_rows(plain, messy_pool, tmp_path):
+    two = run_ingest(tmp_path / "two", messy_pool, rows_per_part=100, num_actors=2)
+    split = run_ingest(tmp_path / "split", messy_pool, rows_per_part=100, num_actors=2, split_mib=0.006)
     assert len(split.parts()) > len(plain.parts())
-    assert [p.read_bytes() for p in sorted((tmp_path / "one/ingest/data").iterdir())] == [
-        p.read_bytes() for p in sorted((tmp_path / "two/ingest/data").iterdir())
-    ]
+    assert files_of(plain) == files_of(two)
     for kind in ["data", "rejected"]:
         assert plain.read(kind=kind) == two.read(kind=kind) == split.read(kind=kind)
 
 
-def test_a_half_done_run_ends_as_a_whole_one(ray_session, messy_pool, tmp_path):
-    whole = run_ingest(tmp_path / "run", messy_pool, rows_per_part=50)
-    before = whole.read()
-    for part in ["part-000001", "part-000004"]:
+def test_a_half_done_run_ends_as_a_whole_one(plain, messy_pool, tmp_path):
+    shutil.copytree(plain.local, tmp_path / "run/ingest")
+    for part in ["part-000001", "part-000003"]:
         (tmp_path / f"run/ingest/receipts/{part}.json").unlink()
         (tmp_path / f"run/ingest/data/{part}.parquet").unlink()
-    again = run_ingest(tmp_path / "run", messy_pool, rows_per_part=50)
-    assert again.read() == before
+    again = run_ingest(tmp_path / "run", messy_pool, rows_per_part=100)
+    assert files_of(again) == files_of(plain)
 
 
-def test_parquet_gives_the_rows_of_jsonl(ray_session, messy_pool, tmp_path):
-    rows = run_ingest(tmp_path / "run", messy_pool, rows_per_part=50).read()
-    pq.write_table(rows, tmp_path / "pool.parquet", row_group_size=100)
-    assert run_ingest(tmp_path / "again", tmp_path / "pool.parquet", rows_per_part=50).read() == rows
+def test_parquet_gives_the_rows_of_jsonl(plain, tmp_path):
+    pq.write_table(plain.read(), tmp_path / "pool.parquet", row_group_size=200)
+    again = run_ingest(tmp_path / "again", tmp_path / "pool.parquet", rows_per_part=100)
+    assert again.read() == plain.read()
+
+
+def test_the_demo_pool_is_a_pool_like_any_other(ray_session, tmp_path):
+    manifest = accounted(run_ingest(tmp_path / "run", "world", world_rows=200))
+    assert manifest.rows_in == 200 and manifest.rows_out > 150
 
 
 def test_a_pool_of_one_row_works_and_a_pool_of_none_is_an_error(ray_session, tmp_path):
