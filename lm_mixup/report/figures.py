@@ -126,6 +126,8 @@ def curves(
         figure.add_trace(trace.update(hovertemplate="%{y:.4g}"))
     named = [trace for trace in figure.data if trace.showlegend is not False]
     figure.update_layout(hovermode="x unified", showlegend=len(named) > 1)
+    if metrics and metrics[-1]["step"] - metrics[0]["step"] < 10:
+        figure.update_xaxes(dtick=1)  # no half steps
     return figure if figure.data else None
 
 
@@ -155,7 +157,7 @@ def stage_seconds(stages: Sequence[StageFacts]) -> go.Figure | None:
         return None
     verbs = list(dict.fromkeys(facts.verb for facts in done))
     longest = max(sum(_seconds(facts) for facts in done if facts.verb == verb) for verb in verbs)
-    figure = _figure(xaxis_title="seconds", height=max(300, 90 + 46 * len(verbs)))
+    figure = _figure(xaxis_title="seconds", height=max(200, 90 + 50 * len(verbs)))
     for facts in done:
         place = [other.name for other in done if other.verb == facts.verb].index(facts.name)
         figure.add_trace(
