@@ -352,7 +352,8 @@ class CurateConfig(Section):
     """Score curation (DS2)."""
 
     enabled: bool = Field(True, description="Off: scores pass through with confidence 1.")
-    neighbors: int = Field(2, ge=2)
+    neighbors: int = Field(2, ge=2, description="Nearest neighbours that vote on a row's score.")
+    min_similarity: float = Field(0.7, ge=-1, le=1, description="Least cosine of a neighbour that votes.")
     min_confidence: float = Field(
         0.5, ge=0, le=1, description="Vote confidence from which a score is corrected."
     )

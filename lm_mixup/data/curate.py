@@ -3,6 +3,9 @@
 How noisy the scores are is estimated from their own consensus (`hoc`). With that, a row's score and those of
 its nearest neighbours give a distribution over its true score; where it favours another score with enough
 confidence, that one is taken.
+
+This mends a judge that errs at random, as language models do. The offline judge errs by rule: its scores get
+no better from it (on 4,000 rows of Alpaca the ones it changes move away from the mean of three LLM judges).
 """
 
 from __future__ import annotations
@@ -80,7 +83,7 @@ def curate(rated: StageDir, neighbors: StageDir, out: StageDir, config: CurateCo
     if config.enabled:
         ratings = _gather_ratings(rated)
         shared = ray.put(ratings)
-        noise, metrics = _estimate_noise(rated, neighbors, shared, config.neighbors, config.steps)
+        noise, metrics = _estimate_noise(rated, neighbors, shared, config)
     map_parts(
         out,
         list(zip(rated.parts(), neighbors.parts(), strict=True)),
@@ -107,14 +110,14 @@ def _gather_ratings(rated: StageDir) -> Ratings:
 
 
 def _estimate_noise(
-    rated: StageDir, neighbors: StageDir, shared: Any, wanted: int, steps: int
+    rated: StageDir, neighbors: StageDir, shared: Any, config: CurateConfig
 ) -> tuple[Noise | None, dict[str, Any]]:
     """The noise, from the triples of all parts; None where there are too few."""
     import ray
 
     def count(pair: tuple[str, str], ratings: Ratings) -> npt.NDArray[np.float64]:
         rows = rated.read_part(pair[0], ["id", "prompt", "completion", "score"])
-        votes = votes_of(rows, neighbors.read_part(pair[1]), ratings, wanted)
+        votes = votes_of(rows, neighbors.read_part(pair[1]), ratings, config)
         return count_triples(votes[:, :3], NUM_CLASSES)
 
     pairs = zip(rated.parts(), neighbors.parts(), strict=True)
@@ -123,7 +126,7 @@ def _estimate_noise(
     triples = round(float(counts.sum()))
     if triples < MIN_TRIPLES:
         return None, {"triples": triples}
-    noise = Noise(*fit_consensus(counts, max_iterations=steps))
+    noise = Noise(*fit_consensus(counts, max_iterations=config.steps))
     told = {"transition": noise.transition.round(4).tolist(), "prior": noise.prior.round(4).tolist()}
     return noise, {"triples": triples, **told}
 
@@ -140,7 +143,7 @@ def make_work(
         rows = rated.read_part(pair[0])
         if noise is None or known is None:
             return pass_through(rows)
-        votes = votes_of(rows, neighbors.read_part(pair[1]), known, config.neighbors)
+        votes = votes_of(rows, neighbors.read_part(pair[1]), known, config)
         return curate_table(rows, votes, noise, config.min_confidence)
 
     return work
@@ -163,19 +166,20 @@ def _scores(rows: pa.Table) -> Scores:
     return np.asarray(rows["score"].fill_null(-1).to_numpy(), dtype=np.int8)
 
 
-def votes_of(rows: pa.Table, nearest: pa.Table, ratings: Ratings, wanted: int) -> Scores:
+def votes_of(rows: pa.Table, nearest: pa.Table, ratings: Ratings, config: CurateConfig) -> Scores:
     """The scores of rows and of their nearest neighbours.
 
-    A neighbour has no vote if it is the row itself, its exact duplicate, or unrated; the next one steps in.
+    A neighbour has no vote if it is the row itself, its exact duplicate, unrated, or a stranger (below
+    `min_similarity`); the next one steps in.
 
     Args:
         rows: id, prompt, completion, score.
         nearest: id, neighbor_ids, similarities of the same rows.
         ratings: The ratings of the pool.
-        wanted: Neighbours that vote.
+        config: How many neighbours vote, and how near they must be.
 
     Returns:
-        int8 [N, 1 + wanted]: the row's own score first; −1 where there is none.
+        int8 [N, 1 + neighbors]: the row's own score first; −1 where there is none.
 
     Raises:
         ValueError: The two tables do not hold the same rows, or a neighbour is not in the pool.
@@ -192,13 +196,14 @@ def votes_of(rows: pa.Table, nearest: pa.Table, ratings: Ratings, wanted: int) -
     if not (ratings.keys[found] == keys).all():
         raise ValueError("a neighbour is not among the rated rows")
     votes = (keys != own.keys[row]) & (ratings.texts[found] != own.texts[row]) & (ratings.scores[found] >= 0)
-    votes &= similarities < _SAME_TEXT
+    votes &= (similarities < _SAME_TEXT) & (similarities >= config.min_similarity)
     row, cast = row[votes], ratings.scores[found][votes]
     firsts = np.concatenate([[0], np.flatnonzero(np.diff(row)) + 1]).astype(np.int64) if len(row) else row
     turn = np.arange(len(row)) - np.repeat(firsts, np.diff(np.append(firsts, len(row))))
-    result = np.full((len(own.keys), 1 + wanted), -1, dtype=np.int8)
+    heard = turn < config.neighbors
+    result = np.full((len(own.keys), 1 + config.neighbors), -1, dtype=np.int8)
     result[:, 0] = own.scores
-    result[row[turn < wanted], 1 + turn[turn < wanted]] = cast[turn < wanted]
+    result[row[heard], 1 + turn[heard]] = cast[heard]
     return result
 
 

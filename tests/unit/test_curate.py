@@ -17,6 +17,8 @@ from lm_mixup.data.curate import (
 from lm_mixup.data.hoc import count_triples, fit_consensus
 from lm_mixup.records import CURATION
 
+TWO = CurateConfig(min_similarity=0.5)
+
 
 def rows_of(scores, texts=None):
     ids = [f"r{i}" for i in range(len(scores))]
@@ -51,7 +53,7 @@ def pool(rows):
 def test_votes_by_hand():
     rows = rows_of([5, 4, None, 2, 1])
     nearest = nearest_of([[1, 2, 3], [0, 4, 3], [3, 4, 0], [], [0]])
-    votes = votes_of(rows, nearest, pool(rows), 2)
+    votes = votes_of(rows, nearest, pool(rows), TWO)
     assert votes.tolist() == [[5, 4, 2], [4, 5, 1], [-1, 2, 1], [2, -1, -1], [1, 5, -1]]
 
 
@@ -60,19 +62,25 @@ def test_neither_the_row_itself_nor_its_duplicates_vote():
     rows = rows.set_column(1, "prompt", [["p"] * 4])
     similarities = [[1.0, 0.9, 0.8, 0.7], [0.9, 0.8, 0.7], [1.0, 0.5], [1.0, 0.5]]
     nearest = nearest_of([[0, 1, 2, 3], [0, 2, 3], [3, 0], [2, 0]], similarities)
-    votes = votes_of(rows, nearest, pool(rows), 2)
+    votes = votes_of(rows, nearest, pool(rows), TWO)
     assert votes[0].tolist() == [5, 3, 2]  # neither itself nor r1, which differs in case and blanks alone
     assert votes[1].tolist() == [5, 3, 2]
     assert votes[2].tolist() == [3, 5, -1]  # r3 has the same embedding
     assert votes[3].tolist() == [2, 5, -1]
 
 
+def test_strangers_do_not_vote():
+    rows = rows_of([5, 4, 3])
+    nearest = nearest_of([[1, 2], [0, 2], [0, 1]], [[0.9, 0.49], [0.9, 0.5], [0.49, 0.4]])
+    assert votes_of(rows, nearest, pool(rows), TWO).tolist() == [[5, 4, -1], [4, 5, 3], [3, -1, -1]]
+
+
 def test_rows_and_neighbours_must_be_the_same():
     rows = rows_of([1, 2])
     with pytest.raises(ValueError, match="same rows"):
-        votes_of(rows, nearest_of([[1], [0], [0]]), pool(rows), 2)
+        votes_of(rows, nearest_of([[1], [0], [0]]), pool(rows), TWO)
     with pytest.raises(ValueError, match="not among the rated rows"):
-        votes_of(rows, nearest_of([[1], [7]]), pool(rows), 2)
+        votes_of(rows, nearest_of([[1], [7]]), pool(rows), TWO)
 
 
 NOISE = Noise(0.7 * np.eye(6) + 0.05, np.full(6, 1 / 6))
@@ -110,7 +118,7 @@ def test_curation_brings_planted_scores_closer_to_the_truth():
     table = rows_of(scores.tolist())
     start = np.arange(rows) // group * group
     lists = [[int(start[i] + (i + j) % group) for j in (1, 2, 3)] for i in range(rows)]
-    votes = votes_of(table, nearest_of(lists), pool(table), 3)
+    votes = votes_of(table, nearest_of(lists), pool(table), CurateConfig(neighbors=3))
     noise = Noise(*fit_consensus(count_triples(votes[:, :3], 6)))
     assert np.abs(noise.transition - transition).sum(axis=1).mean() < 0.1
     curated = curate_table(table, votes, noise, 0.5).rows["curated_score"].to_numpy()
