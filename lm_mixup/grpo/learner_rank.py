@@ -35,7 +35,7 @@ class LearnerRank:
         torch.manual_seed(seed)
         self._config = config
         self._model_config = model
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device: Any = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._tokenizer = load_tokenizer(model_path, model)
         self._policy: Any = load_policy(model_path, model)
         self._policy.to(self._device)
@@ -233,9 +233,18 @@ class LearnerRank:
         return chosen.cpu().numpy().astype(np.float32)
 
     def weights(self) -> dict[str, torch.Tensor] | None:
-        """The current weights by Hugging Face name, on the CPU; None on ranks other than 0."""
+        """The current weights by Hugging Face name, on the CPU; None on ranks other than 0.
+
+        Tied weights appear under every one of their names: vLLM keeps a packed copy of a tied output layer, and
+        renews it only when that layer is named.
+        """
         gathered = {name: tensor.cpu() for name, tensor in self._gather()}
-        return gathered if self._rank == 0 else None
+        if self._rank != 0:
+            return None
+        first_name: dict[int, str] = {}
+        for name, parameter in self._policy.named_parameters(remove_duplicate=False):
+            gathered[name] = gathered[first_name.setdefault(id(parameter), name)]
+        return gathered
 
     def _gather(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Full parameters in the same order on every rank, bucket by bucket under ZeRO-3."""
@@ -271,6 +280,6 @@ class LearnerRank:
         """Writes the policy in Hugging Face format (safetensors) with its tokenizer."""
         from lm_mixup.backends.policy import save_model
 
-        weights = self.weights()
-        if weights is not None:
+        weights = dict(self._gather())
+        if self._rank == 0:
             save_model(Path(folder), self._policy, self._tokenizer, weights)

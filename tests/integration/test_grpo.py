@@ -26,13 +26,13 @@ from lm_mixup.rewards.workers import RewardBatch, RewardScores
 
 CONFIG = GrpoConfig(
     max_steps=4,
-    num_generations=4,
-    prompts_per_step=4,
+    num_generations=8,
+    prompts_per_step=8,
     max_prompt_length=96,
-    max_completion_length=16,
-    learning_rate=3e-3,
+    max_completion_length=8,
+    learning_rate=2e-2,
     beta=0.0,
-    micro_tokens=512,
+    micro_tokens=2048,
     cpus_per_actor=0.4,
     timeout_s=240,
 )
@@ -201,8 +201,8 @@ def make_episodes(count: int) -> list[Episode]:
     rng = np.random.default_rng(0)
     return [
         Episode(
-            rng.integers(10, 400, 5 + i % 7).tolist(),
-            rng.integers(10, 400, 1 + i % 9).tolist(),
+            rng.integers(10, 250, 5 + i % 7).tolist(),
+            rng.integers(10, 250, 1 + i % 9).tolist(),
             np.full(1 + i % 9, -6.0, dtype=np.float32),
             float(rng.normal()),
         )
@@ -212,12 +212,12 @@ def make_episodes(count: int) -> list[Episode]:
 
 def two_updates(model: str, config: GrpoConfig) -> tuple[list[dict], np.ndarray]:
     placement = reserve(config)
-    learner = Learner(model, ModelConfig(), config, SEED, placement)
-    updates = [learner.update(make_episodes(12), 1e-3) for _ in range(2)]
-    scored = learner.logps(list(range(20, 60)))
-    learner.shutdown()
-    placement.release()
-    return updates, scored
+    try:
+        learner = Learner(model, ModelConfig(), config, SEED, placement)
+        updates = [learner.update(make_episodes(12), 1e-3) for _ in range(2)]
+        return updates, learner.logps(list(range(20, 60)))
+    finally:
+        placement.release()
 
 
 @pytest.fixture(scope="module")
