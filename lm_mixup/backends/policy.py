@@ -170,15 +170,19 @@ def create_nano(
     texts: Iterable[str],
     seed: int,
     *,
-    vocab_size: int = 2048,
+    vocab_size: int = 768,
     hidden_size: int = 192,
-    num_layers: int = 4,
-    num_heads: int = 6,
+    num_layers: int = 3,
+    num_heads: int = 3,
     intermediate_size: int = 512,
     max_positions: int = 4096,
-    rope_theta: float = 10_000.0,
+    rope_theta: float = 1e6,
 ) -> Path:
-    """Writes a small Qwen2-architecture model with random weights and a tokenizer trained on the texts.
+    """Writes a small untrained Qwen2-architecture model and a tokenizer trained on the texts.
+
+    The weights are random but for an induction circuit (`induction.py`), where the shape has room for one, so
+    that a few minutes of training teach it to copy. The vocabulary is small on purpose: names stay in pieces,
+    and a name that training never saw is copied piece by piece.
 
     Args:
         folder: Where to; appears whole or not at all. Loads with Hugging Face's auto classes and with vLLM.
@@ -198,6 +202,8 @@ def create_nano(
     import torch
     from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
+    from lm_mixup.backends.induction import write_induction
+
     tokenizer = _train_tokenizer(texts, vocab_size, max_positions)
     config = Qwen2Config(
         vocab_size=len(tokenizer),
@@ -213,9 +219,13 @@ def create_nano(
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
     )
+    # Kept by what is trained from it: the program says what it cannot do.
+    config.update({"lm_mixup_demonstration": True})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         policy = Qwen2ForCausalLM(config)
+    if num_layers >= 2 and num_heads >= 3:
+        write_induction(policy, seed)
     policy.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )

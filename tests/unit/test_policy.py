@@ -96,6 +96,24 @@ def test_nano_stops_at_its_end_token(nano, tokenizer):
     assert policy.config.vocab_size >= len(tokenizer)
 
 
+def test_an_untrained_nano_attends_back_and_copies(nano):
+    import torch
+
+    policy = load_policy(nano, ModelConfig())
+    policy.set_attn_implementation("eager")
+    once = torch.randint(10, 270, (4, 50), generator=torch.Generator().manual_seed(0))
+    twice = torch.cat([once, once], dim=1)
+    with torch.no_grad():
+        output = policy(input_ids=twice, output_attentions=True)
+    rows = torch.arange(1, 100)
+    assert output.attentions[0][:, 0, rows, rows - 1].mean() > 0.95
+    second = torch.arange(51, 99)
+    for head in (0, 1):  # from a token of the second copy to the one after its first occurrence
+        assert output.attentions[1][:, head, second, second - 49].mean() > 0.3
+    hits = (output.logits[:, 50:-1].argmax(-1) == twice[:, 51:]).float().mean()
+    assert hits > 0.3  # by chance: 1/260
+
+
 @pytest.mark.parametrize("path", ["/no/such/folder", "no_such_model", "a/b/c", ""])
 def test_a_path_that_is_no_model_is_refused_on_one_line(path):
     with pytest.raises(InputError) as error:
