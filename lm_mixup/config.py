@@ -38,15 +38,20 @@ class Section(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """The JSON-able values that decide the output: everything but the `resources` fields."""
-        fields = type(self).model_fields
         chosen: dict[str, Any] = {}
-        for name, info in fields.items():
+        for name, info in type(self).model_fields.items():
             extra = info.json_schema_extra
-            if isinstance(extra, dict) and extra.get("resources"):
-                continue
-            value = getattr(self, name)
-            chosen[name] = value.identity() if isinstance(value, Section) else value
+            if not (isinstance(extra, dict) and extra.get("resources")):
+                chosen[name] = _identity_of(getattr(self, name))
         return chosen
+
+
+def _identity_of(value: Any) -> Any:
+    if isinstance(value, Section):
+        return value.identity()
+    if isinstance(value, dict):
+        return {key: _identity_of(inner) for key, inner in value.items()}
+    return value
 
 
 class ModelConfig(Section):
@@ -147,6 +152,7 @@ class SftConfig(Section):
     learning_rate: float = Field(2e-5, gt=0)
     warmup_ratio: float = Field(0.05, ge=0, lt=1)
     weight_decay: float = Field(0.01, ge=0)
+    adam_beta2: float = Field(0.999, gt=0, lt=1, description="AdamW; 0.95 suits runs of few hundred steps.")
     lr_scheduler: Literal["constant", "linear", "cosine"] = "cosine"
     max_length: int = Field(
         2400, ge=16, description="Tokens of prompt and completion; longer rows are refused."
@@ -281,6 +287,9 @@ class GrpoConfig(Section):
     gpu_memory_utilization: float = resources(0.45, gt=0, lt=1)
     kv_cache_gib: int = resources(1, ge=1, description="vLLM's key-value cache on CPU, GiB.")
     timeout_s: float = resources(1800.0, gt=0, description="Longest wait for any one part of a step.")
+    placement_timeout_s: float = resources(
+        300.0, gt=0, description="Longest wait for the cluster's resources."
+    )
     verify_tolerance: float = Field(
         1e-4,
         gt=0,

@@ -76,6 +76,7 @@ def trainer_arguments(job: SftJob, world_size: int, has_eval: bool) -> TrlConfig
         lr_scheduler_type=config.lr_scheduler,
         warmup_steps=config.warmup_ratio,
         weight_decay=config.weight_decay,
+        adam_beta2=config.adam_beta2,
         max_grad_norm=config.max_grad_norm,
         bf16=bf16,
         gradient_checkpointing=config.gradient_checkpointing,
