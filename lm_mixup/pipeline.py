@@ -300,7 +300,12 @@ STAGES: tuple[Stage, ...] = (
         lambda c: [_sections("distill", "model")(c), _distiller_identity(c)],
         _distill,
     ),
-    Stage("rate_distilled", ("distill",), _sections("rate", "embedder", "select"), _rate_distilled),
+    Stage(
+        "rate_distilled",
+        ("distill",),
+        lambda c: [_sections("rate", "embedder")(c), c.config.select.neighbors, c.config.select.min_score],
+        _rate_distilled,
+    ),
     Stage("select", ("rate_distilled", "curate", "embed"), _sections("select"), _select),
 )
 BY_NAME = {stage.name: stage for stage in STAGES}

@@ -20,7 +20,9 @@ def start_ray(config: RayConfig) -> None:
     """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its lines go to Ray's log files, not the terminal
+    os.environ.setdefault(
+        "RAY_BACKEND_LOG_LEVEL", "fatal"
+    )  # its lines go to Ray's log files, not the terminal
     import ray
 
     if ray.is_initialized():

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("DS_ACCELERATOR", "cpu")
+if shutil.which("nvidia-smi") is None:
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # ninja
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -18,8 +22,8 @@ def ray_session():
     """A local Ray cluster of two CPUs."""
     import ray
 
-    from lm_mixup.ray_cluster import start_ray
     from lm_mixup.config import RayConfig
+    from lm_mixup.ray_cluster import start_ray
 
     start_ray(RayConfig(num_cpus=2, object_store_gib=0.5))
     yield ray

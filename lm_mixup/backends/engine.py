@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     import torch
 
 
+_CPU_BATCHED_TOKENS = 4096  # of one forward pass on CPU, when prompts are read
+
+
 @dataclass(frozen=True)
 class Completion:
     """One sampled completion.
@@ -99,7 +102,14 @@ class Engine:
             "enable_sleep_mode": sleep_mode,
         }
         if not self.on_gpu:
-            options = {"enforce_eager": True, "kv_cache_memory_bytes": kv_cache_gib << 30}
+            options = {
+                "enforce_eager": True,
+                "kv_cache_memory_bytes": kv_cache_gib << 30,
+                # A prompt cut in two throws a sampled token away and rewinds its request's random generator,
+                # which CPU generators cannot do: vLLM 0.32 then fails on every seeded request.
+                "enable_chunked_prefill": False,
+                "max_num_batched_tokens": max(_CPU_BATCHED_TOKENS, max_model_len),
+            }
         self._llm: Any = make_engine(
             model=model,
             dtype=dtype,

@@ -81,9 +81,7 @@ def list_units(pool: str, split_bytes: int) -> tuple[list[Unit], dict[str, int]]
             size = int(fs.size(path))
             units += _cut(fs, path, uri, size, split_bytes)
         except (OSError, pa.ArrowInvalid) as error:
-            raise InputError(
-                f"pool file {uri}: not readable ({_line(error)}); repair or remove it"
-            ) from None
+            raise InputError(f"pool file {uri}: not readable ({_line(error)}); repair or remove it") from None
         total += size
     return units, {"files": len(paths), "bytes": total, "files_ignored": ignored}
 

@@ -37,8 +37,8 @@ class LearnerRank:
         self._model_config = model
         self._device: Any = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._tokenizer = load_tokenizer(model_path, model)
-        self._policy: Any = load_policy(model_path, model)
-        self._policy.to(self._device)
+        policy: Any = load_policy(model_path, model)
+        self._policy = policy.to(self._device)
         self._policy.config.use_cache = False
         if config.gradient_checkpointing:
             self._policy.gradient_checkpointing_enable()
@@ -235,8 +235,8 @@ class LearnerRank:
     def weights(self) -> dict[str, torch.Tensor] | None:
         """The current weights by Hugging Face name, on the CPU; None on ranks other than 0.
 
-        Tied weights appear under every one of their names: vLLM keeps a packed copy of a tied output layer, and
-        renews it only when that layer is named.
+        Tied weights appear under every one of their names: vLLM keeps a packed copy of a tied output layer,
+        and renews it only when that layer is named.
         """
         gathered = {name: tensor.cpu() for name, tensor in self._gather()}
         if self._rank != 0:

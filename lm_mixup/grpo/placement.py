@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lm_mixup.backends.engine import engine_environment
-from lm_mixup.config import GrpoConfig
+from lm_mixup.config import GrpoConfig, RewardsConfig
 from lm_mixup.errors import InputError
+from lm_mixup.progress import say
 from lm_mixup.ray_cluster import cpus_per_node
 
 if TYPE_CHECKING:
@@ -27,12 +28,14 @@ class Placement:
         learner_options: Ray options of a learner rank.
         rollout_options: Ray options of a rollout actor.
         first_rollout_bundle: Bundle of rollout actor 0.
+        first_reward_bundle: Bundle of reward actor 0.
     """
 
     group: PlacementGroup
     learner_options: dict[str, Any]
     rollout_options: dict[str, Any]
     first_rollout_bundle: int
+    first_reward_bundle: int
 
     def rollout_bundle(self, index: int) -> int:
         """The bundle of a rollout actor."""
@@ -45,27 +48,32 @@ class Placement:
         remove_placement_group(self.group)
 
 
-def plan_bundles(config: GrpoConfig, *, on_gpu: bool) -> tuple[list[dict[str, float]], int]:
-    """The bundles to reserve, and which of them is rollout actor 0's.
+def plan_bundles(
+    config: GrpoConfig, rewards: RewardsConfig, *, on_gpu: bool
+) -> tuple[list[dict[str, float]], int]:
+    """The bundles to reserve, learner first and rewards last, and which of them is rollout actor 0's.
 
     Raises:
         InputError: The mode cannot be laid out with these numbers.
     """
     cpus, tp = config.cpus_per_actor, config.tensor_parallel_size
+    scoring = [_bundle(rewards.num_cpus, rewards.num_gpus)] * rewards.num_actors
     if on_gpu and config.mode == "colocated":
         if tp > 1:
             raise InputError("grpo.mode colocated shares single GPUs: set grpo.tensor_parallel_size to 1")
         shared = max(config.learner_ranks, config.rollout_actors)
-        return [{"CPU": 2 * cpus, "GPU": 1.0}] * shared, 0
-    learner: dict[str, float] = {"CPU": cpus}
-    rollout: dict[str, float] = {"CPU": cpus}
-    if on_gpu:
-        learner["GPU"], rollout["GPU"] = 1.0, float(tp)
-    return [learner] * config.learner_ranks + [rollout] * config.rollout_actors, config.learner_ranks
+        return [_bundle(2 * cpus, 1)] * shared + scoring, 0
+    learner = [_bundle(cpus, 1 if on_gpu else 0)] * config.learner_ranks
+    rollout = [_bundle(cpus, tp if on_gpu else 0)] * config.rollout_actors
+    return learner + rollout + scoring, config.learner_ranks
 
 
-def reserve(config: GrpoConfig) -> Placement:
-    """Reserves the bundles, waiting for them at most `grpo.timeout_s`.
+def _bundle(cpus: float, gpus: float) -> dict[str, float]:
+    return {"CPU": cpus, "GPU": float(gpus)} if gpus else {"CPU": cpus}
+
+
+def reserve(config: GrpoConfig, rewards: RewardsConfig) -> Placement:
+    """Reserves the bundles, waiting for them at most `grpo.placement_timeout_s`.
 
     Raises:
         InputError: The cluster could never hold them, or did not have them free in time; the message says
@@ -76,18 +84,20 @@ def reserve(config: GrpoConfig) -> Placement:
 
     has = ray.cluster_resources()
     on_gpu = has.get("GPU", 0) > 0
-    bundles, first_rollout = plan_bundles(config, on_gpu=on_gpu)
+    bundles, first_rollout = plan_bundles(config, rewards, on_gpu=on_gpu)
     asked = {key: sum(bundle.get(key, 0) for bundle in bundles) for key in ("CPU", "GPU")}
     report = (
         f"grpo asks for {asked['CPU']:g} CPUs and {asked['GPU']:g} GPUs in {len(bundles)} bundles; the "
         f"cluster has {has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs"
     )
+    if any(asked[key] > has.get(key, 0) for key in asked):
+        say(f"  {report}; waiting {config.placement_timeout_s:.0f} s for more nodes")
     group = placement_group(bundles, strategy="PACK")
-    if not group.wait(timeout_seconds=config.timeout_s):
+    if not group.wait(timeout_seconds=config.placement_timeout_s):
         free = ray.available_resources()
         remove_placement_group(group)
         raise InputError(
-            f"{report}, of which {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs were free; "
+            f"{report}, of which {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs are free; "
             "lower grpo.learner_ranks, grpo.rollout_actors or grpo.cpus_per_actor, or add nodes"
         )
     threads = _cpu_threads(on_gpu=on_gpu, config=config)
@@ -101,6 +111,7 @@ def reserve(config: GrpoConfig) -> Placement:
         learner_options=_options(config, gpu_share if on_gpu else 0, learner_env),
         rollout_options=_options(config, rollout_gpus if on_gpu else 0, engine_environment(threads)),
         first_rollout_bundle=first_rollout,
+        first_reward_bundle=len(bundles) - rewards.num_actors,
     )
 
 

@@ -131,10 +131,10 @@ def _run(
 ) -> Progress:
     """Starts the parts, resumes from the newest checkpoint, runs the loop, and writes the model."""
     folder = out.local
-    placement = reserve(config)
+    placement = reserve(config, rewards)
     learner = Learner(policy, model, config, seed, placement)
     rollout = RolloutPool(policy, model, config, placement)
-    workers = RewardWorkers(library, rewards, embedder)
+    workers = RewardWorkers(library, rewards, embedder, (placement.group, placement.first_reward_bundle))
     parts = Parts(rollout, workers, learner, rewards, probe=_probe(prompts[0], config))
     try:
         progress = checkpoint.load_latest(folder / "checkpoints", learner)

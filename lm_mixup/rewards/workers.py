@@ -12,7 +12,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,9 @@ from lm_mixup.rewards.library import check_library, load_library, require_task_t
 from lm_mixup.rewards.quality import Embeddings, Floats, TaskLibrary, judge
 from lm_mixup.runs import StageDir
 from lm_mixup.tasks import TaskType
+
+if TYPE_CHECKING:
+    from ray.util.placement_group import PlacementGroup
 
 Embed = Callable[[Sequence[str]], Embeddings]
 
@@ -118,7 +121,13 @@ def score_components(
 class _RewardActor:
     """One process: an embedder and the libraries, loaded at the first call."""
 
-    def __init__(self, library: StageDir, rewards: RewardsConfig, embedder: EmbedderConfig) -> None:
+    def __init__(
+        self,
+        library: StageDir,
+        rewards: RewardsConfig,
+        embedder: EmbedderConfig,
+        placement: tuple[PlacementGroup, int] | None = None,
+    ) -> None:
         self._library, self._rewards, self._config = library, rewards, embedder
         self._embed: Embed | None = None
         self._libraries: dict[TaskType, TaskLibrary] = {}
@@ -168,13 +177,20 @@ class RewardWorkers:
     once in a run, by its content.
     """
 
-    def __init__(self, library: StageDir, rewards: RewardsConfig, embedder: EmbedderConfig) -> None:
+    def __init__(
+        self,
+        library: StageDir,
+        rewards: RewardsConfig,
+        embedder: EmbedderConfig,
+        placement: tuple[PlacementGroup, int] | None = None,
+    ) -> None:
         """Starts the actors; they load in the background.
 
         Args:
             library: The stage's output.
             rewards: Components, weights and the pool's size.
             embedder: The embedder that made the library.
+            placement: A placement group and the bundle of the first actor, where resources were reserved.
 
         Raises:
             InputError: There is no library, or another embedder made it.
@@ -182,9 +198,10 @@ class RewardWorkers:
         self._info = check_library(library, embedder)
         self._arguments = (library, rewards, embedder)
         self._config = rewards
+        self._placement = placement
         self._references: dict[str, NDArray[np.float32]] = {}
         self._lock = threading.Lock()
-        self._actors = [self._start() for _ in range(rewards.num_actors)]
+        self._actors = [self._start(slot) for slot in range(rewards.num_actors)]
 
     def score(self, batch: RewardBatch) -> RewardScores:
         """Scores a batch.
@@ -227,12 +244,18 @@ class RewardWorkers:
         rows = [self._references[key] for key in keys]
         return np.stack(rows) if rows else np.zeros((0, self._info.dimension), dtype=np.float32)
 
-    def _start(self) -> Any:
+    def _start(self, slot: int) -> Any:
         import ray
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+        options: dict[str, Any] = {"num_cpus": self._config.num_cpus, "num_gpus": self._config.num_gpus}
+        if self._placement is not None:
+            group, first_bundle = self._placement
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
+                group, placement_group_bundle_index=first_bundle + slot
+            )
         remote: Any = ray.remote(_RewardActor)
-        actor = remote.options(num_cpus=self._config.num_cpus, num_gpus=self._config.num_gpus, max_restarts=0)
-        handle = actor.remote(*self._arguments)
+        handle = remote.options(max_restarts=0, **options).remote(*self._arguments)
         handle.warm_up.remote()
         return handle
 
@@ -288,4 +311,4 @@ class RewardWorkers:
             cause = getattr(error, "cause", None) or error
             raise RewardFailed(f"a reward batch failed {failed} times; the last time: {cause}") from error
         ray.kill(self._actors[slot])
-        self._actors[slot] = self._start()
+        self._actors[slot] = self._start(slot)

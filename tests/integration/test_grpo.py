@@ -71,7 +71,7 @@ def prompts(model: str) -> list[Prompt]:
 
 @pytest.fixture(scope="module")
 def pool(ray_session, model: str):
-    placement = reserve(CONFIG)
+    placement = reserve(CONFIG, RewardsConfig())
     pool = RolloutPool(model, ModelConfig(), CONFIG, placement)
     yield pool, placement
     pool.shutdown()
@@ -211,7 +211,7 @@ def make_episodes(count: int) -> list[Episode]:
 
 
 def two_updates(model: str, config: GrpoConfig) -> tuple[list[dict], np.ndarray]:
-    placement = reserve(config)
+    placement = reserve(config, RewardsConfig())
     try:
         learner = Learner(model, ModelConfig(), config, SEED, placement)
         updates = [learner.update(make_episodes(12), 1e-3) for _ in range(2)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -101,3 +102,10 @@ def test_light_modules_import_nothing_heavy(module: str):
     code = f"import sys, {module}; print([m for m in {heavy} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_every_identity_is_json():
+    for name in Config.model_fields:
+        section = getattr(Config(), name)
+        if hasattr(section, "identity"):
+            json.dumps(section.identity())

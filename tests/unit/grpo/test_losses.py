@@ -81,7 +81,7 @@ def test_on_policy_gradient_is_minus_advantage_over_token_count():
 
 
 def test_clipping_by_hand():
-    """Ratio 1.5 is clipped at 1.2 for a positive advantage, without gradient; for a negative one it is not."""
+    """Ratio 1.5 is clipped at 1.2 for a positive advantage, without gradient; not for a negative one."""
     logp = torch.log(torch.tensor([[1.5], [1.5]])).requires_grad_()
     zeros = torch.zeros(2, 1)
     inputs = LossInputs(logp, zeros, zeros, None, torch.tensor([1.0, -1.0]), torch.ones(2, 1))
