@@ -249,7 +249,7 @@ def _first_line(error: Exception) -> str:
 def main() -> None:
     """Entry point of `lm-mixup`."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # DeepSpeed calls ninja by name: it lies beside this interpreter, also where the environment is not active.
+    # DeepSpeed calls ninja by name, which lies beside this interpreter.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     app()
 

@@ -70,10 +70,3 @@ def has_gpu() -> bool:
     import ray
 
     return bool(ray.cluster_resources().get("GPU", 0) > 0)
-
-
-def cpus_per_node() -> int:
-    """CPUs of the smallest live node."""
-    import ray
-
-    return max(1, int(min(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"])))

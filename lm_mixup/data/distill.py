@@ -54,18 +54,17 @@ def distill(
         model: How model files are loaded.
     """
     from lm_mixup.backends.engine import engine_environment
-    from lm_mixup.ray_cluster import cpus_per_node, has_gpu
+    from lm_mixup.ray_cluster import has_gpu
 
-    on_gpu = has_gpu()
-    threads = cpus_per_node() // config.num_actors
     map_parts(
         out,
         cluster.parts(),
         make_distiller,
         {"cluster": cluster, "curated": curated, "policy": policy, "config": config, "model": model},
         num_actors=config.num_actors,
-        num_gpus=config.tensor_parallel_size if on_gpu else 0.0,
-        runtime_env={"env_vars": engine_environment(max(1, threads))},
+        num_cpus=config.num_cpus,
+        num_gpus=config.tensor_parallel_size if has_gpu() else 0.0,
+        runtime_env={"env_vars": engine_environment(max(1, int(config.num_cpus)))},
     )
     metrics = {"policy": policy}
     return Outcome(metrics=metrics | ({"notice": DEMONSTRATION_NOTICE} if is_demonstration(policy) else {}))

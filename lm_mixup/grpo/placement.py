@@ -1,7 +1,7 @@
 """Where learner ranks and rollout actors run: one placement group, learner bundles first.
 
 `colocated` on GPUs puts a learner rank and a rollout actor on each GPU, taking turns; on CPU, and in the
-other modes, each has a bundle of its own. On CPU everybody may use all cores of the node in its turn.
+other modes, each has a bundle of its own.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from lm_mixup.backends.engine import engine_environment
 from lm_mixup.config import GrpoConfig, RewardsConfig
 from lm_mixup.errors import InputError
 from lm_mixup.progress import say
-from lm_mixup.ray_cluster import cpus_per_node
 
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
@@ -100,7 +99,8 @@ def reserve(config: GrpoConfig, rewards: RewardsConfig) -> Placement:
             f"{report}, of which {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs are free; "
             "lower grpo.learner_ranks, grpo.rollout_actors or grpo.cpus_per_actor, or add nodes"
         )
-    threads = _cpu_threads(on_gpu=on_gpu, config=config)
+    # As many threads as cores reserved: an OpenMP team that outnumbers its cores runs many times slower.
+    threads = max(1, int(config.cpus_per_actor))
     gpu_share = 0.5 if first_rollout == 0 else 1.0
     learner_env = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     if not on_gpu:
@@ -117,10 +117,3 @@ def reserve(config: GrpoConfig, rewards: RewardsConfig) -> Placement:
 
 def _options(config: GrpoConfig, gpus: float, env: dict[str, str]) -> dict[str, Any]:
     return {"num_cpus": config.cpus_per_actor, "num_gpus": gpus, "runtime_env": {"env_vars": env}}
-
-
-def _cpu_threads(*, on_gpu: bool, config: GrpoConfig) -> int:
-    """Threads of an actor: on CPU all of a node's cores when parts take turns, else the cores it reserved."""
-    if on_gpu or config.mode != "colocated":
-        return max(1, int(config.cpus_per_actor))
-    return max(1, cpus_per_node() // max(config.learner_ranks, config.rollout_actors))

@@ -132,9 +132,10 @@ def _run(
     """Starts the parts, resumes from the newest checkpoint, runs the loop, and writes the model."""
     folder = out.local
     placement = reserve(config, rewards)
-    learner = Learner(policy, model, config, seed, placement)
+    # Engines and reward actors load in the background while the learner forms its group.
     rollout = RolloutPool(policy, model, config, placement)
     workers = RewardWorkers(library, rewards, embedder, (placement.group, placement.first_reward_bundle))
+    learner = Learner(policy, model, config, seed, placement)
     parts = Parts(rollout, workers, learner, rewards, probe=_probe(prompts[0], config))
     try:
         progress = checkpoint.load_latest(folder / "checkpoints", learner)

@@ -1,0 +1,109 @@
+"""`kill -9` of the driver in one stage after another; the same command goes on and finishes.
+
+One run directory is used throughout: each command is killed in the middle of the next stage on the list, and
+the last one is left to finish. No stage that was done before a kill is done again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lm_mixup.pipeline import VERBS
+from lm_mixup.runs import RunDir
+
+TINY = Path(__file__).resolve().parents[1] / "tiny.yaml"
+LIMIT_S = 300
+
+
+def lines(path: Path) -> int:
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def begun(run: Path, stage: str) -> bool:
+    return (run / stage / "started.json").exists()
+
+
+# What tells that a stage is in the middle of its work.
+MIDDLE: dict[str, Callable[[Path], bool]] = {
+    "sft": lambda run: lines(run / "sft" / "metrics.jsonl") >= 6,
+    "grpo": lambda run: lines(run / "grpo" / "metrics.jsonl") >= 3,
+    "rate": lambda run: bool(list((run / "rate" / "receipts").glob("*.json"))),
+    "cluster": lambda run: begun(run, "cluster"),
+    "distill": lambda run: begun(run, "distill"),
+}
+
+
+def start(run: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "lm_mixup.cli", "run", str(TINY), "--run-dir", str(run)]
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    with (run.parent / "log.txt").open("ab") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+
+
+def kill_in(run: Path, stage: str) -> None:
+    process = start(run)
+    deadline = time.monotonic() + LIMIT_S
+    while not MIDDLE[stage](run):
+        assert process.poll() is None, f"ended before {stage}: {(run.parent / 'log.txt').read_text()[-2000:]}"
+        assert time.monotonic() < deadline, f"{stage} was not reached"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def manifests(run: Path) -> dict[str, tuple[int, dict]]:
+    found = {}
+    for stage in VERBS["run"]:
+        path = run / stage / "manifest.json"
+        if path.exists():
+            found[stage] = (path.stat().st_mtime_ns, json.loads(path.read_text()))
+    return found
+
+
+@pytest.mark.timeout(1200)
+def test_a_run_killed_in_five_stages_finishes_and_redoes_none(tmp_path: Path):
+    run = tmp_path / "run"
+    before: dict[str, tuple[int, dict]] = {}
+    for stage in MIDDLE:
+        kill_in(run, stage)
+        now = manifests(run)
+        assert stage not in now
+        assert before.items() <= now.items(), f"a finished stage was done again on the way to {stage}"
+        before = now
+    process = start(run)
+    assert process.wait(timeout=LIMIT_S) == 0, (run.parent / "log.txt").read_text()[-3000:]
+    now = manifests(run)
+    assert before.items() <= now.items()
+    assert list(now) == list(VERBS["run"])
+    steps = [json.loads(line)["step"] for line in (run / "grpo" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4]
+    assert (run / "report" / "index.html").stat().st_size > 100_000
+    check_accounts(RunDir(run))
+
+
+def check_accounts(run: RunDir) -> None:
+    """Every stage that maps rows to rows accounts for each; merging stages say what was left out."""
+    for stage in ("generate", "degrade", "ingest", "rate", "embed", "curate", "distill", "rate_distilled"):
+        manifest = run.stage(stage).manifest()
+        assert manifest is not None
+        assert manifest.rows_in == manifest.rows_out + manifest.rows_rejected, stage
+        assert manifest.rows_rejected == sum(manifest.rejected_by_reason.values()), stage
+    for stage in ("mixture", "cluster", "select"):
+        manifest = run.stage(stage).manifest()
+        assert manifest is not None
+        assert manifest.rows_used is not None
+        assert manifest.rows_in == manifest.rows_used + sum(manifest.left_out.values()), stage
+    for line in run.read_bytes("select/train.jsonl").decode().splitlines():
+        row = json.loads(line)
+        assert row["prompt"].strip()
+        assert row["completion"].strip()
+        assert row["origin"] in {"distilled", "original"}
