@@ -28,7 +28,7 @@ def test_noise_never_touches_what_is_protected(seed):
 def test_noise_keeps_lines_and_digits_of_any_text(text, seed):
     noisy = add_noise(text, [], Random(seed), rate=0.5)
     assert noisy.count("\n") == text.count("\n")
-    assert [c for c in noisy if c.isdigit()] == [c for c in text if c.isdigit()]
+    assert [c for c in noisy if c.isdecimal()] == [c for c in text if c.isdecimal()]
 
 
 def test_noise_follows_its_rate_and_seed():
