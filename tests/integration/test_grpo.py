@@ -33,7 +33,8 @@ CONFIG = GrpoConfig(
     learning_rate=2e-2,
     beta=0.0,
     micro_tokens=2048,
-    cpus_per_actor=0.4,
+    cpus_per_actor=0.2,
+    placement_timeout_s=60,
     timeout_s=240,
 )
 SEED = 0
