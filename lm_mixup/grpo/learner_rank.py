@@ -81,6 +81,7 @@ class LearnerRank:
             bf16=self._policy.dtype == torch.bfloat16,
             max_grad_norm=self._config.max_grad_norm,
             micro_batch_size=1,
+            world_size=world_size,
         )
         # The number of micro-batches differs from step to step, so the boundary is ours: backward
         # accumulates, step reduces and updates.
