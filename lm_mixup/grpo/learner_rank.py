@@ -34,7 +34,6 @@ class LearnerRank:
 
         torch.manual_seed(seed)
         self._config = config
-        self._model_config = model
         self._device: Any = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._tokenizer = load_tokenizer(model_path, model)
         policy: Any = load_policy(model_path, model)
