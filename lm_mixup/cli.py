@@ -106,7 +106,7 @@ def run(
 def status(run_dir: Annotated[str, typer.Argument(help="Run directory.")]) -> None:
     """Show which stages of a run are done."""
     with _Errors(None):
-        from lm_mixup.pipeline import STAGES
+        from lm_mixup.stages import STAGES
 
         opened = _open(run_dir)
         console.print(
@@ -133,7 +133,7 @@ def config(config: ConfigPath, set_: SetOption = None) -> None:
     with _Errors(None):
         import yaml
 
-        from lm_mixup.config import load_config
+        from lm_mixup.config_file import load_config
 
         resolved = load_config(config, set_ or ())
         sys.stdout.write(
@@ -151,7 +151,7 @@ def _run(
     fresh: bool,
 ) -> None:
     with _Errors(run_dir):
-        from lm_mixup.config import load_config
+        from lm_mixup.config_file import load_config
 
         resolved = load_config(config, overrides or ())
         if verb == "evaluate":

@@ -1,4 +1,4 @@
-"""Which stage follows which, what decides its output, and how a run is resumed.
+"""Runs the stages of a verb, skips those that are done, and resumes those that were begun.
 
 A stage's fingerprint covers the config values that decide its output and the fingerprints of what it reads. A
 stage whose manifest bears the same fingerprint is done; one that was begun under it goes on where it stopped.
@@ -10,16 +10,16 @@ import importlib.metadata
 import platform
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from lm_mixup import __version__
 from lm_mixup.config import Config
 from lm_mixup.errors import InputError
 from lm_mixup.progress import say
-from lm_mixup.runs import Manifest, Outcome, RunDir, StageDir, fingerprint, summarise
+from lm_mixup.runs import Manifest, RunDir, fingerprint, summarise
+from lm_mixup.stages import BY_NAME, STAGES, VERBS, Context, Stage, distiller
 
 _PACKAGES = (
     "torch",
@@ -32,37 +32,6 @@ _PACKAGES = (
     "peft",
     "sentence-transformers",
 )
-DEMO_POLICY = "runs/demo/grpo/model"
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a stage's runner is given."""
-
-    run: RunDir
-    config: Config
-    out: StageDir
-
-    def stage(self, name: str) -> StageDir:
-        """Another stage's directory."""
-        return self.run.stage(name)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of the pipeline.
-
-    Attributes:
-        name: Its folder.
-        inputs: The stages it reads.
-        identity: The config values that decide its output, beside the seed.
-        run: Does the work.
-    """
-
-    name: str
-    inputs: tuple[str, ...]
-    identity: Callable[[Context], Any]
-    run: Callable[[Context], Outcome]
 
 
 @dataclass
@@ -81,251 +50,6 @@ class Options:
     only: str | None = None
     fresh: bool = False
     command: Sequence[str] = field(default_factory=tuple)
-
-
-def _passages(c: Context) -> Outcome:
-    from lm_mixup.mixture.passages import passages
-
-    return passages(c.out, c.config.build, c.config.data, c.config.seed)
-
-
-def _generate(c: Context) -> Outcome:
-    from lm_mixup.mixture.generate import generate
-
-    return generate(c.stage("passages"), c.out, c.config.build, c.config.rate, c.config.data, c.config.seed)
-
-
-def _degrade(c: Context) -> Outcome:
-    from lm_mixup.mixture.degrade import degrade
-
-    return degrade(c.stage("generate"), c.out, c.config.build, c.config.rate, c.config.data, c.config.seed)
-
-
-def _mixture(c: Context) -> Outcome:
-    from lm_mixup.mixture.assemble import mixture
-
-    return mixture(
-        c.stage("generate"), c.stage("degrade"), c.out, c.config.build, c.config.data, c.config.seed
-    )
-
-
-def _sft(c: Context) -> Outcome:
-    from lm_mixup.train.sft import sft
-
-    return sft(c.stage("mixture"), c.out, c.config.sft, c.config.model, c.config.seed)
-
-
-def _library(c: Context) -> Outcome:
-    from lm_mixup.rewards.library import library
-
-    config = c.config
-    return library(
-        c.stage("generate"),
-        c.stage("degrade"),
-        c.out,
-        config.library,
-        config.rewards,
-        config.embedder,
-        config.seed,
-    )
-
-
-def _grpo(c: Context) -> Outcome:
-    from lm_mixup.grpo.stage import grpo
-
-    config = c.config
-    return grpo(
-        c.stage("mixture"),
-        c.stage("library"),
-        str(c.stage("sft").local / "model"),
-        c.out,
-        config.grpo,
-        config.model,
-        config.rewards,
-        config.embedder,
-        config.seed,
-    )
-
-
-def _ingest(c: Context) -> Outcome:
-    from lm_mixup.data.ingest import ingest
-
-    return ingest(c.out, c.config.augment.pool, c.config.ingest, c.config.data, c.config.seed)
-
-
-def _rate(c: Context) -> Outcome:
-    from lm_mixup.data.rate import rate
-
-    return rate(c.stage("ingest"), c.out, c.config.rate)
-
-
-def _embed(c: Context) -> Outcome:
-    from lm_mixup.data.embed import embed
-
-    return embed(c.stage("ingest"), c.out, c.config.embedder)
-
-
-def _neighbors(c: Context) -> Outcome:
-    from lm_mixup.data.neighbors import neighbors
-
-    return neighbors(c.stage("embed"), c.out, c.config.neighbors)
-
-
-def _curate(c: Context) -> Outcome:
-    from lm_mixup.data.curate import curate
-
-    return curate(c.stage("rate"), c.stage("neighbors"), c.out, c.config.curate, c.config.seed)
-
-
-def _cluster(c: Context) -> Outcome:
-    from lm_mixup.data.cluster import cluster
-
-    return cluster(c.stage("curate"), c.stage("embed"), c.out, c.config.cluster, c.config.data, c.config.seed)
-
-
-def _distill(c: Context) -> Outcome:
-    from lm_mixup.data.distill import DEMONSTRATION_NOTICE, distill, is_demonstration
-
-    policy = distiller(c)
-    if is_demonstration(policy) and c.config.augment.pool != "world":
-        say(f"[bold yellow]note[/]: {DEMONSTRATION_NOTICE}")
-    return distill(c.stage("cluster"), c.stage("curate"), c.out, policy, c.config.distill, c.config.model)
-
-
-def _rate_distilled(c: Context) -> Outcome:
-    from lm_mixup.data.rate_distilled import rate_distilled
-
-    select = c.config.select
-    return rate_distilled(
-        c.stage("distill"), c.out, c.config.rate, c.config.embedder, select.neighbors, select.min_score
-    )
-
-
-def _select(c: Context) -> Outcome:
-    from lm_mixup.data.select import select
-
-    return select(
-        c.stage("rate_distilled"), c.stage("curate"), c.stage("embed"), c.out, c.config.select, c.config.seed
-    )
-
-
-def _report(c: Context) -> Outcome:
-    from lm_mixup.report.page import report
-
-    return report(c.run, c.config.report)
-
-
-def distiller(c: Context) -> str:
-    """The policy that distils: the config's, else the one this run trained, else the demo's.
-
-    Raises:
-        InputError: There is none.
-    """
-    from lm_mixup.backends.policy import check_model_path
-
-    if c.config.augment.policy:
-        check_model_path(c.config.augment.policy)
-        return c.config.augment.policy
-    for trained in ("grpo", "sft"):
-        if c.stage(trained).manifest() is not None:
-            return str(c.stage(trained).local / "model")
-    if c.config.model.path == "nano" and (Path(DEMO_POLICY) / "config.json").is_file():
-        return DEMO_POLICY
-    raise InputError(
-        f"{c.run.uri}: no trained policy to distil with; set augment.policy to a model folder, or run "
-        "`lm-mixup train` (or `make demo`) first"
-    )
-
-
-def _distiller_identity(c: Context) -> Any:
-    """The policy's identity: the training stage's fingerprint, or the model file's version."""
-    policy = distiller(c)
-    for trained in ("grpo", "sft"):
-        manifest = c.stage(trained).manifest()
-        if manifest is not None and policy == str(c.stage(trained).local / "model"):
-            return manifest.fingerprint
-    return [policy, _file_versions(policy)]
-
-
-def _file_versions(path: str) -> list[str]:
-    """Digests of size and time of the files under a path, so that a changed input is noticed."""
-    import fsspec
-
-    fs, root = fsspec.core.url_to_fs(path)
-    found = fs.glob(root) if "*" in root else [root]
-    files = sorted(f for top in found for f in (fs.find(top) if fs.isdir(top) else [top]) if fs.exists(f))
-    return [str(fs.ukey(file)) for file in files]
-
-
-def _build(c: Context) -> Any:
-    return [c.config.build.identity(), c.config.data.identity(), _file_versions(c.config.build.passages)]
-
-
-def _rated_build(c: Context) -> Any:
-    return [_build(c), c.config.rate.identity()]
-
-
-def _sections(*names: str) -> Callable[[Context], Any]:
-    """Identity of a stage that whole sections decide."""
-    return lambda c: [getattr(c.config, name).identity() for name in names]
-
-
-STAGES: tuple[Stage, ...] = (
-    Stage("passages", (), _build, _passages),
-    Stage("generate", ("passages",), _rated_build, _generate),
-    Stage("degrade", ("generate",), _rated_build, _degrade),
-    Stage("mixture", ("generate", "degrade"), _build, _mixture),
-    Stage("sft", ("mixture",), _sections("sft", "model"), _sft),
-    Stage("library", ("generate", "degrade"), _sections("library", "rewards", "embedder"), _library),
-    Stage("grpo", ("mixture", "sft", "library"), _sections("grpo", "model", "rewards", "embedder"), _grpo),
-    Stage(
-        "ingest",
-        (),
-        lambda c: [
-            c.config.augment.pool,
-            _file_versions(c.config.augment.pool),
-            c.config.ingest.identity(),
-            c.config.data.identity(),
-        ],
-        _ingest,
-    ),
-    Stage("rate", ("ingest",), _sections("rate"), _rate),
-    Stage("embed", ("ingest",), _sections("embedder"), _embed),
-    Stage("neighbors", ("embed",), _sections("neighbors"), _neighbors),
-    Stage("curate", ("rate", "neighbors"), _sections("curate"), _curate),
-    Stage("cluster", ("curate", "embed"), _sections("cluster", "data"), _cluster),
-    Stage(
-        "distill",
-        ("cluster", "curate"),
-        lambda c: [_sections("distill", "model")(c), _distiller_identity(c)],
-        _distill,
-    ),
-    Stage(
-        "rate_distilled",
-        ("distill",),
-        lambda c: [_sections("rate", "embedder")(c), c.config.select.neighbors, c.config.select.min_score],
-        _rate_distilled,
-    ),
-    Stage("select", ("rate_distilled", "curate", "embed"), _sections("select"), _select),
-)
-BY_NAME = {stage.name: stage for stage in STAGES}
-
-VERBS: dict[str, tuple[str, ...]] = {
-    "build": ("passages", "generate", "degrade", "mixture"),
-    "train": ("sft", "library", "grpo"),
-    "augment": (
-        "ingest",
-        "rate",
-        "embed",
-        "neighbors",
-        "curate",
-        "cluster",
-        "distill",
-        "rate_distilled",
-        "select",
-    ),
-}
-VERBS["run"] = VERBS["build"] + VERBS["train"] + VERBS["augment"]
 
 
 def run_verb(verb: str, config: Config, run: RunDir, options: Options) -> dict[str, StageResult]:
@@ -409,6 +133,8 @@ def run_stage(stage: Stage, config: Config, run: RunDir, *, fresh: bool = False)
 
 def write_report(run: RunDir, config: Config) -> None:
     """Writes the report unless it shows the present state already."""
+    from lm_mixup.report.page import report as make_report
+
     context = Context(run, config, run.stage("report"))
     inputs = {}
     for stage in STAGES:
@@ -421,7 +147,7 @@ def write_report(run: RunDir, config: Config) -> None:
         return
     context.out.begin(digest)
     started = time.monotonic()
-    outcome = _report(context)
+    outcome = make_report(run, config.report)
     context.out.finish(summarise(context.out, digest, inputs, time.monotonic() - started, outcome))
 
 

@@ -194,7 +194,8 @@ def _lines(file: IO[bytes], limit: int, position: float = 0, end: float = math.i
         position += len(piece)
         while not piece.endswith(b"\n") and (piece := file.readline(limit)):
             position += len(piece)
-        yield line
+        if line:  # a file of nothing but a byte-order mark has no line
+            yield line
 
 
 def _array(content: bytes) -> list[Any]:

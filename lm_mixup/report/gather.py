@@ -19,27 +19,11 @@ import pyarrow.parquet as pq
 
 from lm_mixup.records import content_id
 from lm_mixup.runs import Kind, Manifest, RunDir, StageDir
+from lm_mixup.stages import GROUPS
 
 MOST_PARTS = 64
 MOST_PARENT_PARTS = 512
 REJECTS_PER_REASON = 3
-
-VERBS: dict[str, tuple[str, ...]] = {
-    "build": ("passages", "generate", "degrade", "mixture"),
-    "train": ("sft", "library", "grpo"),
-    "augment": (
-        "ingest",
-        "rate",
-        "embed",
-        "neighbors",
-        "curate",
-        "cluster",
-        "distill",
-        "rate_distilled",
-        "select",
-    ),
-    "evaluate": ("finetune", "benchmark"),
-}
 
 Metrics = list[dict[str, Any]]
 
@@ -159,7 +143,7 @@ def gather(run: RunDir, examples: int) -> RunFacts:
 
 def _stages(run: RunDir) -> list[StageFacts]:
     """The stages that began, in pipeline order; folders of stages unknown here come last."""
-    order = {stage: (verb, place) for verb, stages in VERBS.items() for place, stage in enumerate(stages)}
+    order = {stage: (verb, place) for verb, stages in GROUPS.items() for place, stage in enumerate(stages)}
     names = [*order, *(name for name in run.listing("") if name not in order and name != "report")]
     facts = []
     for name in names:

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from lm_mixup.pipeline import VERBS
 from lm_mixup.runs import RunDir
+from lm_mixup.stages import VERBS
 
 TINY = Path(__file__).resolve().parents[1] / "tiny.yaml"
 LIMIT_S = 300

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lm_mixup.config import Config, load_config
+from lm_mixup.config import Config
+from lm_mixup.config_file import load_config
 from lm_mixup.errors import InputError
 
 

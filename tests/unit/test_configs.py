@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lm_mixup.config import load_config
+from lm_mixup.config_file import load_config
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lm_mixup.config import IngestConfig
@@ -178,6 +178,7 @@ def test_fuzz_every_line_comes_out_or_is_refused(tmp_path):
     st.integers(1, 90),
     st.booleans(),
 )
+@example(lines=[b"\xef\xbb\xbf"], split=1, ends=False)
 def test_byte_ranges_give_the_same_lines_whatever_the_split(tmp_path_factory, lines, split, ends):
     lines = [line.replace(b"\n", b"") for line in lines]
     path = tmp_path_factory.mktemp("split") / "pool.jsonl"
