@@ -50,7 +50,9 @@ def _identity_of(value: Any) -> Any:
 class ModelConfig(Section):
     """The policy model that is trained to distil."""
 
-    path: str = Field("nano", description="Hub name, local folder, or `nano` (the embedded default).")
+    path: str = Field(
+        "nano", description="Hub name, local folder, `nano` (the packaged model) or `nano-untrained`."
+    )
     revision: str | None = Field(None, description="Hub revision: a branch, tag or commit.")
     trust_remote_code: bool = Field(
         False, description="Run code that ships with the model. Off unless needed."

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-NANO = "nano"
+NANO, UNTRAINED_NANO = "nano", "nano-untrained"
 IM_START, IM_END, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 CHATML = (
@@ -40,12 +40,12 @@ def check_model_path(path: str) -> None:
     """Refuses a path that can be neither a model folder nor a Hub name, before anything heavy starts.
 
     Args:
-        path: Hub name, local folder, or `nano`.
+        path: Hub name, local folder, `nano` or `nano-untrained`.
 
     Raises:
         InputError: No such folder, or the folder holds no model.
     """
-    if path == NANO:
+    if path in (NANO, UNTRAINED_NANO):
         return
     folder = Path(path).expanduser()
     if folder.is_dir():
@@ -59,9 +59,9 @@ def check_model_path(path: str) -> None:
         )
 
 
-def packaged_nano() -> Path | None:
-    """The folder of the trained nano model that the package carries, if it carries one."""
-    return _PACKAGED if (_PACKAGED / "model.safetensors").is_file() else None
+def model_folder(path: str) -> str:
+    """The Hub name or folder of a model: `nano` is the one that the package carries."""
+    return str(_PACKAGED) if path == NANO else path
 
 
 def load_tokenizer(path: str | Path, model: ModelConfig) -> PreTrainedTokenizerBase:
@@ -120,11 +120,9 @@ def policy_dtype(model: ModelConfig) -> torch.dtype:
 
 def _load(auto_class: Any, path: str | Path, **options: Any) -> Any:
     check_model_path(str(path))
-    if str(path) == NANO:
-        raise InputError(
-            "model.path nano: the package carries no trained weights; the sft stage creates them"
-        )
-    folder = Path(path).expanduser()
+    if str(path) == UNTRAINED_NANO:
+        raise InputError(f"model.path {path}: has no weights before the sft stage has made them")
+    folder = Path(model_folder(str(path))).expanduser()
     try:
         return auto_class.from_pretrained(folder if folder.is_dir() else str(path), **options)
     except (OSError, ValueError) as error:
@@ -171,10 +169,10 @@ def create_nano(
     seed: int,
     *,
     vocab_size: int = 768,
-    hidden_size: int = 192,
+    hidden_size: int = 256,
     num_layers: int = 3,
-    num_heads: int = 3,
-    intermediate_size: int = 512,
+    num_heads: int = 4,
+    intermediate_size: int = 640,
     max_positions: int = 4096,
     rope_theta: float = 1e6,
 ) -> Path:

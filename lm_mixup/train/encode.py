@@ -10,12 +10,12 @@ import pyarrow as pa
 
 from lm_mixup import records
 from lm_mixup.backends.policy import (
-    NANO,
+    UNTRAINED_NANO,
     create_nano,
     encode_prompt,
     encode_target,
     load_tokenizer,
-    packaged_nano,
+    model_folder,
 )
 from lm_mixup.config import ModelConfig
 from lm_mixup.parts import PartResult, Work
@@ -84,11 +84,9 @@ def encode_rows(table: pa.Table, tokenizer: PreTrainedTokenizerBase, max_length:
 
 
 def base_model(mixture: StageDir, out: StageDir, model: ModelConfig, seed: int) -> str:
-    """What training starts from: `model.path`, the packaged nano, or one made from the MIXTURE's texts."""
-    if model.path != NANO:
-        return model.path
-    if (packaged := packaged_nano()) is not None:
-        return str(packaged)
+    """What training starts from: the config's model, or an untrained nano for the MIXTURE's texts."""
+    if model.path != UNTRAINED_NANO:
+        return model_folder(model.path)
     folder: Path = out.local / "base"
     if not folder.is_dir():
         create_nano(folder, _texts(mixture), seed)

@@ -79,6 +79,7 @@ def trainer_arguments(job: SftJob, world_size: int, has_eval: bool) -> TrlConfig
         adam_beta2=config.adam_beta2,
         max_grad_norm=config.max_grad_norm,
         bf16=bf16,
+        use_cpu=not torch.cuda.is_available(),  # else bf16 is refused there
         gradient_checkpointing=config.gradient_checkpointing,
         remove_unused_columns=False,
         dataset_kwargs={"skip_prepare_dataset": True},
