@@ -267,6 +267,9 @@ class GrpoConfig(Section):
     drop_zero_std: bool = Field(
         True, description="Groups whose rewards do not differ carry no signal: drop them."
     )
+    max_refills: int = Field(
+        1, ge=0, description="Times that other prompts are drawn in place of dropped groups."
+    )
     micro_tokens: int = Field(16384, ge=64, description="Tokens (padding counted) of one forward pass.")
     max_grad_norm: float = Field(1.0, gt=0)
     zero_stage: Literal[0, 1, 2, 3] = 2

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from lm_mixup.config import GrpoConfig, RewardsConfig
-from lm_mixup.grpo.advantages import group_advantages, zero_signal_groups
-from lm_mixup.grpo.episodes import Episode
+from lm_mixup.grpo.batch import Batch, make_batch, make_episodes, refilled, reward_batch
 from lm_mixup.grpo.learner import Learner
-from lm_mixup.grpo.metrics import UPDATE_KEYS, Clock, reward_metrics, rollout_tokens
-from lm_mixup.grpo.rollout import Group, Prompt, RolloutPool
-from lm_mixup.grpo.sampler import learning_rate, prompt_seeds, prompts_of_step
-from lm_mixup.rewards.combine import COMPONENTS, weight_matrix
-from lm_mixup.rewards.workers import RewardBatch, RewardScores, RewardWorkers
+from lm_mixup.grpo.metrics import UPDATE_KEYS, Clock, rollout_metrics, rollout_tokens
+from lm_mixup.grpo.rollout import Group, Pending, Prompt, RolloutPool
+from lm_mixup.grpo.sampler import learning_rate, prompt_seeds, prompts_of_step, refill_prompts
+from lm_mixup.rewards.workers import RewardWorkers
 
 
 @dataclass
@@ -43,7 +40,9 @@ def train(
     """Runs GRPO from step `done_steps + 1` to `config.max_steps`.
 
     Every draw depends on (seed, step, prompt) alone, so a run that is resumed from a checkpoint goes on
-    exactly as one that was never stopped.
+    exactly as one that was never stopped. In `async` mode rollouts run ahead of the weights by at most
+    `max_staleness` steps, also in a fixed order; there the first steps of a resumed run are drawn anew, from
+    newer weights.
 
     Args:
         parts: Rollout actors, reward actors, learner, and the probe that weight syncs are verified with.
@@ -57,81 +56,77 @@ def train(
     """
     publish(parts, version=done_steps)
     on_start(done_steps)
+    ahead = config.max_staleness if config.mode == "async" else 0
+    started: deque[Pending] = deque()
     for step in range(done_steps + 1, config.max_steps + 1):
         clock = Clock()
         with clock.part("rollout"):
-            batch = prompts_of_step(prompts, step, config.prompts_per_step, seed)
-            groups = parts.rollout.generate(batch, prompt_seeds(batch, step, seed))
+            for coming in range(step + len(started), min(step + ahead, config.max_steps) + 1):
+                drawn = prompts_of_step(prompts, coming, config.prompts_per_step, seed)
+                started.append(parts.rollout.start(drawn, prompt_seeds(drawn, coming, seed)))
+            groups = parts.rollout.finish(started.popleft())
+        first = score(parts, groups, config, clock)
+        more = refill(parts, prompts, first, config, step, seed, clock)
+        if not started:
             parts.rollout.sleep()
-        with clock.part("reward"):
-            scores = parts.rewards.score(reward_batch(groups))
         with clock.part("advantage"):
-            rewards = scores.total.reshape(len(groups), -1)
-            advantages = advantages_of(groups, scores, rewards, parts.weights, config)
-            # Under gdpo totals may tie where components differ: there the advantages tell.
-            silent = zero_signal_groups(advantages if config.advantage == "gdpo" else rewards)
-            episodes = make_episodes(groups, advantages, dropped=silent & config.drop_zero_std)
+            batch = refilled(first, more, config.prompts_per_step, parts.weights, config)
+            episodes = make_episodes(batch, config.drop_zero_std)
         with clock.part("update"):
             rate = learning_rate(step, config.learning_rate, config.warmup_steps)
             update = parts.learner.update(episodes, rate) if episodes else dict.fromkeys(UPDATE_KEYS)
         with clock.part("sync"):
             sync_difference = publish(parts, version=step)
-        prompt_tokens, completion_tokens = rollout_tokens(groups)
+        drawn_groups = [group for batch in (first, *more) for group in batch.groups]
+        prompt_tokens, completion_tokens = rollout_tokens(drawn_groups)
         num_tokens += prompt_tokens + completion_tokens
-        learned_tokens = sum(e.length for e in episodes)
         metrics = {
             "step": step,
-            **reward_metrics(groups, scores, silent),
+            **rollout_metrics(first, more, step),
             **{key: update[key] for key in UPDATE_KEYS},
             "lr": rate,
             "weight_version": step,
-            "staleness/mean": float(np.mean([step - 1 - g.weight_version for g in groups])),
             "sync/probe_logp_difference": sync_difference,
             **clock.timings(),
             "tokens_per_second/rollout": completion_tokens / clock.seconds["rollout"],
-            "tokens_per_second/update": learned_tokens / clock.seconds["update"],
+            "tokens_per_second/update": sum(e.length for e in episodes) / clock.seconds["update"],
             "num_tokens": num_tokens,
         }
         on_step(step, num_tokens, metrics)
+
+
+def score(parts: Parts, groups: list[Group], config: GrpoConfig, clock: Clock) -> Batch:
+    """Rewards and advantages of drawn groups."""
+    with clock.part("reward"):
+        scores = parts.rewards.score(reward_batch(groups))
+    with clock.part("advantage"):
+        return make_batch(groups, scores, parts.weights, config)
+
+
+def refill(
+    parts: Parts,
+    prompts: Sequence[Prompt],
+    first: Batch,
+    config: GrpoConfig,
+    step: int,
+    seed: int,
+    clock: Clock,
+) -> list[Batch]:
+    """Draws other prompts in place of silent groups, up to `max_refills` times (DAPO, arXiv 2503.14476)."""
+    more: list[Batch] = []
+    missing = int(first.silent.sum())
+    for draw in range(1, config.max_refills + 1):
+        if not missing or not config.drop_zero_std:
+            break
+        with clock.part("rollout"):
+            drawn = refill_prompts(prompts, step, draw, missing, seed)
+            groups = parts.rollout.generate(drawn, prompt_seeds(drawn, step, seed, draw))
+        more.append(score(parts, groups, config, clock))
+        missing = int(more[-1].silent.sum())
+    return more
 
 
 def publish(parts: Parts, version: int) -> float:
     """Sends the learner's weights to every engine; returns the largest |Δ log-prob| of the probe."""
     expected = parts.learner.logps(parts.probe)
     return parts.rollout.publish(version, parts.learner.weights(), parts.probe, expected)
-
-
-def reward_batch(groups: Sequence[Group]) -> RewardBatch:
-    """All completions of a step, flat, group after group."""
-    flat = [(index, g.prompt, c) for index, g in enumerate(groups) for c in g.completions]
-    return RewardBatch(
-        task_types=[prompt.task_type for _, prompt, _ in flat],
-        completions=[completion.text for _, _, completion in flat],
-        references=[prompt.reference for _, prompt, _ in flat],
-        groups=[index for index, _, _ in flat],
-    )
-
-
-def advantages_of(
-    groups: Sequence[Group],
-    scores: RewardScores,
-    rewards: np.ndarray,
-    weights: RewardsConfig,
-    config: GrpoConfig,
-) -> np.ndarray:
-    """float64 [G, n] advantages; `gdpo` reads the reward components, the others the total."""
-    if config.advantage != "gdpo":
-        return group_advantages(rewards, config.advantage)
-    components = np.stack([scores.components[name].reshape(rewards.shape) for name in COMPONENTS])
-    by_group = weight_matrix([g.prompt.task_type for g in groups], weights)
-    return group_advantages(rewards, "gdpo", components=components, weights=by_group)
-
-
-def make_episodes(groups: Sequence[Group], advantages: np.ndarray, dropped: np.ndarray) -> list[Episode]:
-    """One episode a completion, without the groups that carry no signal."""
-    return [
-        Episode(group.prompt.token_ids, completion.token_ids, completion.logprobs, float(advantage))
-        for group, row, drop in zip(groups, advantages, dropped, strict=True)
-        if not drop
-        for completion, advantage in zip(group.completions, row, strict=True)
-    ]

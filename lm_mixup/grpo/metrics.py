@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from lm_mixup.grpo.batch import Batch
 from lm_mixup.grpo.rollout import Group
-from lm_mixup.rewards.workers import RewardScores
 
 UPDATE_KEYS = (
     "kl",
@@ -46,25 +46,31 @@ class Clock:
         return {f"timing_s/{name}": round(s, 4) for name, s in (*self.seconds.items(), ("step", total))}
 
 
-def reward_metrics(
-    groups: Sequence[Group], scores: RewardScores, zero_signal: np.ndarray
-) -> dict[str, float]:
+def rollout_metrics(first: Batch, more: Sequence[Batch], step: int) -> dict[str, float]:
     """What the rollouts of one step look like.
 
+    Rewards are those of the step's own draw: refills stand in for groups without a signal and would bend the
+    mean.
+
     Args:
-        groups: G groups of n completions.
-        scores: N = G·n rewards, in the order of the groups.
-        zero_signal: bool [G], groups whose rewards do not differ.
+        first: The step's own draw.
+        more: Its refills.
+        step: Counted from 1.
     """
+    groups, scores = first.groups, first.scores
     completions = [c for group in groups for c in group.completions]
     by_group = scores.total.reshape(len(groups), -1)
+    staleness = [step - 1 - group.weight_version for group in groups]
     return {
         "reward": float(scores.total.mean()),
         "reward_std": float(by_group.std(axis=1).mean()),
         **{f"rewards/{name}/mean": float(values.mean()) for name, values in scores.components.items()},
-        "frac_reward_zero_std": float(zero_signal.mean()),
+        "frac_reward_zero_std": float(first.silent.mean()),
+        "refilled_groups": float(sum((~batch.silent).sum() for batch in more)),
         "completions/mean_length": float(np.mean([len(c.token_ids) for c in completions])),
         "completions/clipped_ratio": float(np.mean([not c.finished for c in completions])),
+        "staleness/mean": float(np.mean(staleness)),
+        "staleness/max": float(max(staleness)),
     }
 
 

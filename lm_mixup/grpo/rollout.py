@@ -121,6 +121,33 @@ def deal(positions: Sequence[int], cost: Sequence[int], actors: int) -> list[lis
     return shards
 
 
+@dataclass(frozen=True)
+class Call:
+    """Prompts that were sent to an actor.
+
+    Attributes:
+        index: The actor's place in the pool.
+        actor: The actor itself: another may stand in its place when the answer is read.
+        positions: Which of the pending prompts.
+        groups: Ray object reference to its groups.
+    """
+
+    index: int
+    actor: Any
+    positions: list[int]
+    groups: Any
+
+
+@dataclass(frozen=True)
+class Pending:
+    """Rollouts under way: what `start` returns and `finish` waits for."""
+
+    prompts: Sequence[Prompt]
+    seeds: Sequence[int]
+    sampling: Sampling
+    calls: list[Call]
+
+
 class RolloutPool:
     """The pool: spreads prompts over actors, and replaces an actor that dies.
 
@@ -217,38 +244,63 @@ class RolloutPool:
             seeds: One a prompt.
             greedy: One completion a prompt at temperature 0 instead of a group.
         """
+        return self.finish(self.start(prompts, seeds, greedy=greedy))
+
+    def start(self, prompts: Sequence[Prompt], seeds: Sequence[int], *, greedy: bool = False) -> Pending:
+        """Sends the prompts out and returns at once; arguments as for `generate`.
+
+        An actor works through its calls in the order they came: rollouts that were started before weights
+        are published are drawn from the weights before.
+        """
         sampling = Sampling(
             n=1 if greedy else self._config.num_generations,
             temperature=0.0 if greedy else self._config.temperature,
             max_tokens=self._config.max_completion_length,
         )
-        groups: dict[int, Group] = {}
-        while len(groups) < len(prompts):
-            missing = [position for position in range(len(prompts)) if position not in groups]
-            groups |= self._attempt(missing, prompts, seeds, sampling)
-        return [groups[position] for position in range(len(prompts))]
+        calls = self._send(range(len(prompts)), prompts, seeds, sampling)
+        return Pending(prompts, seeds, sampling, calls)
 
-    def _attempt(
-        self, positions: list[int], prompts: Sequence[Prompt], seeds: Sequence[int], sampling: Sampling
-    ) -> dict[int, Group]:
-        """Sends the prompts out once; those of an actor that dies are absent from the result."""
+    def finish(self, pending: Pending) -> list[Group]:
+        """Waits for rollouts that were started; prompts of an actor that died are sent again."""
+        groups: dict[int, Group] = {}
+        calls = pending.calls
+        while True:
+            for call in calls:
+                groups |= self._receive(call)
+            missing = [position for position in range(len(pending.prompts)) if position not in groups]
+            if not missing:
+                return [groups[position] for position in range(len(pending.prompts))]
+            calls = self._send(missing, pending.prompts, pending.seeds, pending.sampling)
+
+    def _send(
+        self, positions: Sequence[int], prompts: Sequence[Prompt], seeds: Sequence[int], sampling: Sampling
+    ) -> list[Call]:
+        cost = [len(p.token_ids) + self._config.max_completion_length for p in prompts]
+        return [
+            Call(
+                index,
+                actor,
+                shard,
+                actor.generate.remote([prompts[p] for p in shard], [seeds[p] for p in shard], sampling),
+            )
+            for index, (actor, shard) in enumerate(
+                zip(self.actors, deal(positions, cost, len(self.actors)), strict=True)
+            )
+        ]
+
+    def _receive(self, call: Call) -> dict[int, Group]:
+        """The groups of a call by position; none if its actor died, which is then replaced."""
         import ray
 
-        cost = [len(p.token_ids) + self._config.max_completion_length for p in prompts]
-        calls = []
-        for index, shard in enumerate(deal(positions, cost, len(self.actors))):
-            chosen = [prompts[p] for p in shard]
-            calls.append(self.actors[index].generate.remote(chosen, [seeds[p] for p in shard], sampling))
-        done: dict[int, Group] = {}
-        for index, (shard, call) in enumerate(
-            zip(deal(positions, cost, len(self.actors)), calls, strict=True)
-        ):
-            try:
-                (groups,) = wait_for([call], f"rollout actor {index} to generate", self._config.timeout_s)
-                done |= dict(zip(shard, groups, strict=True))
-            except ray.exceptions.RayActorError as error:
-                self._replace(index, error)
-        return done
+        try:
+            (groups,) = wait_for(
+                [call.groups], f"rollout actor {call.index} to generate", self._config.timeout_s
+            )
+        except ray.exceptions.RayActorError as error:
+            if self.actors[call.index] is call.actor:  # several calls of a dead actor replace it once
+                self._replace(call.index, error)
+            return {}
+        return dict(zip(call.positions, groups, strict=True))
 
     def sleep(self) -> None:
         """Gives the GPUs to the learner, where they are shared."""

@@ -31,11 +31,27 @@ def prompts_of_step(prompts: Sequence[P], step: int, count: int, seed: int) -> l
     return chosen
 
 
-def prompt_seeds(prompts: Sequence, step: int, seed: int) -> list[int]:
-    """A sampling seed for each prompt of a step, from (seed, step, place in the step, prompt id)."""
+def refill_prompts(prompts: Sequence[P], step: int, draw: int, count: int, seed: int) -> list[P]:
+    """Prompts drawn at random in place of a step's silent groups, apart from the epochs' order.
+
+    Args:
+        prompts: All prompts.
+        step: Counted from 1.
+        draw: The step's refill, counted from 1.
+        count: How many; at most all prompts come, none twice.
+        seed: The run's seed.
+    """
+    generator = np.random.default_rng([seed, step, draw])
+    chosen = generator.choice(len(prompts), min(count, len(prompts)), replace=False)
+    return [prompts[index] for index in chosen]
+
+
+def prompt_seeds(prompts: Sequence, step: int, seed: int, draw: int = 0) -> list[int]:
+    """A sampling seed for each prompt, from (seed, step, place in the draw, prompt id, refill number)."""
     seeds = []
     for place, prompt in enumerate(prompts):
-        digest = hashlib.blake2b(f"{seed}:{step}:{place}:{prompt.id}".encode(), digest_size=4).digest()
+        key = f"{seed}:{step}:{place}:{prompt.id}" + (f":{draw}" if draw else "")
+        digest = hashlib.blake2b(key.encode(), digest_size=4).digest()
         seeds.append(int.from_bytes(digest, "little") >> 1)
     return seeds
 

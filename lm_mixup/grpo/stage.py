@@ -13,9 +13,10 @@ import pyarrow.compute as pc
 from lm_mixup.config import EmbedderConfig, GrpoConfig, ModelConfig, RewardsConfig
 from lm_mixup.errors import InputError
 from lm_mixup.grpo import checkpoint
+from lm_mixup.grpo.batch import reward_batch
 from lm_mixup.grpo.checkpoint import Progress
 from lm_mixup.grpo.learner import Learner
-from lm_mixup.grpo.loop import Parts, reward_batch, train
+from lm_mixup.grpo.loop import Parts, train
 from lm_mixup.grpo.metrics import MetricsLog, read_metrics
 from lm_mixup.grpo.placement import reserve
 from lm_mixup.grpo.rollout import Prompt, RolloutPool
@@ -62,10 +63,8 @@ def grpo(
         seed: The run's seed.
 
     Raises:
-        InputError: A mode that is not available, or no prompt that fits.
+        InputError: No prompt fits.
     """
-    if config.mode == "async":
-        raise InputError("grpo.mode async is not available yet; use colocated or disaggregated")
     items = [(mixture, part) for part in mixture.parts()]
     map_parts(out, items, _make_encode, {"policy": policy, "model": model, "limit": config.max_prompt_length})
     prompts, held_out = _read_prompts(out, config.eval_prompts)

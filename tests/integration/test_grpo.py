@@ -79,7 +79,13 @@ def pool(ray_session, model: str):
     placement.release()
 
 
-def run(parts: Parts, prompts: list[Prompt], progress: Progress, folder: Path | None = None) -> list[dict]:
+def run(
+    parts: Parts,
+    prompts: list[Prompt],
+    progress: Progress,
+    folder: Path | None = None,
+    config: GrpoConfig = CONFIG,
+) -> list[dict]:
     lines: list[dict] = []
 
     def on_step(step: int, num_tokens: int, metrics: dict) -> None:
@@ -88,7 +94,7 @@ def run(parts: Parts, prompts: list[Prompt], progress: Progress, folder: Path | 
             checkpoint.save(folder, parts.learner, Progress(step, num_tokens), limit=1)
 
     args = (progress.step, progress.num_tokens, lambda step: None, on_step)
-    train(parts, prompts, CONFIG, SEED, *args)
+    train(parts, prompts, config, SEED, *args)
     return lines
 
 
@@ -165,6 +171,22 @@ def test_the_opposite_reward_moves_the_other_way(undisturbed, pool, model: str, 
     lines = run(parts, prompts, Progress())
     learner.shutdown()
     assert -lines[-1]["reward"] < undisturbed[0][-1]["reward"] - 0.05
+
+
+def test_rollouts_that_run_ahead_are_stale_by_no_more_than_allowed_and_still_learn(
+    undisturbed, pool, model: str, prompts: list[Prompt]
+):
+    rollout, placement = pool
+    config = CONFIG.model_copy(update={"mode": "async", "max_staleness": 2, "max_steps": 5})
+    learner = Learner(model, ModelConfig(), config, SEED, placement)
+    parts = Parts(rollout, CountsLetters(), learner, RewardsConfig(), prompts[0].token_ids)
+    lines = run(parts, prompts, Progress(), config=config)
+    learner.shutdown()
+    assert [line["staleness/max"] for line in lines] == [0, 1, 2, 2, 2]
+    assert [line["weight_version"] for line in lines] == [1, 2, 3, 4, 5]
+    assert lines[0]["reward"] == undisturbed[0][0]["reward"]
+    assert lines[2]["sampling/logp_difference/mean"] > 1e-3 > lines[0]["sampling/logp_difference/mean"]
+    assert lines[-1]["reward"] > lines[0]["reward"] + 0.03
 
 
 def test_stale_weights_are_noticed(pool, model: str, prompts: list[Prompt]):

@@ -1,0 +1,119 @@
+"""Batches: advantages of scored groups, refills, episodes."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from lm_mixup.backends.engine import Completion
+from lm_mixup.config import GrpoConfig, RewardsConfig
+from lm_mixup.grpo.batch import Batch, make_batch, make_episodes, refilled, reward_batch
+from lm_mixup.grpo.loop import refill
+from lm_mixup.grpo.metrics import Clock, rollout_metrics
+from lm_mixup.grpo.rollout import Group, Prompt
+from lm_mixup.grpo.sampler import refill_prompts
+from lm_mixup.rewards.workers import RewardScores
+
+CONFIG = GrpoConfig(num_generations=2, prompts_per_step=2)
+WEIGHTS = RewardsConfig()
+
+
+def group(name: str, n: int = 2) -> Group:
+    completions = [Completion([7, i], np.zeros(2, dtype=np.float32), f"{name}{i}", True) for i in range(n)]
+    return Group(Prompt(name, "qa", [1, 2, 3], f"reference {name}"), completions, weight_version=0)
+
+
+def scored(rewards: dict[str, list[float]], config: GrpoConfig = CONFIG) -> Batch:
+    total = np.array([value for values in rewards.values() for value in values])
+    scores = RewardScores(total, {"quality": total, "alignment": 0 * total, "format": 0 * total})
+    return make_batch([group(name) for name in rewards], scores, WEIGHTS, config)
+
+
+def test_completions_are_flat_and_group_after_group():
+    batch = reward_batch([group("a"), group("b")])
+    assert batch.completions == ["a0", "a1", "b0", "b1"]
+    assert batch.groups == [0, 0, 1, 1]
+    assert batch.references == ["reference a"] * 2 + ["reference b"] * 2
+
+
+def test_silent_groups_are_refilled_and_the_first_draw_comes_first():
+    first = scored({"a": [0.5, 0.5], "b": [0, 1]})
+    more = [scored({"c": [1, 0], "d": [0, 1]})]
+    batch = refilled(first, more, 2, WEIGHTS, CONFIG)
+    assert [g.prompt.id for g in batch.groups] == ["b", "c"]
+    assert batch.scores.total.tolist() == [0, 1, 1, 0]
+    np.testing.assert_allclose(np.sign(batch.advantages), [[-1, 1], [1, -1]])
+    assert [e.advantage > 0 for e in make_episodes(batch, drop_silent=True)] == [False, True, True, False]
+
+
+def test_without_a_refill_the_batch_is_the_first_draw_and_silence_is_dropped():
+    first = scored({"a": [0.5, 0.5], "b": [0, 1]})
+    assert refilled(first, [], 2, WEIGHTS, CONFIG) is first
+    assert len(make_episodes(first, drop_silent=True)) == 2
+    assert len(make_episodes(first, drop_silent=False)) == 4
+    silent = scored({"a": [0.5, 0.5]})
+    assert make_episodes(refilled(silent, [silent], 1, WEIGHTS, CONFIG), drop_silent=True) == []
+
+
+def test_totals_that_tie_are_not_silent_under_gdpo_if_their_parts_differ():
+    components = {
+        "quality": np.array([1.0, 0.0]),
+        "alignment": np.array([0.0, 1.0]),
+        "format": np.zeros(2),
+    }
+    scores = RewardScores(np.array([0.5, 0.5]), components)
+    assert make_batch([group("a")], scores, WEIGHTS, CONFIG).silent.tolist() == [True]
+    gdpo = make_batch([group("a")], scores, WEIGHTS, CONFIG.model_copy(update={"advantage": "gdpo"}))
+    assert gdpo.silent.tolist() == [False]
+    assert gdpo.advantages[0, 0] > 0 > gdpo.advantages[0, 1]  # quality weighs 0.5, alignment 0.4
+
+
+class Rollouts:
+    """Draws any group; remembers for which prompts."""
+
+    def __init__(self) -> None:
+        self.drawn: list[list[str]] = []
+
+    def generate(self, prompts, seeds):
+        assert len(seeds) == len(prompts)
+        self.drawn.append([prompt.id for prompt in prompts])
+        return [group(prompt.id) for prompt in prompts]
+
+
+class Scores:
+    """Equal rewards in the first draws, different ones after."""
+
+    def __init__(self, silent_draws: int) -> None:
+        self.left = silent_draws
+
+    def score(self, batch):
+        self.left -= 1
+        total = np.arange(len(batch.completions), dtype=np.float64) * (self.left < 0)
+        return RewardScores(total, {"quality": total, "alignment": 0 * total, "format": 0 * total})
+
+
+@pytest.mark.parametrize(
+    ("silent_draws", "max_refills", "draws"), [(9, 0, 0), (9, 2, 2), (0, 2, 1), (1, 3, 2)]
+)
+def test_refills_end_when_enough_groups_speak_or_at_the_cap(silent_draws, max_refills, draws):
+    prompts = [Prompt(str(i), "qa", [1], "r") for i in range(8)]
+    first = scored({"a": [0.5, 0.5], "b": [0, 1]})
+    rollouts = Rollouts()
+    parts = SimpleNamespace(rollout=rollouts, rewards=Scores(silent_draws), weights=WEIGHTS)
+    config = CONFIG.model_copy(update={"max_refills": max_refills})
+    more = refill(parts, prompts, first, config, 3, 0, Clock())
+    assert len(more) == len(rollouts.drawn) == draws
+    assert all(len(drawn) == 1 for drawn in rollouts.drawn)
+    metrics = rollout_metrics(first, more, step=3)
+    assert metrics["refilled_groups"] == (1 if draws and silent_draws < draws else 0)
+    assert metrics["reward"] == 0.5 and metrics["frac_reward_zero_std"] == 0.5
+    assert metrics["staleness/mean"] == metrics["staleness/max"] == 2
+
+
+def test_refills_are_other_draws_the_same_ones_each_time():
+    drawn = refill_prompts(range(50), 3, 1, 5, seed=0)
+    assert drawn == refill_prompts(range(50), 3, 1, 5, seed=0) and len(set(drawn)) == 5
+    assert drawn != refill_prompts(range(50), 3, 2, 5, seed=0) != refill_prompts(range(50), 4, 2, 5, seed=0)
+    assert sorted(refill_prompts(range(3), 1, 1, 9, seed=0)) == [0, 1, 2]
