@@ -1,0 +1,96 @@
+"""What a policy's distilled answers are worth in the closed world, by task type.
+
+Greedy completions of a run's MIXTURE test split (entities, and wordings, that training never saw). A row:
+the share of answers that follow their format, the share of the reference's facts that the answer states, and
+the facts it states beside those, per answer.
+
+    python benchmarks/closed_world.py RUN_DIR --policy runs/demo/sft/model --policy runs/demo/grpo/model
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from lm_mixup.backends.engine import Engine, Sampling, engine_environment
+from lm_mixup.backends.policy import encode_prompt, load_tokenizer, model_folder
+from lm_mixup.config import ModelConfig
+from lm_mixup.runs import RunDir
+from lm_mixup.world.recall import Recall, recall
+
+MAX_PROMPT, MAX_COMPLETION = 640, 192
+
+
+def rows_of(run: str, split: str, limit: int) -> list[dict[str, Any]]:
+    """The first rows of a split, by id."""
+    rows = RunDir(run).stage("mixture").read().to_pylist()
+    return sorted((row for row in rows if row["split"] == split), key=lambda row: row["id"])[:limit]
+
+
+def complete(policy: str, rows: list[dict[str, Any]], temperature: float, seed: int) -> list[str]:
+    """The policy's text for each row's prompt; nothing for a prompt that is too long."""
+    folder = model_folder(policy)
+    tokenizer = load_tokenizer(folder, ModelConfig())
+    prompts = [encode_prompt(tokenizer, row["instruction"], row["inputs"]) for row in rows]
+    fits = [index for index, prompt in enumerate(prompts) if len(prompt) <= MAX_PROMPT]
+    engine = Engine(folder, dtype="float32", max_model_len=MAX_PROMPT + MAX_COMPLETION)
+    sampling = Sampling(n=1, temperature=temperature, max_tokens=MAX_COMPLETION)
+    drawn = engine.generate([prompts[i] for i in fits], sampling, [seed + i for i in fits])
+    texts = [""] * len(rows)
+    for index, (completion,) in zip(fits, drawn, strict=True):
+        texts[index] = completion.text if completion.finished else ""
+    return texts
+
+
+def figures(rows: list[dict[str, Any]], texts: list[str]) -> dict[str, dict[str, float]]:
+    """Format compliance, fact recall and other facts, by task type and over all."""
+    found: dict[str, list[Recall]] = defaultdict(list)
+    for row, text in zip(rows, texts, strict=True):
+        entities = [name for name in (row["entity"], row["partner_entity"]) if name]
+        result = recall(row["task_type"], text, row["output"], entities)
+        found[row["task_type"]].append(result)
+        found["all"].append(result)
+    return {
+        task: {
+            "rows": len(results),
+            "format": sum(r.parsed for r in results) / len(results),
+            "recall": sum(r.found for r in results) / max(1, sum(r.wanted for r in results)),
+            "other": sum(r.other for r in results) / len(results),
+        }
+        for task, results in sorted(found.items())
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", help="run directory with a finished mixture stage")
+    parser.add_argument("--policy", action="append", help="model folder or `nano`; may be given again")
+    parser.add_argument("--split", default="test", choices=("test", "grpo", "sft"))
+    parser.add_argument("--limit", type=int, default=400)
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--show", type=int, default=0, help="completions to print")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    rows = rows_of(args.run, args.split, args.limit)
+    results = {}
+    for policy in args.policy or ["nano"]:
+        texts = complete(policy, rows, args.temperature, args.seed)
+        results[policy] = figures(rows, texts)
+        print(f"{policy}\n{'task':8}{'rows':>6}{'format':>9}{'recall':>9}{'other':>9}")
+        for task, row in results[policy].items():
+            print(f"{task:8}{row['rows']:6}{row['format']:9.3f}{row['recall']:9.3f}{row['other']:9.2f}")
+        for row, text in list(zip(rows, texts, strict=True))[: args.show]:
+            print("-" * 80, *row["inputs"], "=> " + row["output"], ">> " + text, sep="\n")
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    for key, value in engine_environment(threads=1).items():
+        os.environ.setdefault(key, value)
+    main()
