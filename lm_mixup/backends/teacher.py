@@ -4,9 +4,11 @@ An answer holds three or four facts in a few words. Names and values stand in it
 so a small policy can learn to write such answers by copying them out of its inputs; only the frame around
 them varies.
 
-Frames, each with a choice of two predicates an attribute: statements 8; qa 6 questions × 8 statements; mcq 6
-stems × 3 questions; tfq 6 statements; cs 3 categories × 8 statements; para 3 prompts × 4 paragraphs. The
-reasoning before them has 3 wordings, and 6 before a true/false statement.
+Frames (see `backends.frames`), each with a choice of two predicates an attribute, and after the semicolons
+those held out for rows of the test split: statements 10; 3. qa 7 questions x 10 statements; 3 x 3. mcq 8
+stems x 4 questions; 3 x 2. tfq 8 statements; 3. cs 3 categories x 10 statements; 3 x 3. para 4 prompts x 5
+paragraphs; 2 x 3. Test rows have no other frames. Predicates, categories and the reasoning before an answer
+(3 wordings, 6 before a true/false statement) are the same in all splits.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final
 
-from lm_mixup.backends.wording import TOPICS, Claim, Entity, attribute_of, capitalised, listed
+from lm_mixup.backends.frames import Frames, frames, labels
+from lm_mixup.backends.topics import TOPICS
+from lm_mixup.backends.wording import Claim, Entity, attribute_of, capitalised, listed
 from lm_mixup.tasks import (
     LETTERS,
     Cs,
@@ -64,7 +68,9 @@ class Draft:
         return to_pair(self.sample, self.prompt)
 
 
-def write_sample(entity: Entity, task_type: TaskType, others: Sequence[Entity], rng: Random) -> Draft:
+def write_sample(
+    entity: Entity, task_type: TaskType, others: Sequence[Entity], rng: Random, *, held_out: bool = False
+) -> Draft:
     """Writes one sample about an entity.
 
     Args:
@@ -72,6 +78,7 @@ def write_sample(entity: Entity, task_type: TaskType, others: Sequence[Entity], 
         task_type: The kind of sample.
         others: Entities whose values serve as wrong options and wrong claims, if of the same topic.
         rng: Makes all choices.
+        held_out: Whether to use the frames held out for the test split, instead of the others.
 
     Returns:
         A draft whose output, reasoning and tags included, is within `MAX_OUTPUT_CHARS`.
@@ -91,14 +98,19 @@ def write_sample(entity: Entity, task_type: TaskType, others: Sequence[Entity], 
         claims = (asked, *(claim for claim in claims if claim != asked))
     while True:
         for _ in range(_WORDINGS):
-            draft = _WRITERS[task_type](entity, claims, others, rng)
+            draft = _WRITERS[task_type](entity, claims, others, frames(held_out), rng)
             if len(write_output(draft.cot, draft.answer)) <= MAX_OUTPUT_CHARS:
                 return draft
         claims = claims[:-1]
 
 
 def merge_samples(
-    sample: Sample, first: tuple[Entity, Sequence[Claim]], second: tuple[Entity, Sequence[Claim]], rng: Random
+    sample: Sample,
+    first: tuple[Entity, Sequence[Claim]],
+    second: tuple[Entity, Sequence[Claim]],
+    rng: Random,
+    *,
+    held_out: bool = False,
 ) -> Draft | None:
     """Merges claims about two entities into one sample.
 
@@ -108,20 +120,21 @@ def merge_samples(
         first: The entity that leads and its claims, at least one.
         second: The other entity and its claims, at least one.
         rng: Makes all choices.
+        held_out: Whether to use the frames held out for the test split.
 
     Returns:
         A draft, or None if no wording fits into `MAX_OUTPUT_CHARS`.
     """
     for _ in range(_WORDINGS):
-        draft = _merge(sample, first, second, rng)
+        draft = _merge(sample, first, second, frames(held_out), rng)
         if len(write_output(draft.cot, draft.answer)) <= MAX_OUTPUT_CHARS:
             return draft
     return None
 
 
-def state(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
-    """States claims about an entity in one or two sentences that begin with it."""
-    return rng.choice(_STATEMENTS)(entity, claims, rng)
+def state(entity: Entity, claims: Sequence[Claim], rng: Random, *, held_out: bool = False) -> str:
+    """States claims about an entity in one or two sentences."""
+    return rng.choice(frames(held_out).statements)(entity, claims, rng)
 
 
 def describe(entity: Entity, claims_a_sentence: int = 3) -> str:
@@ -134,16 +147,6 @@ def describe(entity: Entity, claims_a_sentence: int = 3) -> str:
     ]
     subjects = [capitalised(entity.subject), *["It"] * (len(sentences) - 1)]
     return " ".join(f"{subject} {sentence}" for subject, sentence in zip(subjects, sentences, strict=True))
-
-
-def labels(entity: Entity, claims: Sequence[Claim]) -> str:
-    """The names of the claimed attributes: `capital, area and currency`."""
-    return listed([attribute_of(entity, claim.attribute).label for claim in claims])
-
-
-def predicate(entity: Entity, claim: Claim, rng: Random) -> str:
-    """A claim as what its subject does or is."""
-    return rng.choice(attribute_of(entity, claim.attribute).predicates).format(v=claim.value)
 
 
 def other_values(entity: Entity, attribute: str, others: Sequence[Entity]) -> list[str]:
@@ -167,17 +170,6 @@ def options_for(
     return a, b, c, d
 
 
-def ask(entity: Entity, claim: Claim, rng: Random) -> str:
-    """A question for one attribute."""
-    label = attribute_of(entity, claim.attribute).label
-    frames = (
-        "What is the {label} of {s}?",
-        "Which of these is the {label} of {s}?",
-        "Which {label} does {s} have?",
-    )
-    return rng.choice(frames).format(label=label, s=entity.subject)
-
-
 def _falsify(
     entity: Entity, claims: tuple[Claim, ...], others: Sequence[Entity], rng: Random
 ) -> tuple[Claim, ...]:
@@ -194,114 +186,28 @@ def is_true(entity: Entity, claims: Sequence[Claim]) -> bool:
     return all(entity.facts.get(claim.attribute) == claim.value for claim in claims)
 
 
-# Statements: the subject first, so that a sentence is about the entity it names first.
+def _write_qa(
+    entity: Entity, claims: tuple[Claim, ...], others: Sequence[Entity], use: Frames, rng: Random
+) -> Draft:
+    question = rng.choice(use.questions).format(labels=labels(entity, claims), s=entity.subject)
+    answer = rng.choice(use.statements)(entity, claims, rng)
+    return Draft(Qa(question, answer), _gives(entity, claims, rng), claims, question)
 
 
-def _noun(entity: Entity, claim: Claim) -> str:
-    return attribute_of(entity, claim.attribute).noun.format(v=claim.value)
-
-
-def _is(entity: Entity, claim: Claim, owner: str) -> str:
-    attribute = attribute_of(entity, claim.attribute)
-    label = f"The {attribute.label} of {owner}" if owner else f"its {attribute.label}"
-    return f"{label} is {attribute.lead}{claim.value}"
-
-
-def _joined(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
-    predicates = listed([predicate(entity, claim, rng) for claim in claims])
-    return f"{capitalised(entity.subject)} {predicates}."
-
-
-def _two_sentences(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
-    half = (len(claims) + 1) // 2
-    first = _joined(entity, claims[:half], rng)
-    if half == len(claims):
-        return first
-    lead = rng.choice(("It", "It also", "In addition, it"))
-    return f"{first} {lead} {listed([predicate(entity, claim, rng) for claim in claims[half:]])}."
-
-
-def _labelled(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
-    rest = [_is(entity, claim, "") for claim in claims[1:]]
-    return f"{listed([_is(entity, claims[0], entity.subject), *rest])}."
-
-
-def _with_aside(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
-    *aside, last = claims
-    if not aside:
-        return _joined(entity, claims, rng)
-    nouns = listed([_noun(entity, claim) for claim in aside])
-    return f"{capitalised(entity.subject)}, with {nouns}, {predicate(entity, last, rng)}."
-
-
-def _with_tail(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
-    first, *tail = claims
-    if not tail:
-        return _joined(entity, claims, rng)
-    nouns = listed([_noun(entity, claim) for claim in tail])
-    return f"{capitalised(entity.subject)} {predicate(entity, first, rng)}, with {nouns}."
-
-
-def _as_kind(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
-    *head, last = claims
-    if not head:
-        return _joined(entity, claims, rng)
-    kind = TOPICS[entity.topic].kind
-    article = "a" if kind[0] not in "aeiou" else "an"
-    nouns = listed([_noun(entity, claim) for claim in head])
-    return (
-        f"{capitalised(entity.subject)} is {article} {kind} with {nouns}; it {predicate(entity, last, rng)}."
-    )
-
-
-def _which(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
-    *aside, last = [predicate(entity, claim, rng) for claim in claims]
-    if not aside:
-        return _joined(entity, claims, rng)
-    return f"{capitalised(entity.subject)}, which {listed(aside)}, {last}."
-
-
-def _while(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
-    *head, last = claims
-    if not head:
-        return _joined(entity, claims, rng)
-    return f"{_joined(entity, head, rng)[:-1]}, while {_is(entity, last, '')}."
-
-
-_Statement = Callable[[Entity, Sequence[Claim], Random], str]
-_ONE_SENTENCE: tuple[_Statement, ...] = (_joined, _labelled, _with_aside, _with_tail, _which, _while)
-_STATEMENTS: tuple[_Statement, ...] = (*_ONE_SENTENCE, _two_sentences, _as_kind)
-_PARAGRAPHS: tuple[_Statement, ...] = (_with_aside, _which, _while, _as_kind)
-_QUESTIONS = (
-    "What are the {labels} of {s}?",
-    "What is known about the {labels} of {s}?",
-    "Which {labels} does {s} have?",
-    "Could you state the {labels} of {s}?",
-    "For {s}, what are the {labels}?",
-    "Which values do the {labels} of {s} have?",
-)
-_PROMPTS = (
-    "Write a paragraph about {s}.",
-    "Describe {s} in a short paragraph.",
-    "Write a short article about {s}.",
-)
-
-
-def _write_qa(entity: Entity, claims: tuple[Claim, ...], others: Sequence[Entity], rng: Random) -> Draft:
-    question = _question(entity, claims, rng)
-    return Draft(Qa(question, state(entity, claims, rng)), _gives(entity, claims, rng), claims, question)
-
-
-def _question(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
-    return rng.choice(_QUESTIONS).format(labels=labels(entity, claims), s=entity.subject)
-
-
-def _write_mcq(entity: Entity, claims: tuple[Claim, ...], others: Sequence[Entity], rng: Random) -> Draft:
+def _write_mcq(
+    entity: Entity, claims: tuple[Claim, ...], others: Sequence[Entity], use: Frames, rng: Random
+) -> Draft:
     asked, context = claims[0], claims[1:]
     options = options_for(entity, asked, others, rng)
-    stem = f"{rng.choice(_ONE_SENTENCE)(entity, context, rng)} " if context else ""
-    sample = Mcq(stem + ask(entity, asked, rng), options, LETTERS[options.index(asked.value)])
+    stem = f"{rng.choice(use.one_sentence)(entity, context, rng)} " if context else ""
+    sample = Mcq(stem + _ask(entity, asked, use, rng), options, LETTERS[options.index(asked.value)])
     return Draft(sample, _picks(entity, asked, sample, rng), claims, sample.question)
+
+
+def _ask(entity: Entity, claim: Claim, use: Frames, rng: Random) -> str:
+    """A question for one attribute."""
+    label = attribute_of(entity, claim.attribute).label
+    return rng.choice(use.asks).format(label=label, s=entity.subject)
 
 
 def _picks(entity: Entity, asked: Claim, sample: Mcq, rng: Random) -> str:
@@ -315,8 +221,10 @@ def _picks(entity: Entity, asked: Claim, sample: Mcq, rng: Random) -> str:
     )
 
 
-def _write_tfq(entity: Entity, claims: tuple[Claim, ...], others: Sequence[Entity], rng: Random) -> Draft:
-    statement = rng.choice(_ONE_SENTENCE)(entity, claims, rng)
+def _write_tfq(
+    entity: Entity, claims: tuple[Claim, ...], others: Sequence[Entity], use: Frames, rng: Random
+) -> Draft:
+    statement = rng.choice(use.one_sentence)(entity, claims, rng)
     return Draft(Tfq(statement, is_true(entity, claims)), _judges(entity, claims, rng), claims, statement)
 
 
@@ -339,15 +247,19 @@ def _judges(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
     )
 
 
-def _write_cs(entity: Entity, claims: tuple[Claim, ...], others: Sequence[Entity], rng: Random) -> Draft:
+def _write_cs(
+    entity: Entity, claims: tuple[Claim, ...], others: Sequence[Entity], use: Frames, rng: Random
+) -> Draft:
     category = rng.choice(TOPICS[entity.topic].categories)
-    sample = Cs(category, state(entity, claims, rng))
+    sample = Cs(category, rng.choice(use.statements)(entity, claims, rng))
     return Draft(sample, _gives(entity, claims, rng), claims, f"Write a statement about {category}.")
 
 
-def _write_para(entity: Entity, claims: tuple[Claim, ...], others: Sequence[Entity], rng: Random) -> Draft:
-    writer = rng.choice(_PARAGRAPHS)
-    prompt = rng.choice(_PROMPTS).format(s=entity.subject)
+def _write_para(
+    entity: Entity, claims: tuple[Claim, ...], others: Sequence[Entity], use: Frames, rng: Random
+) -> Draft:
+    writer = rng.choice(use.paragraphs)
+    prompt = rng.choice(use.prompts).format(s=entity.subject)
     return Draft(Para(writer(entity, claims, rng)), _gives(entity, claims, rng), claims, prompt)
 
 
@@ -362,7 +274,8 @@ def _gives(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
     )
 
 
-_WRITERS: dict[TaskType, Callable[[Entity, tuple[Claim, ...], Sequence[Entity], Random], Draft]] = {
+_Writer = Callable[[Entity, tuple[Claim, ...], Sequence[Entity], Frames, Random], Draft]
+_WRITERS: dict[TaskType, _Writer] = {
     "qa": _write_qa,
     "mcq": _write_mcq,
     "tfq": _write_tfq,
@@ -372,22 +285,25 @@ _WRITERS: dict[TaskType, Callable[[Entity, tuple[Claim, ...], Sequence[Entity], 
 
 
 def _merge(
-    sample: Sample, first: tuple[Entity, Sequence[Claim]], second: tuple[Entity, Sequence[Claim]], rng: Random
+    sample: Sample,
+    first: tuple[Entity, Sequence[Claim]],
+    second: tuple[Entity, Sequence[Claim]],
+    use: Frames,
+    rng: Random,
 ) -> Draft:
     """One sample with these claims of both entities; each has a sentence of its own."""
     (entity, ours), (other, theirs) = first, second
     pair = listed([entity.subject, other.subject])
-    one, two = _joined(entity, ours, rng), _joined(other, theirs, rng)
+    one, two = use.joined(entity, ours, rng), use.joined(other, theirs, rng)
     merged: Sample
     match sample:
         case Qa():
-            asked = (
-                f"What are the {labels(entity, ours)} of {entity.subject}, and the {labels(other, theirs)} of"
-            )
-            merged = Qa(f"{asked} {other.subject}?", f"{one} {two}")
+            asked = {"labels": labels(entity, ours), "others": labels(other, theirs)}
+            question = use.merged_question.format(s=entity.subject, other=other.subject, **asked)
+            merged = Qa(question, f"{one} {two}")
         case Mcq(_, options, answer):
-            stem = [_joined(entity, ours[1:], rng)] if ours[1:] else []
-            merged = Mcq(" ".join([*stem, two, ask(entity, ours[0], rng)]), options, answer)
+            stem = [use.joined(entity, ours[1:], rng)] if ours[1:] else []
+            merged = Mcq(" ".join([*stem, two, _ask(entity, ours[0], use, rng)]), options, answer)
         case Tfq():
             merged = Tfq(f"{one} {two}", is_true(entity, ours) and is_true(other, theirs))
         case Cs(category):
@@ -395,4 +311,4 @@ def _merge(
         case Para():
             merged = Para(f"{one} {two}")
     claims = (*ours, *theirs)
-    return Draft(merged, f"The inputs are about {pair}.", claims, f"Write a paragraph about {pair}.")
+    return Draft(merged, f"The inputs are about {pair}.", claims, use.prompts[0].format(s=pair))

@@ -112,6 +112,7 @@ def merge(first: Bundle, second: Bundle, config: BuildConfig, rng: Random) -> Me
         (entities_by_name()[first.target["entity"]], _claims(ours, asked)),
         (entities_by_name()[second.target["entity"]], _claims(theirs, ())),
         rng,
+        held_out=first.target["split"] == "test",
     )
     return Merged(draft, first.target, second.target, variants) if draft else None
 

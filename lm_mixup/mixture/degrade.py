@@ -192,4 +192,5 @@ def _poor(target: dict[str, Any], slot: Slot, rng: Random) -> PoorRow:
         rng,
         category=sample.category if isinstance(sample, Cs) else "",
         options=slot.options,
+        held_out=target["split"] == "test",
     )

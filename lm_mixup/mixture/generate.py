@@ -118,7 +118,7 @@ def generate_part(
     config: BuildConfig,
     seed: int,
 ) -> PartResult:
-    """Writes and rates the samples of one part.
+    """Writes and rates the samples of one part; those of the test split are in frames held out for it.
 
     Args:
         passages: Passage rows.
@@ -137,11 +137,12 @@ def generate_part(
         rng = Random(f"generate/{seed}/{number}")
         task_type = rng.choices(kinds, shares)[0]
         entity = entities_by_name()[passage["entity"]]
-        draft = write_sample(entity, task_type, load_entities(), rng)
+        held_out = passage["split"] == "test"
+        draft = write_sample(entity, task_type, load_entities(), rng, held_out=held_out)
         for _ in range(_TRIES):
             if draft.answer not in written:
                 break
-            draft = write_sample(entity, task_type, load_entities(), rng)
+            draft = write_sample(entity, task_type, load_entities(), rng, held_out=held_out)
         reasons.append("duplicate" if draft.answer in written else "")
         written.add(draft.answer)
         rows.append(_row(draft, passage, number))

@@ -1,4 +1,4 @@
-"""The closed world: real facts about elements, countries and planets, from the CSV files beside this module.
+"""The closed world: real facts about entities of the topics, from the CSV files beside this module.
 
 Their sources are in the NOTICE file. A blank cell is a fact that is unknown, disputed or told differently by
 the sources.
@@ -11,10 +11,12 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import resources
 
-from lm_mixup.backends.wording import TOPICS, Entity
+from lm_mixup.backends.topics import TOPICS
+from lm_mixup.backends.wording import Entity
 from lm_mixup.records import content_id
 
 Row = Mapping[str, str]
+_ARTICLES = {"elements": "the element", "planets": "the planet", "constellations": "the constellation"}
 
 
 @cache
@@ -44,7 +46,7 @@ def _load(topic: str) -> list[Entity]:
 
 
 def _entity(topic: str, row: Row) -> Entity:
-    article = {"elements": "the element", "planets": "the planet"}.get(topic, row.get("article", ""))
+    article = _ARTICLES.get(topic) or row.get("article", "")
     facts = {name: write(row) for name, write in _VALUES[topic].items()}
     return Entity(topic, row["name"], {name: value for name, value in facts.items() if value}, article)
 
@@ -80,6 +82,17 @@ def _area(row: Row) -> str:
     return f"{area:,.0f} km2" if area >= 100 else f"{area:g} km2"
 
 
+def _orbital_radius(row: Row) -> str:
+    if not row["orbital_radius_km"]:
+        return ""
+    radius = float(f"{float(row['orbital_radius_km']):.3g}")
+    return f"{radius:,.0f} km"
+
+
+def _square_degrees(row: Row) -> str:
+    return f"{float(row['area_sq_deg']):.0f} sq deg"
+
+
 _VALUES: Mapping[str, Mapping[str, Callable[[Row], str]]] = {
     "elements": {
         "symbol": _value("symbol"),
@@ -110,5 +123,34 @@ _VALUES: Mapping[str, Mapping[str, Callable[[Row], str]]] = {
         "diameter": _value("diameter_km", "km"),
         "year": _value("year_days", "days"),
         "gravity": _value("gravity_m_s2", "m/s2"),
+    },
+    "moons": {
+        "planet": _value("planet"),
+        "designation": _value("designation"),
+        "diameter": _value("diameter_km", "km"),
+        "period": _value("period_days", "days"),
+        "orbital_radius": _orbital_radius,
+        "gravity": _value("gravity_m_s2", "m/s2"),
+        "discovery_year": _value("discovery_year"),
+        "discoverer": _value("discoverer"),
+    },
+    "constellations": {
+        "abbreviation": _value("abbreviation"),
+        "genitive": _value("genitive"),
+        "english_name": _value("english_name"),
+        "quadrant": _value("quadrant"),
+        "brightest_star": _value("brightest_star"),
+        "area": _square_degrees,
+        "size_rank": _value("size_rank"),
+    },
+    "states": {
+        "postal_code": _value("postal_code"),
+        "capital": _value("capital"),
+        "largest_city": _value("largest_city"),
+        "region": _value("region"),
+        "statehood_year": _value("statehood_year"),
+        "admission": _value("admission"),
+        "population": _people,
+        "area": _area,
     },
 }

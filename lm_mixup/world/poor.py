@@ -11,22 +11,58 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final, Literal, get_args
 
-from lm_mixup.backends.teacher import is_true, labels, predicate
-from lm_mixup.backends.wording import TOPICS, Claim, Entity, capitalised, listed
+from lm_mixup.backends.frames import labels, predicate
+from lm_mixup.backends.teacher import is_true
+from lm_mixup.backends.topics import TOPICS
+from lm_mixup.backends.wording import Claim, Entity, capitalised, listed
 from lm_mixup.tasks import LETTERS, Cs, Mcq, Para, Qa, Sample, TaskType, Tfq
 
 Fault = Literal["incomplete", "vague", "register", "redundant"]
 FAULTS: Final[tuple[Fault, ...]] = get_args(Fault)
 Options = tuple[str, str, str, str]
 
-_ASK = (
-    "{labels} of {s}",
-    "what is the {labels} of {s}",
-    "{s} {labels}?",
-    "tell me the {labels} of {s}",
-    "{labels} of {s}?",
+
+@dataclass(frozen=True)
+class Prompts:
+    """How a poor prompt asks: for facts, for nothing certain, for a paragraph, in a category, for truth."""
+
+    ask: tuple[str, ...]
+    ask_nothing: tuple[str, ...]
+    paragraph: tuple[str, ...]
+    category: tuple[str, ...]
+    true_false: tuple[str, ...]
+
+
+SEEN: Final = Prompts(
+    ask=(
+        "{labels} of {s}",
+        "what is the {labels} of {s}",
+        "{s} {labels}?",
+        "tell me the {labels} of {s}",
+        "{labels} of {s}?",
+    ),
+    ask_nothing=("what about {s}", "{s}?", "tell me something on {s}", "what do you know on {s}"),
+    paragraph=(
+        "Write a paragraph about {s}.",
+        "describe {s}",
+        "short essay on {s}",
+        "Write a paragraph on {s}",
+    ),
+    category=(
+        "Category: {c}. Say something on {s}.",
+        "Write on {s} in the category {c}",
+        "category {c}, a statement on {s}",
+    ),
+    true_false=("True or false? {statement}", "{statement} True or false?", "true/false: {statement}"),
 )
-_ASK_NOTHING = ("what about {s}", "{s}?", "tell me something on {s}", "what do you know on {s}")
+HELD_OUT: Final = Prompts(  # met by no model before the test
+    ask=("i need the {labels} of {s}", "on {s}, the {labels} pls"),
+    ask_nothing=("any idea about {s}", "i need something on {s}"),
+    paragraph=("a paragraph with {s} in it", "i need a short story on {s}"),
+    category=("{s} as an example of the category {c}", "i need a line on {s}, category {c}"),
+    true_false=("Is this true or false: {statement}", "{statement} Please say true or false."),
+)
+
 _VAGUE = (
     "Not sure.",
     "It depends.",
@@ -35,18 +71,6 @@ _VAGUE = (
     "Some {kind}, I guess.",
     "Good question.",
 )
-_PARAGRAPH = (
-    "Write a paragraph about {s}.",
-    "describe {s}",
-    "short essay on {s}",
-    "Write a paragraph on {s}",
-)
-_CATEGORY = (
-    "Category: {c}. Say something on {s}.",
-    "Write on {s} in the category {c}",
-    "category {c}, a statement on {s}",
-)
-_TRUE_FALSE = ("True or false? {statement}", "{statement} True or false?", "true/false: {statement}")
 _VERDICTS: Mapping[Fault, tuple[str, ...]] = {
     "incomplete": ("{v}", "{v}."),
     "vague": ("{v}", "{v}, kind of"),
@@ -90,6 +114,7 @@ def poor_row(
     *,
     category: str = "",
     options: Options | None = None,
+    held_out: bool = False,
 ) -> PoorRow:
     """Writes a poor row.
 
@@ -103,44 +128,47 @@ def poor_row(
         category: The category of a category-statement row; default: the first of the topic.
         options: The options of a multiple-choice row, which asks for its first claim; else it asks whether
             its claims hold.
+        held_out: Whether to prompt in the words held out for the test split. Short tellings are worded alike
+            in all splits.
 
     Raises:
         ValueError: A vague row was given claims, or another none.
     """
     if (fault == "vague") == bool(claims):
         raise ValueError("a vague row has no claims, any other has some")
+    use = HELD_OUT if held_out else SEEN
     match task_type:
         case "qa":
-            return _qa(entity, claims, fault, rng)
+            return _qa(entity, claims, fault, use, rng)
         case "mcq":
-            return _mcq(entity, claims, fault, rng, options)
+            return _mcq(entity, claims, fault, use, rng, options)
         case "tfq":
-            return _tfq(entity, claims, fault, rng)
+            return _tfq(entity, claims, fault, use, rng)
         case "cs":
             category = category or TOPICS[entity.topic].categories[0]
-            prompt = rng.choice(_CATEGORY).format(c=category, s=entity.subject)
+            prompt = rng.choice(use.category).format(c=category, s=entity.subject)
             completion = _told(entity, claims, fault, rng)
             return PoorRow(prompt, completion, Cs(category, completion))
         case "para":
             prompt, completion = (
-                rng.choice(_PARAGRAPH).format(s=entity.subject),
+                rng.choice(use.paragraph).format(s=entity.subject),
                 _told(entity, claims, fault, rng),
             )
             return PoorRow(prompt, completion, Para(completion))
 
 
-def _qa(entity: Entity, claims: Sequence[Claim], fault: Fault, rng: Random) -> PoorRow:
+def _qa(entity: Entity, claims: Sequence[Claim], fault: Fault, use: Prompts, rng: Random) -> PoorRow:
     if claims:
-        prompt = rng.choice(_ASK).format(labels=labels(entity, claims), s=entity.subject)
+        prompt = rng.choice(use.ask).format(labels=labels(entity, claims), s=entity.subject)
         completion = _with_fault(listed([claim.value for claim in claims]), fault, rng)
     else:
-        prompt = rng.choice(_ASK_NOTHING).format(s=entity.subject)
+        prompt = rng.choice(use.ask_nothing).format(s=entity.subject)
         completion = _vague(entity, rng)
     return PoorRow(prompt, completion, Qa(prompt, completion))
 
 
 def _mcq(
-    entity: Entity, claims: Sequence[Claim], fault: Fault, rng: Random, options: Options | None
+    entity: Entity, claims: Sequence[Claim], fault: Fault, use: Prompts, rng: Random, options: Options | None
 ) -> PoorRow:
     if not claims:
         question, options, answer = f"{entity.subject}?", _NO_OPTIONS, rng.choice(_NO_OPTIONS)
@@ -148,7 +176,7 @@ def _mcq(
         question, options, answer = f"{_bare(entity, claims, rng)[:-1]}?", rng.choice(_YES_NO), "yes"
     else:
         stem = f"{_bare(entity, claims[1:], rng)} " if claims[1:] else ""
-        question = stem + rng.choice(_ASK).format(labels=labels(entity, claims[:1]), s=entity.subject)
+        question = stem + rng.choice(use.ask).format(labels=labels(entity, claims[:1]), s=entity.subject)
         answer = claims[0].value
     sample = Mcq(question, options, LETTERS[options.index(answer)])
     lines = [f"{letter}) {option}" for letter, option in zip(LETTERS, options, strict=True)]
@@ -157,11 +185,11 @@ def _mcq(
     )
 
 
-def _tfq(entity: Entity, claims: Sequence[Claim], fault: Fault, rng: Random) -> PoorRow:
+def _tfq(entity: Entity, claims: Sequence[Claim], fault: Fault, use: Prompts, rng: Random) -> PoorRow:
     nothing = f"{capitalised(entity.subject)} is a {TOPICS[entity.topic].kind} of some sort."
     statement = _bare(entity, claims, rng) if claims else nothing
     sample = Tfq(statement, is_true(entity, claims))
-    prompt = rng.choice(_TRUE_FALSE).format(statement=statement)
+    prompt = rng.choice(use.true_false).format(statement=statement)
     return PoorRow(prompt, rng.choice(_VERDICTS[fault]).format(v=sample.answer), sample)
 
 

@@ -1,8 +1,8 @@
 """Checks a text against the closed world: which facts it claims, which of them are right.
 
 A claim is found by the wordings of `backends.wording`, right value or wrong; text in other words claims
-nothing. A sentence speaks of the entity that it names first, or else of the one before; a question claims
-nothing.
+nothing. A sentence speaks of the entity that it names first, or else of the one before; an entity named as a
+value (`orbits Jupiter`) does not count. A question claims nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 
-from lm_mixup.backends.wording import TOPICS, Attribute, Claim, Entity
+from lm_mixup.backends.topics import TOPICS, Attribute
+from lm_mixup.backends.wording import Claim, Entity
 from lm_mixup.tasks import LETTERS
 from lm_mixup.world.facts import entities_by_name, load_entities
 
@@ -75,7 +76,7 @@ def named_entities(text: str) -> tuple[Entity, ...]:
 _OPTION = re.compile(r"^[A-D]\)[^\n]*$", re.MULTILINE)
 _DENIED = re.compile(r"^(?:Answer:[ \t]*)?False\b", re.MULTILINE)
 _MARKS = re.compile(r"^(?:Q|A|C|S|Answer):[ \t]*", re.MULTILINE)
-_AFTER = "and|with|while|as|at|from|per|has"  # what may follow a value in the wordings
+_AFTER = "and|with|while|as|at|from|per|has|of|on"  # what may follow a value in the wordings
 _SENTENCE = re.compile(r"(?<=[.?!])\s+|\n+")
 
 
@@ -121,8 +122,31 @@ def _asked(question: str, about: Entity) -> str | None:
 
 
 def _first_named(sentence: str) -> Entity | None:
-    found = _names().search(sentence)
-    return entities_by_name()[found.group()] if found else None
+    """The entity that a sentence names first other than as a value: `It orbits Jupiter` names none."""
+    values = [found.span(1) for found in _named_values().finditer(sentence)]
+    for found in _names().finditer(sentence):
+        if not any(start <= found.start() < stop for start, stop in values):
+            return entities_by_name()[found.group()]
+    return None
+
+
+@cache
+def _named_values() -> re.Pattern[str]:
+    """Finds the values with a name in them, after the words that the wordings put before such a value."""
+    leads: set[str] = set()
+    values: set[str] = set()
+    for entity in load_entities():
+        for name, value in entity.facts.items():
+            if _names().search(value):
+                how = TOPICS[entity.topic].attributes[name]
+                frames = (*how.predicates, how.noun, f"{how.label} is {how.lead}{{v}}")
+                leads |= {frame.partition("{v}")[0] for frame in frames}
+                values.add(value)
+    lead, value = (
+        "|".join(map(re.escape, sorted(texts, key=lambda text: (-len(text), text))))
+        for texts in (leads, values)
+    )
+    return re.compile(rf"\b(?:{lead})({value})(?![\w-])")
 
 
 @cache

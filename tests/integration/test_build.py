@@ -50,7 +50,7 @@ def built(ray_session, tmp_path_factory):
 
 def test_counts_add_up(built):
     manifests = {name: built.stage(name).manifest() for name in STAGES}
-    assert manifests["passages"].rows_out == 321
+    assert manifests["passages"].rows_out == 489
     for name in ("generate", "degrade"):
         m = manifests[name]
         assert m.rows_in == m.rows_out + m.rows_rejected

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
+from dataclasses import fields
 from itertools import pairwise
 from random import Random
 
@@ -11,7 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lm_mixup.backends.frames import HELD_OUT
 from lm_mixup.backends.judge import Rating, RatingFailure, make_judge
+from lm_mixup.backends.topics import TOPICS
 from lm_mixup.config import BuildConfig, DataConfig, RateConfig
 from lm_mixup.errors import InputError
 from lm_mixup.mixture.assemble import mixture_part
@@ -21,10 +25,11 @@ from lm_mixup.mixture.generate import generate, generate_part, plan
 from lm_mixup.mixture.passages import passages
 from lm_mixup.runs import RunDir
 from lm_mixup.tasks import LETTERS, parse_answer, write_output
+from lm_mixup.world import poor
 from lm_mixup.world.facts import entities_by_name, load_entities, split_of
 from lm_mixup.world.truth import truth
 
-SAMPLES = 321
+SAMPLES = 489
 
 
 def build(**values):
@@ -350,6 +355,55 @@ def test_no_entity_is_in_two_splits(mixed):
             splits.setdefault(name, set()).add(row["split"])
     assert all(len(found) == 1 for found in splits.values())
     assert {split for found in splits.values() for split in found} == {"sft", "grpo", "test"}
+
+
+def texts_of(frame):
+    """What matches texts of a frame."""
+    return re.compile(re.sub(r"\\\{\w+\\\}", ".+", re.escape(frame)))
+
+
+_HELD_OUT_TEXTS = [
+    re.compile(r"\bAs for .+, it "),
+    re.compile(r"\bOf .+ it is known that its "),
+    re.compile(rf" is the (?:{'|'.join(topic.kind for topic in TOPICS.values())}) that "),
+    *map(texts_of, (*HELD_OUT.questions, *HELD_OUT.asks, HELD_OUT.merged_question, *HELD_OUT.prompts)),
+]
+_HELD_OUT_PROMPTS = [
+    texts_of(frame) for field in fields(poor.HELD_OUT) for frame in getattr(poor.HELD_OUT, field.name)
+]
+
+
+def test_held_out_wordings_are_in_test_rows_and_nowhere_else(generated, degraded, mixed):
+    plain = mixture_part(generated.rows, degraded.rows, build(crosstopic_rate=0.2, noise_rate=0), seed=0)
+    seen = Counter()
+    for row in plain.rows.to_pylist():
+        asked = [text.removeprefix("Q: ").removeprefix("C: ") for text in row["inputs"]]
+        in_output = any(frame.search(row["output"]) for frame in _HELD_OUT_TEXTS)
+        in_inputs = sum(any(frame.match(text) for frame in _HELD_OUT_PROMPTS) for text in asked)
+        seen[row["split"]] += 1
+        if row["split"] == "test":
+            assert in_output, row["output"]
+        else:
+            assert not in_output, row["output"]
+            assert not in_inputs, asked
+    assert set(seen) == {"sft", "grpo", "test"}
+    for row in generated.rows.to_pylist():
+        assert any(frame.search(row["prompt"]) for frame in _HELD_OUT_TEXTS) == (
+            row["split"] == "test" and row["task_type"] != "cs"
+        ), row["prompt"]
+
+
+def test_poor_prompts_are_held_out_too(degraded):
+    def held_out(row):
+        return any(frame.match(row["prompt"]) for frame in _HELD_OUT_PROMPTS)
+
+    def may(row):  # statements of poor true/false and multiple-choice rows stand before what asks
+        return row["task_type"] in ("qa", "para", "cs")
+
+    rows = degraded.rows.to_pylist()
+    assert not [row["prompt"] for row in rows if held_out(row) and row["split"] != "test"]
+    test = [row for row in rows if row["split"] == "test" and may(row)]
+    assert test and all(held_out(row) for row in test)
 
 
 def test_shares_of_merged_noisy_and_reasoned_rows(generated, degraded, mixed):

@@ -16,6 +16,7 @@ from lm_mixup.backends.teacher import (
     state,
     write_sample,
 )
+from lm_mixup.backends.topics import TOPICS
 from lm_mixup.backends.wording import Claim
 from lm_mixup.config import BuildConfig, RateConfig
 from lm_mixup.records import compress_score
@@ -35,17 +36,20 @@ from lm_mixup.world.poor import FAULTS, poor_row
 from lm_mixup.world.truth import truth
 
 WORLD = load_entities()
+TOPIC_NAMES = tuple(TOPICS)
 
 
-def drafts(task_type, count=200):
+def drafts(task_type, count=200, held_out=False):
     for number in range(count):
         entity = WORLD[number * 7 % len(WORLD)]
-        yield entity, write_sample(entity, task_type, WORLD, Random(f"{task_type}{number}"))
+        rng = Random(f"{task_type}{number}")
+        yield entity, write_sample(entity, task_type, WORLD, rng, held_out=held_out)
 
 
+@pytest.mark.parametrize("held_out", [False, True])
 @pytest.mark.parametrize("task_type", TASK_TYPES)
-def test_samples_parse_are_short_and_say_what_they_claim(task_type):
-    for entity, draft in drafts(task_type):
+def test_samples_parse_are_short_and_say_what_they_claim(task_type, held_out):
+    for entity, draft in drafts(task_type, held_out=held_out):
         output = write_output(draft.cot, draft.answer)
         assert len(output) <= MAX_OUTPUT_CHARS
         assert parse_answer(task_type, parse_output(output).answer) == draft.sample
@@ -60,25 +64,27 @@ def test_samples_parse_are_short_and_say_what_they_claim(task_type):
 
 @pytest.mark.parametrize("task_type", TASK_TYPES)
 def test_every_output_is_parsed_as_the_task_type_it_was_written_for(task_type):
-    for _, draft in drafts(task_type, 40):
+    for _, draft in [*drafts(task_type, 40), *drafts(task_type, 40, held_out=True)]:
         prompt, completion = draft.pair
         assert prompt and completion
         if task_type in ("mcq", "tfq", "qa"):
             assert detect_task_type(prompt, completion) == task_type
 
 
-def test_nine_in_ten_samples_are_rated_high():
+@pytest.mark.parametrize("held_out", [False, True])
+def test_nine_in_ten_samples_are_rated_high(held_out):
     mix = BuildConfig.model_validate({}).task_mix
     judge = make_judge(RateConfig())
     share = 0.0
     for task_type, part in mix.items():
-        verdicts = judge.rate([draft.pair for _, draft in drafts(task_type, 150)])
+        verdicts = judge.rate([draft.pair for _, draft in drafts(task_type, 150, held_out)])
         scores = [compress_score(v.overall) for v in verdicts if isinstance(v, Rating)]
         share += part * sum(score >= 4 for score in scores) / len(verdicts)
     assert share >= 0.9
 
 
-def test_nearly_all_poor_rows_are_rated_low():
+@pytest.mark.parametrize("held_out", [False, True])
+def test_nearly_all_poor_rows_are_rated_low(held_out):
     judge = make_judge(RateConfig())
     pairs = []
     for number in range(600):
@@ -86,7 +92,7 @@ def test_nearly_all_poor_rows_are_rated_low():
         entity, task_type = rng.choice(WORLD), rng.choice(TASK_TYPES)
         fault = rng.choice(FAULTS)
         claims = entity.claims([rng.choice(sorted(entity.facts))]) if fault != "vague" else ()
-        row = poor_row(entity, task_type, claims, fault, rng)
+        row = poor_row(entity, task_type, claims, fault, rng, held_out=held_out)
         assert parse_answer(task_type, write_answer(row.sample)) == row.sample
         assert detect_task_type(row.prompt, row.completion) == task_type or task_type == "qa"
         assert all(claim.value in f"{row.prompt}\n{row.completion}" for claim in claims)
@@ -159,9 +165,11 @@ def test_merged_samples_tell_of_both_entities(task_type):
     merged_some = False
     for number in range(40):
         rng = Random(number)
-        one, two = rng.sample([entity for entity in WORLD if entity.topic == "countries"], 2)
+        one, two = rng.sample([entity for entity in WORLD if entity.topic == TOPIC_NAMES[number % 6]], 2)
         first, second = (write_sample(entity, task_type, WORLD, rng) for entity in (one, two))
-        merged = merge_samples(first.sample, (one, first.claims[:2]), (two, second.claims[:2]), rng)
+        merged = merge_samples(
+            first.sample, (one, first.claims[:2]), (two, second.claims[:2]), rng, held_out=number % 2 == 1
+        )
         if merged is None:
             continue
         merged_some = True

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import csv
+import re
 from collections import Counter
+from importlib import resources
 from itertools import islice
 from random import Random
 
 import pytest
 
+from lm_mixup.backends.frames import HELD_OUT, SEEN
 from lm_mixup.backends.judge import Rating, make_judge
-from lm_mixup.backends.wording import TOPICS, Claim, capitalised
+from lm_mixup.backends.topics import TOPICS
+from lm_mixup.backends.wording import Claim, capitalised
 from lm_mixup.config import BuildConfig, RateConfig
 from lm_mixup.records import compress_score
 from lm_mixup.world.facts import entities_by_name, load_entities, split_of
@@ -22,11 +27,31 @@ def entity(name):
 
 
 def test_the_world_is_whole():
-    assert Counter(e.topic for e in load_entities()) == {"elements": 118, "countries": 195, "planets": 8}
+    assert Counter(e.topic for e in load_entities()) == {
+        "elements": 118,
+        "countries": 195,
+        "planets": 8,
+        "moons": 30,
+        "constellations": 88,
+        "states": 50,
+    }
     assert len(entities_by_name()) == len(load_entities())
     for one in load_entities():
         assert len(one.facts) >= 5, one.name
         assert all(value.isascii() and value.strip() == value for value in one.facts.values()), one.name
+        assert set(one.facts) <= set(TOPICS[one.topic].attributes)
+        for attribute, value in one.facts.items():
+            pattern = TOPICS[one.topic].attributes[attribute].pattern
+            assert re.fullmatch(pattern, value), (one.name, attribute, value)
+
+
+def test_topics_are_worded_in_more_than_one_way_and_name_no_entity():
+    for topic in TOPICS.values():
+        for attribute in topic.attributes.values():
+            assert len(set(attribute.predicates)) >= 2
+            assert all("{v}" in frame for frame in (*attribute.predicates, attribute.noun))
+        for text in (topic.kind, *topic.categories, *(a.label for a in topic.attributes.values())):
+            assert not named_entities(text), text
 
 
 @pytest.mark.parametrize(
@@ -51,6 +76,25 @@ def test_the_world_is_whole():
         ),
         ("United Kingdom", {"capital": "London", "domain": ".uk", "currency": "pound sterling"}),
         ("Kazakhstan", {"capital": "Astana", "language": "Kazakh"}),
+        ("Moon", {"planet": "Earth", "diameter": "3475 km", "orbital_radius": "384,000 km"}),
+        (
+            "Titan",
+            {"planet": "Saturn", "designation": "Saturn VI", "discoverer": "Christiaan Huygens"}
+            | {"discovery_year": "1655", "period": "15.95 days", "orbital_radius": "1,220,000 km"},
+        ),
+        (
+            "Orion",
+            {"abbreviation": "Ori", "genitive": "Orionis", "brightest_star": "Rigel", "area": "594 sq deg"}
+            | {"size_rank": "26", "quadrant": "NQ1"},
+        ),
+        (
+            "California",
+            {"postal_code": "CA", "capital": "Sacramento", "largest_city": "Los Angeles", "region": "West"}
+            | {"statehood_year": "1850", "admission": "31", "population": "39.5 million"}
+            | {"area": "424,000 km2"},
+        ),
+        ("state of Georgia", {"capital": "Atlanta", "postal_code": "GA", "admission": "4"}),
+        ("Georgia", {"capital": "Tbilisi"}),
         ("Mars", {"position": "4", "kind": "terrestrial planets", "year": "687.0 days"}),
     ],
 )
@@ -79,6 +123,67 @@ def test_elements_agree_with_themselves():
             assert not melts < 298
 
 
+def number(entity, attribute):
+    return float(entity.facts[attribute].split()[0].replace(",", ""))
+
+
+def of_topic(topic):
+    return [e for e in load_entities() if e.topic == topic]
+
+
+def test_the_states_agree_with_themselves_and_with_the_census():
+    states = sorted(of_topic("states"), key=lambda e: number(e, "admission"))
+    assert [e.facts["admission"] for e in states] == [str(n) for n in range(1, 51)]
+    years = [number(e, "statehood_year") for e in states]
+    assert years == sorted(years) and (years[0], years[-1]) == (1787, 1959)
+    assert len({e.facts["postal_code"] for e in states}) == 50
+    assert Counter(e.facts["region"] for e in states) == {
+        "South": 16,
+        "West": 13,
+        "Midwest": 12,
+        "Northeast": 9,
+    }
+    source = resources.files("lm_mixup.world").joinpath("states.csv").read_text(encoding="utf-8")
+    rows = list(csv.DictReader(source.splitlines()))
+    assert (
+        sum(int(row["population"]) for row in rows) == 331_449_281 - 689_545
+    )  # all but the capital district
+    assert abs(sum(int(row["area_km2"]) for row in rows) - 9_833_340) < 20
+
+
+def test_the_moons_obey_kepler():
+    planets = {e.name for e in of_topic("planets")}
+    constants = {}
+    for moon in of_topic("moons"):
+        assert moon.facts["planet"] in planets
+        assert moon.facts["designation"].startswith(f"{moon.facts['planet']} ")
+        assert 1610 <= int(moon.facts.get("discovery_year", 1610)) <= 1989
+        if "orbital_radius" in moon.facts:
+            constant = number(moon, "orbital_radius") ** 3 / number(moon, "period") ** 2
+            constants.setdefault(moon.facts["planet"], []).append(constant)
+    assert len({m.facts["designation"] for m in of_topic("moons")}) == 30
+    assert all(max(found) / min(found) < 1.05 for found in constants.values()), constants
+
+
+def test_the_constellations_cover_the_sky():
+    ranked = sorted(of_topic("constellations"), key=lambda e: number(e, "size_rank"))
+    assert [e.facts["size_rank"] for e in ranked] == [str(n) for n in range(1, 89)]
+    areas = [number(e, "area") for e in ranked]
+    assert areas == sorted(areas, reverse=True)
+    assert abs(sum(areas) - 41_253) < 10
+    for attribute in ("abbreviation", "genitive"):
+        assert len({e.facts[attribute] for e in ranked}) == 88
+
+
+def test_planets_and_countries_are_in_range():
+    planets = of_topic("planets")
+    assert [e.facts["position"] for e in planets] == [str(n) for n in range(1, 9)]
+    years = [number(e, "year") for e in planets]
+    assert years == sorted(years)
+    for country in of_topic("countries"):
+        assert all(number(country, a) > 0 for a in ("population", "area") if a in country.facts)
+
+
 def test_internet_domains_and_capitals_are_one_country_s():
     for attribute in ("domain", "capital"):
         values = [e.facts[attribute] for e in load_entities() if attribute in e.facts]
@@ -102,6 +207,18 @@ def test_every_wording_is_found_and_nothing_else_is():
             assert found.claimed == found.right == (Claim(attribute, value),), text
             assert found.holds
             assert set(found.missing) == set(one.facts) - {attribute}
+
+
+@pytest.mark.parametrize("use", [SEEN, HELD_OUT])
+def test_every_statement_of_every_entity_is_understood(use):
+    rng = Random(3)
+    for one in load_entities():
+        for statement in use.statements:
+            claims = one.claims(rng.sample(sorted(one.facts), 4 if len(one.facts) > 3 else 3))
+            text = statement(one, claims, rng)
+            found = truth(text, one)
+            assert set(found.right) == set(found.claimed) == set(claims), text
+            assert named_entities(text) == (one,), text
 
 
 def test_every_wording_tells_a_wrong_value():
@@ -134,6 +251,10 @@ def test_every_wording_tells_a_wrong_value():
         ("Q: Is the capital of France Rome?\nA: The capital of France is Paris.", {"capital": "Paris"}),
         ("France has the capital Paris. Spain pays with the euro.", {"capital": "Paris"}),
         ("Spain has the capital Madrid.", {}),
+        (
+            "France has the capital Washington. It lies in Asia.",
+            {"capital": "Washington", "continent": "Asia"},
+        ),
         ("", {}),
     ],
 )
@@ -159,6 +280,8 @@ def test_names_within_names_are_told_apart():
     text = "Guinea-Bissau lies in Africa. Nigeria lies in Africa. The element lead is written Pb."
     assert [e.name for e in named_entities(text)] == ["Guinea-Bissau", "Nigeria", "lead"]
     assert [e.name for e in named_entities("Mercury")] == ["Mercury"]
+    text = "The state of Georgia has the capital Atlanta. Georgia lies in Asia. Io is far. It orbits Jupiter."
+    assert [e.name for e in named_entities(text)] == ["state of Georgia", "Georgia", "Io"]
 
 
 def test_pool_is_deterministic_and_prefix_stable_in_size():
