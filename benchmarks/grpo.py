@@ -1,0 +1,241 @@
+"""GRPO steps against TRL's GRPOTrainer: same model, prompts, group size, token caps, learning rate and cores.
+
+    python benchmarks/grpo.py [--prompt 140] [--completion 128] [--prompts 16] [--generations 4] [--steps 6]
+
+Four sides, one after the other, each in a process of its own: ours in turn (`colocated`), ours overlapped
+(`async`), TRL, and a bare vLLM engine that answers the requests of a step and does nothing else. The ratio is
+TRL's median step time over that of our faster mode. The reward is a trivial function: what is compared
+are rollout, learning and weight sync.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import harness
+import numpy as np
+
+SIDES = ("colocated", "async", "trl", "vllm")
+WARM_UP = 2
+LEARNING_RATE, BETA = 1e-5, 0.01
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="nano", help="folder or `nano`")
+    parser.add_argument("--prompt", type=int, default=140, help="tokens of a prompt")
+    parser.add_argument("--completion", type=int, default=128, help="most tokens of a completion")
+    parser.add_argument("--prompts", type=int, default=16, help="prompts a step")
+    parser.add_argument("--generations", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=6, help="measured steps, after warm-up")
+    parser.add_argument("--micro", type=int, default=16, help="completions of one TRL forward pass")
+    parser.add_argument("--side", choices=SIDES, help="only this side, in this process")
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
+
+
+def prompt_ids(args: argparse.Namespace) -> list[list[int]]:
+    """Enough prompts for every step: passages of the closed world, cut to the same number of tokens."""
+    from random import Random
+
+    from lm_mixup.backends.policy import encode_prompt, load_tokenizer
+    from lm_mixup.backends.teacher import describe
+    from lm_mixup.config import ModelConfig
+    from lm_mixup.tasks import INSTRUCTIONS
+    from lm_mixup.world.facts import load_entities
+
+    tokenizer = load_tokenizer(args.model, ModelConfig())
+    rng, passages = Random(0), [describe(entity) for entity in load_entities()]
+    prompts = []
+    for _ in range(args.prompts * (args.steps + WARM_UP)):
+        text = " ".join(rng.sample(passages, 12))
+        frame = len(encode_prompt(tokenizer, INSTRUCTIONS["qa"], [""]))
+        words = tokenizer(text, add_special_tokens=False)["input_ids"][: args.prompt - frame - 2]
+        prompts.append(encode_prompt(tokenizer, INSTRUCTIONS["qa"], [tokenizer.decode(words)])[: args.prompt])
+    return prompts
+
+
+def vowels(text: str) -> float:
+    """The reward: the share of vowels."""
+    return sum(map(text.count, "aeiou")) / max(1, len(text))
+
+
+class Vowels:
+    """The reward as our loop asks for it."""
+
+    def score(self, batch: Any) -> Any:
+        from lm_mixup.rewards.workers import RewardScores
+
+        total = np.array([vowels(text) for text in batch.completions])
+        return RewardScores(total, {"quality": total, "alignment": 0 * total, "format": 0 * total})
+
+
+def run_ours(args: argparse.Namespace) -> dict[str, Any]:
+    from lm_mixup.backends.policy import model_folder
+    from lm_mixup.config import GrpoConfig, ModelConfig, RayConfig, RewardsConfig
+    from lm_mixup.grpo.learner import Learner
+    from lm_mixup.grpo.loop import Parts, train
+    from lm_mixup.grpo.placement import reserve
+    from lm_mixup.grpo.rollout import Prompt, RolloutPool
+    from lm_mixup.ray_cluster import start_ray
+
+    start_ray(RayConfig())
+    config = GrpoConfig(
+        max_steps=args.steps + WARM_UP,
+        num_generations=args.generations,
+        prompts_per_step=args.prompts,
+        max_prompt_length=args.prompt,
+        max_completion_length=args.completion,
+        learning_rate=LEARNING_RATE,
+        beta=BETA,
+        micro_tokens=4096,
+        mode=args.side,
+        drop_zero_std=False,  # TRL learns from every group
+        max_refills=0,
+        cpus_per_actor=0.9,
+    )
+    rewards = RewardsConfig(num_cpus=0.1)
+    placement = reserve(config, rewards)
+    folder, model = model_folder(args.model), ModelConfig()
+    prompts = [Prompt(str(i), "qa", ids, "") for i, ids in enumerate(prompt_ids(args))]
+    rollout = RolloutPool(folder, model, config, placement)
+    learner = Learner(folder, model, config, 0, placement)
+    parts = Parts(rollout, Vowels(), learner, rewards, probe=prompts[0].token_ids)  # type: ignore[arg-type]
+    lines: list[dict[str, Any]] = []
+    train(parts, prompts, config, 0, 0, 0, lambda step: None, lambda step, tokens, line: lines.append(line))
+    kept = lines[WARM_UP:]
+    keys = ("step", "rollout", "reward", "update", "sync")
+    return {
+        **{key: statistics.median(line[f"timing_s/{key}"] for line in kept) for key in keys},
+        "completion_tokens": statistics.mean(line["completions/mean_length"] for line in kept),
+        "rollout_tokens_per_second": statistics.median(line["tokens_per_second/rollout"] for line in kept),
+    }
+
+
+def run_trl(args: argparse.Namespace) -> dict[str, Any]:
+    import torch
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    from lm_mixup.backends.policy import load_policy, load_tokenizer
+    from lm_mixup.config import ModelConfig
+
+    tokenizer = load_tokenizer(args.model, ModelConfig())
+    texts = [tokenizer.decode(ids) for ids in prompt_ids(args)]
+    ends: list[float] = []
+    lengths: list[float] = []
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            ends.append(time.perf_counter())
+
+    def reward(completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
+        lengths.append(float(np.mean([len(ids) for ids in completion_ids])))
+        return [vowels(text) for text in completions]
+
+    config = GRPOConfig(
+        output_dir=tempfile.mkdtemp(),
+        use_cpu=not torch.cuda.is_available(),
+        bf16=torch.cuda.is_available(),
+        max_steps=args.steps + WARM_UP,
+        per_device_train_batch_size=args.micro,
+        gradient_accumulation_steps=args.prompts * args.generations // args.micro,
+        num_generations=args.generations,
+        max_completion_length=args.completion,
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="constant",
+        beta=BETA,
+        temperature=1.0,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        logging_steps=1000,
+    )
+    trainer = GRPOTrainer(
+        model=load_policy(args.model, ModelConfig()),
+        reward_funcs=reward,
+        args=config,
+        train_dataset=Dataset.from_dict({"prompt": texts}),
+        processing_class=tokenizer,
+        callbacks=[Watch()],
+    )
+    trainer.train()
+    steps = [after - before for before, after in itertools.pairwise(ends)][WARM_UP - 1 :]
+    return {"step": statistics.median(steps), "completion_tokens": statistics.mean(lengths[WARM_UP:])}
+
+
+def run_vllm(args: argparse.Namespace) -> dict[str, Any]:
+    from vllm import LLM, SamplingParams
+
+    from lm_mixup.backends.policy import model_folder
+
+    engine = LLM(  # type: ignore[call-arg]
+        model=model_folder(args.model),
+        dtype="float32",
+        max_model_len=args.prompt + args.completion,
+        enforce_eager=True,
+        enable_prefix_caching=True,
+        enable_chunked_prefill=False,
+        max_num_batched_tokens=4096,
+        kv_cache_memory_bytes=1 << 30,
+        disable_log_stats=True,
+    )
+    prompts = prompt_ids(args)
+    params = SamplingParams(n=args.generations, temperature=1.0, max_tokens=args.completion, logprobs=0)
+    speeds = []
+    for step in range(args.steps + WARM_UP):
+        chosen = prompts[step * args.prompts : (step + 1) * args.prompts]
+        started = time.perf_counter()
+        requests = [{"prompt_token_ids": ids} for ids in chosen]
+        outputs = engine.generate(requests, params, use_tqdm=False)  # type: ignore[arg-type]
+        tokens = sum(len(choice.token_ids) for output in outputs for choice in output.outputs)
+        speeds.append(tokens / (time.perf_counter() - started))
+    return {"rollout_tokens_per_second": statistics.median(speeds[WARM_UP:])}
+
+
+def in_process_of_its_own(side: str, argv: list[str]) -> dict[str, Any]:
+    from lm_mixup.backends.engine import engine_environment
+
+    env = dict(os.environ)
+    if side == "vllm":  # one thread, as our engine has; TRL and our actors manage their own
+        env |= engine_environment(threads=1)
+    with tempfile.NamedTemporaryFile(suffix=".json") as out:
+        command = [sys.executable, __file__, *argv, "--side", side, "--json", out.name]
+        subprocess.run(command, env=env, check=True, stdout=sys.stderr)
+        result: dict[str, Any] = json.loads(Path(out.name).read_text(encoding="utf-8"))
+        return result
+
+
+def main() -> None:
+    args = arguments()
+    if args.side:
+        run = {"trl": run_trl, "vllm": run_vllm}.get(args.side, run_ours)
+        args.json.write_text(json.dumps(run(args)), encoding="utf-8")
+        return
+    argv = [word for word in sys.argv[1:] if word != "--json" and word != str(args.json)]
+    results = {side: in_process_of_its_own(side, argv) for side in SIDES}
+    best = min(("colocated", "async"), key=lambda side: results[side]["step"])
+    ratio = results["trl"]["step"] / results[best]["step"]
+    bare = results["vllm"]["rollout_tokens_per_second"]
+    ours = {f"{side} {key}": round(results[side][key], 2) for side in SIDES[:2] for key in results[side]}
+    ours["rollout of bare vLLM"] = round(results["colocated"]["rollout_tokens_per_second"] / bare, 2)
+    peer = {f"TRL {key}": round(value, 2) for key, value in results["trl"].items()}
+    peer["bare vLLM tokens/s"] = round(bare)
+    shape = {"prompt": args.prompt, "completion": args.completion}
+    shape |= {"prompts": args.prompts, "generations": args.generations, "steps": args.steps, "mode": best}
+    harness.finish("grpo", shape, ours, peer, ratio, args.json)
+
+
+if __name__ == "__main__":
+    main()
