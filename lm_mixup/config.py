@@ -294,6 +294,9 @@ class GrpoConfig(Section):
         description="Largest |Δ log-prob| of the probe after a weight sync (float32; 5e-2 suits bf16).",
     )
     eval_steps: int = Field(20, ge=1, description="Steps between validations on the MIXTURE test split.")
+    keep_best: bool = Field(
+        False, description="The model of the best validation is the result, not that of the last step."
+    )
     eval_prompts: int = Field(64, ge=0, description="Prompts of a validation; 0 switches it off.")
     save_steps: int = Field(20, ge=1)
     save_limit: int = Field(2, ge=1)

@@ -68,10 +68,16 @@ def rollout_metrics(first: Batch, more: Sequence[Batch], step: int) -> dict[str,
         "frac_reward_zero_std": float(first.silent.mean()),
         "refilled_groups": float(sum((~batch.silent).sum() for batch in more)),
         "completions/mean_length": float(np.mean([len(c.token_ids) for c in completions])),
+        "completions/duplicate_ratio": float(np.mean([_duplicates(group) for group in groups])),
         "completions/clipped_ratio": float(np.mean([not c.finished for c in completions])),
         "staleness/mean": float(np.mean(staleness)),
         "staleness/max": float(max(staleness)),
     }
+
+
+def _duplicates(group: Group) -> float:
+    """The share of a group's completions that repeat another of the group."""
+    return 1 - len({tuple(c.token_ids) for c in group.completions}) / len(group.completions)
 
 
 def rollout_tokens(groups: Sequence[Group]) -> tuple[int, int]:
@@ -89,14 +95,15 @@ class MetricsLog:
         from torch.utils.tensorboard import SummaryWriter
 
         self._path = path
-        kept = [line for line in read_metrics(path) if line["step"] <= resume_step]
+        self.lines = [line for line in read_metrics(path) if line["step"] <= resume_step]
         scratch = path.with_suffix(".tmp")
-        scratch.write_text("".join(_line(metrics) for metrics in kept), encoding="utf-8")
+        scratch.write_text("".join(_line(metrics) for metrics in self.lines), encoding="utf-8")
         scratch.replace(path)
         self._board = SummaryWriter(str(path.parent / "tensorboard"), purge_step=resume_step + 1)
 
     def write(self, metrics: Mapping[str, Any]) -> None:
         """Appends one step."""
+        self.lines.append(dict(metrics))
         with self._path.open("a", encoding="utf-8") as file:
             file.write(_line(metrics))
         for key, value in metrics.items():

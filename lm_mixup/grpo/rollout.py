@@ -29,12 +29,14 @@ class Prompt:
         task_type: Its task type.
         token_ids: The encoded prompt.
         reference: The target's answer text.
+        entities: What the row is about.
     """
 
     id: str
     task_type: TaskType
     token_ids: list[int]
     reference: str
+    entities: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,16 @@ import pyarrow.compute as pc
 from lm_mixup.config import EmbedderConfig, GrpoConfig, ModelConfig, RewardsConfig
 from lm_mixup.errors import InputError
 from lm_mixup.grpo import checkpoint
-from lm_mixup.grpo.batch import reward_batch
+from lm_mixup.grpo.alarms import raised
 from lm_mixup.grpo.checkpoint import Progress
 from lm_mixup.grpo.learner import Learner
 from lm_mixup.grpo.loop import Parts, train
 from lm_mixup.grpo.metrics import MetricsLog, read_metrics
 from lm_mixup.grpo.placement import reserve
 from lm_mixup.grpo.rollout import Prompt, RolloutPool
+from lm_mixup.grpo.validation import Validation
 from lm_mixup.parts import PartResult, map_parts
-from lm_mixup.progress import track
+from lm_mixup.progress import say, track
 from lm_mixup.rewards.workers import RewardWorkers
 from lm_mixup.runs import Outcome, StageDir
 
@@ -32,6 +33,7 @@ PROMPT = pa.schema(
         ("split", pa.string()),
         ("token_ids", pa.list_(pa.int32())),
         ("reference", pa.string()),
+        ("entities", pa.list_(pa.string())),
     ]
 )
 
@@ -73,7 +75,8 @@ def grpo(
             f"{mixture.run.uri}/mixture: no row of the grpo split fits grpo.max_prompt_length="
             f"{config.max_prompt_length}; raise it, or build.grpo_fraction or build.samples"
         )
-    progress = _run(prompts, held_out, library, policy, out, config, model, rewards, embedder, seed)
+    with _live_parts(library, policy, _probe(prompts[0]), config, model, rewards, embedder, seed) as parts:
+        progress = _run(parts, prompts, held_out, out.local, config, seed)
     drawn = progress.step * config.prompts_per_step
     return Outcome(
         metrics=_summary(out.local) | {"steps": progress.step, "num_tokens": progress.num_tokens},
@@ -96,6 +99,7 @@ def _make_encode(policy: str, model: ModelConfig, limit: int) -> Callable[[tuple
         for row in rows.to_pylist():
             token_ids = encode_prompt(tokenizer, row["instruction"], row["inputs"])
             prompt = {key: row[key] for key in ("id", "task_type", "split")} | {"reference": row["output"]}
+            prompt["entities"] = [row[key] for key in ("entity", "partner_entity") if row[key]]
             if len(token_ids) > limit:
                 refused.append(prompt | {"reason": "prompt_too_long", "tokens": len(token_ids)})
             else:
@@ -111,93 +115,77 @@ def _read_prompts(out: StageDir, eval_prompts: int) -> tuple[list[Prompt], list[
     rows = sorted(out.read().to_pylist(), key=lambda row: row["id"])
     by_split: dict[str, list[Prompt]] = {"grpo": [], "test": []}
     for row in rows:
-        prompt = Prompt(row["id"], row["task_type"], row["token_ids"], row["reference"])
+        prompt = Prompt(
+            row["id"], row["task_type"], row["token_ids"], row["reference"], tuple(row["entities"])
+        )
         by_split[row["split"]].append(prompt)
     return by_split["grpo"], by_split["test"][:eval_prompts]
 
 
-def _run(
-    prompts: Sequence[Prompt],
-    held_out: Sequence[Prompt],
+@contextmanager
+def _live_parts(
     library: StageDir,
     policy: str,
-    out: StageDir,
+    probe: list[int],
     config: GrpoConfig,
     model: ModelConfig,
     rewards: RewardsConfig,
     embedder: EmbedderConfig,
     seed: int,
-) -> Progress:
-    """Starts the parts, resumes from the newest checkpoint, runs the loop, and writes the model."""
-    folder = out.local
+) -> Iterator[Parts]:
+    """Reserves resources and starts the actors; ends both however the block ends."""
     placement = reserve(config, rewards)
-    # Engines and reward actors load in the background while the learner forms its group.
-    rollout = RolloutPool(policy, model, config, placement)
-    workers = RewardWorkers(library, rewards, embedder, (placement.group, placement.first_reward_bundle))
-    learner = Learner(policy, model, config, seed, placement)
-    parts = Parts(rollout, workers, learner, rewards, probe=_probe(prompts[0], config))
-    try:
-        progress = checkpoint.load_latest(folder / "checkpoints", learner)
-        log = MetricsLog(folder / "metrics.jsonl", progress.step)
-        validation = Validation(folder / "validation.jsonl", parts, held_out, progress.step)
-        with track("grpo", config.max_steps, progress.step) as advance:
-
-            def on_step(step: int, num_tokens: int, metrics: dict[str, Any]) -> None:
-                nonlocal progress
-                progress = Progress(step, num_tokens)
-                log.write(metrics)
-                last = step == config.max_steps
-                if last or step % config.eval_steps == 0:
-                    validation.run(step)
-                if last or step % config.save_steps == 0:
-                    checkpoint.save(folder / "checkpoints", learner, progress, config.save_limit)
-                advance(1, note=f"reward {metrics['reward']:.3f}")
-
-            train(
-                parts, prompts, config, seed, progress.step, progress.num_tokens, validation.before, on_step
-            )
-        log.close()
-        learner.save_model(folder / "model")
-        return progress
-    finally:
-        workers.shutdown()
-        rollout.shutdown()
-        learner.shutdown()
-        placement.release()
+    with ExitStack() as started:
+        started.callback(placement.release)
+        # Engines and reward actors load in the background while the learner forms its group.
+        rollout = RolloutPool(policy, model, config, placement)
+        started.callback(rollout.shutdown)
+        workers = RewardWorkers(library, rewards, embedder, (placement.group, placement.first_reward_bundle))
+        started.callback(workers.shutdown)
+        learner = Learner(policy, model, config, seed, placement)
+        started.callback(learner.shutdown)
+        yield Parts(rollout, workers, learner, rewards, probe)
 
 
-def _probe(prompt: Prompt, config: GrpoConfig) -> list[int]:
+def _run(
+    parts: Parts,
+    prompts: Sequence[Prompt],
+    held_out: Sequence[Prompt],
+    folder: Path,
+    config: GrpoConfig,
+    seed: int,
+) -> Progress:
+    """Resumes from the newest checkpoint, runs the loop with what is written beside it, saves the model."""
+    progress = checkpoint.load_latest(folder / "checkpoints", parts.learner)
+    log = MetricsLog(folder / "metrics.jsonl", progress.step)
+    validation = Validation(folder, parts, held_out, progress.step)
+    with track("grpo", config.max_steps, progress.step) as advance:
+
+        def on_step(step: int, num_tokens: int, metrics: dict[str, Any]) -> None:
+            nonlocal progress
+            progress = Progress(step, num_tokens)
+            log.write(metrics)
+            for text in raised(log.lines, synchronous=config.mode != "async").values():
+                say(f"  [bold yellow]grpo step {step}[/]: {text}")
+            last = step == config.max_steps
+            if last or step % config.eval_steps == 0:
+                validation.run(step)
+            if last or step % config.save_steps == 0:
+                checkpoint.save(folder / "checkpoints", parts.learner, progress, config.save_limit)
+            advance(1, note=f"reward {metrics['reward']:.3f}")
+
+        done = (progress.step, progress.num_tokens)
+        train(parts, prompts, config, seed, *done, validation.before, on_step)
+    log.close()
+    parts.learner.save_model(folder / "model")
+    if config.keep_best:
+        validation.use_best(folder / "model")
+    return progress
+
+
+def _probe(prompt: Prompt) -> list[int]:
     """The sequence both sides score after each weight sync: a prompt's first tokens, at most 128."""
-    return prompt.token_ids[: min(128, config.max_prompt_length)]
-
-
-class Validation:
-    """Greedy rollouts on held-out prompts, a line a validation in `validation.jsonl`."""
-
-    def __init__(self, path: Path, parts: Parts, prompts: Sequence[Prompt], resume_step: int) -> None:
-        self._path = path
-        self._parts = parts
-        self._prompts = prompts
-        self._lines = [line for line in read_metrics(path) if line["step"] <= resume_step]
-
-    def before(self, step: int) -> None:
-        """Validates the starting weights, where no step has been done."""
-        if step == 0 and not self._lines:
-            self.run(0)
-
-    def run(self, step: int) -> None:
-        """Completes the held-out prompts greedily, scores them and writes a line."""
-        if not self._prompts:
-            return
-        groups = self._parts.rollout.generate(self._prompts, [0] * len(self._prompts), greedy=True)
-        scores = self._parts.rewards.score(reward_batch(groups))
-        line: dict[str, Any] = {"step": step, "reward": float(scores.total.mean())}
-        line |= {f"rewards/{name}/mean": float(values.mean()) for name, values in scores.components.items()}
-        line["format/compliance"] = float((scores.components["format"] >= 1.0).mean())
-        self._lines.append(line)
-        scratch = self._path.with_suffix(".tmp")
-        scratch.write_text("".join(json.dumps(line) + "\n" for line in self._lines), encoding="utf-8")
-        scratch.replace(self._path)
+    return prompt.token_ids[:128]
 
 
 def _summary(folder: Path) -> dict[str, Any]:

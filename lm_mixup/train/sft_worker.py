@@ -9,8 +9,8 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from trl import SFTTrainer
 
 from lm_mixup.backends.policy import load_policy, load_tokenizer, policy_dtype, save_model
-from lm_mixup.config import LoraConfig as LoraSection
 from lm_mixup.config import SftConfig
+from lm_mixup.train.adapter import adapter, merge
 from lm_mixup.train.callbacks import KeepWhole, MetricsLog
 from lm_mixup.train.checkpoint import drop_others, last_checkpoint, step_of, trim_metrics
 from lm_mixup.train.deepspeed import deepspeed_config, whole_weights
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
     from datasets import Dataset
-    from peft import LoraConfig
     from trl import SFTConfig as TrlConfig
 
 IGNORED = -100  # label of a token that carries no loss
@@ -136,21 +135,6 @@ def make_trainer(job: SftJob) -> SFTTrainer:
     )
 
 
-def adapter(lora: LoraSection | None) -> LoraConfig | None:
-    """PEFT's configuration of the adapters, on every linear layer but the head."""
-    from peft import LoraConfig, TaskType
-
-    if lora is None:
-        return None
-    return LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules="all-linear",
-        task_type=TaskType.CAUSAL_LM,
-    )
-
-
 def train_rows(rows: pa.Table, config: SftConfig) -> Dataset:
     """The training split as the trainer reads it; packed rows keep their borders in `seq_lengths`."""
     from trl import pack_dataset
@@ -198,18 +182,11 @@ def finish(trainer: SFTTrainer, job: SftJob) -> None:
 
 
 def _write_model(weights: dict[str, torch.Tensor], job: SftJob) -> None:
-    from peft import get_peft_model
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     unset_hf_deepspeed_config()  # this copy is whole, whatever the stage
     policy = load_policy(job.base, job.model)
-    config = adapter(job.config.lora)
-    if config is None:
-        _load(policy, weights)
-    else:
-        wrapped: Any = get_peft_model(policy, config)
-        _load(wrapped, weights)
-        policy = wrapped.merge_and_unload()
+    _load(policy, merge(weights, job.config.lora))
     save_model(job.final, policy, load_tokenizer(job.base, job.model))
 
 

@@ -1,0 +1,93 @@
+"""Validation: greedy rollouts on held-out prompts, and the model that did best on them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lm_mixup.grpo.batch import reward_batch
+from lm_mixup.grpo.loop import Parts
+from lm_mixup.grpo.metrics import read_metrics
+from lm_mixup.grpo.rollout import Group, Prompt
+from lm_mixup.world.facts import entities_by_name
+from lm_mixup.world.recall import recall
+
+
+class Validation:
+    """A line a validation in `validation.jsonl`, and in `best/` the model of the line with most reward."""
+
+    def __init__(self, folder: Path, parts: Parts, prompts: Sequence[Prompt], resume_step: int) -> None:
+        """Takes up where the run goes on, dropping lines after `resume_step`: those steps are done again.
+
+        Args:
+            folder: The stage's folder.
+            parts: The run's live parts.
+            prompts: What is completed; with none, nothing is validated.
+            resume_step: Steps that the learner's weights have seen.
+        """
+        self._folder = folder
+        self._path = folder / "validation.jsonl"
+        self._parts = parts
+        self._prompts = prompts
+        self._lines = [line for line in read_metrics(self._path) if line["step"] <= resume_step]
+
+    def before(self, step: int) -> None:
+        """Validates the starting weights, where no step has been done."""
+        if step == 0 and not self._lines:
+            self.run(0)
+
+    def run(self, step: int) -> None:
+        """Completes the held-out prompts, scores them, writes a line; keeps the model if it is the best."""
+        if not self._prompts:
+            return
+        groups = self._parts.rollout.generate(self._prompts, [0] * len(self._prompts), greedy=True)
+        scores = self._parts.rewards.score(reward_batch(groups))
+        line: dict[str, Any] = {"step": step, "reward": float(scores.total.mean())}
+        line |= {f"rewards/{name}/mean": float(values.mean()) for name, values in scores.components.items()}
+        line["format/compliance"] = float((scores.components["format"] >= 1.0).mean())
+        line |= fact_recall(groups)
+        best = all(line["reward"] > earlier["reward"] for earlier in self._lines)
+        self._lines.append(line)
+        scratch = self._path.with_suffix(".tmp")
+        scratch.write_text("".join(json.dumps(line) + "\n" for line in self._lines), encoding="utf-8")
+        scratch.replace(self._path)
+        if best:
+            self._parts.learner.save_model(self._folder / "best")
+
+    def use_best(self, model: Path) -> None:
+        """Puts the best model in a finished model's place, if anything was validated."""
+        best = self._folder / "best"
+        if best.is_dir():
+            shutil.rmtree(model)
+            shutil.copytree(best, model)
+
+
+def fact_recall(groups: Sequence[Group]) -> dict[str, float]:
+    """In the closed world: the share of the references' facts that the completions state.
+
+    Args:
+        groups: Completions of held-out prompts; one whose entities are not of the closed world is left out.
+
+    Returns:
+        `facts/recall`, and `facts/other`, the facts stated beside those, per completion. Nothing where no
+        prompt is about the closed world.
+    """
+    known = entities_by_name()
+    found = [
+        recall(g.prompt.task_type, completion.text, g.prompt.reference, g.prompt.entities)
+        for g in groups
+        if g.prompt.entities and all(name in known for name in g.prompt.entities)
+        for completion in g.completions
+    ]
+    if not found:
+        return {}
+    wanted = sum(result.wanted for result in found)
+    return {
+        "facts/recall": sum(result.found for result in found) / max(1, wanted),
+        "facts/other": float(np.mean([result.other for result in found])),
+    }

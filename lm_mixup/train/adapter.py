@@ -1,0 +1,61 @@
+"""LoRA adapters: how a policy gets them, and how they are merged into plain weights by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from lm_mixup.config import LoraConfig as LoraSection
+
+if TYPE_CHECKING:
+    import torch
+    from peft import LoraConfig
+
+_PREFIX = "base_model.model."
+_BASE, _DOWN, _UP = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
+
+
+def adapter(lora: LoraSection | None) -> LoraConfig | None:
+    """PEFT's configuration of the adapters, on every linear layer but the head."""
+    from peft import LoraConfig, TaskType
+
+    if lora is None:
+        return None
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules="all-linear",
+        task_type=TaskType.CAUSAL_LM,
+    )
+
+
+def with_adapter(policy: Any, lora: LoraSection | None) -> Any:
+    """The policy as a PEFT model whose adapters alone are trained; the policy itself without `lora`."""
+    from peft import get_peft_model
+
+    config = adapter(lora)
+    return policy if config is None else get_peft_model(policy, config)
+
+
+def merge(weights: Mapping[str, torch.Tensor], lora: LoraSection | None) -> dict[str, torch.Tensor]:
+    """Plain weights by the base model's own names: W + (α / r) · B A (LoRA, arXiv 2106.09685, section 4.1).
+
+    The sum is taken in float32 and given back in W's dtype. No input tensor is changed.
+
+    Args:
+        weights: Whole tensors by the PEFT model's names, adapters included; or by plain names.
+        lora: The adapters' section; without it the weights come back as they are.
+    """
+    if lora is None:
+        return dict(weights)
+    merged: dict[str, torch.Tensor] = {}
+    for name, value in weights.items():
+        if ".lora_" in name:
+            continue
+        layer, base, leaf = name.partition(_BASE)
+        if base and leaf == "weight":
+            change = weights[layer + _UP].float() @ weights[layer + _DOWN].float()
+            value = (value.float() + lora.alpha / lora.r * change).to(value.dtype)
+        merged[(f"{layer}.{leaf}" if base else name).removeprefix(_PREFIX)] = value
+    return merged
