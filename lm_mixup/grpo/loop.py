@@ -130,8 +130,8 @@ def advantages_of(
 def make_episodes(groups: Sequence[Group], advantages: np.ndarray, dropped: np.ndarray) -> list[Episode]:
     """One episode a completion, without the groups that carry no signal."""
     return [
-        Episode(group.prompt.token_ids, completion.token_ids, completion.logprobs, float(advantage))
-        for group, row, drop in zip(groups, advantages, dropped, strict=True)
+        Episode(group.prompt.token_ids, completion.token_ids, completion.logprobs, float(advantage), index)
+        for index, (group, row, drop) in enumerate(zip(groups, advantages, dropped, strict=True))
         if not drop
         for completion, advantage in zip(group.completions, row, strict=True)
     ]
