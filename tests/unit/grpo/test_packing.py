@@ -100,7 +100,7 @@ def test_loss_and_gradients_are_those_of_episodes_in_rows_of_their_own(models, r
         torch.testing.assert_close(shared[2][parameter], gradient, atol=TOLERANCE, rtol=0, msg=parameter)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(
     groups=st.lists(
         st.tuples(st.integers(1, 9), st.lists(st.integers(1, 7), min_size=1, max_size=4)),
@@ -154,7 +154,7 @@ def test_micro_batches_and_ranks_add_up_to_one(models, references):
         return total
 
     whole = run(1000, 1)
-    for limit, ranks in ((12, 1), (20, 1), (1000, 2), (20, 3), (1, 4)):
+    for limit, ranks in ((20, 1), (1000, 2), (1, 4)):
         for name, gradient in run(limit, ranks).items():
             torch.testing.assert_close(gradient, whole[name], atol=TOLERANCE, rtol=0)
 
@@ -270,7 +270,7 @@ def tokens(episodes: list[Episode], batch: list[int]) -> int:
     return sum(prompts.values()) + sum(len(episodes[i].completion_ids) for i in batch)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(
     groups=st.lists(
         st.tuples(st.integers(1, 60), st.lists(st.integers(1, 60), min_size=1, max_size=8)),
