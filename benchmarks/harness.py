@@ -17,12 +17,17 @@ import numpy as np
 T = TypeVar("T")
 
 
-def arguments(description: str) -> argparse.Namespace:
-    """`--quick` and `--json OUT`."""
+def parser(description: str) -> argparse.ArgumentParser:
+    """`--quick` and `--json OUT`; a benchmark adds options of its own."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="a size that ends within minutes on two cores")
     parser.add_argument("--json", type=Path, help="where the result is written")
-    return parser.parse_args()
+    return parser
+
+
+def arguments(description: str) -> argparse.Namespace:
+    """The parsed arguments of a benchmark that has no options of its own."""
+    return parser(description).parse_args()
 
 
 def timed(work: Callable[[], T], repeats: int) -> tuple[float, T]:

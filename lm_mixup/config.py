@@ -271,6 +271,9 @@ class GrpoConfig(Section):
         1, ge=0, description="Times that other prompts are drawn in place of dropped groups."
     )
     micro_tokens: int = Field(16384, ge=64, description="Tokens (padding counted) of one forward pass.")
+    shared_prompt: bool = Field(
+        True, description="A group's prompt is computed once a forward pass, not once a completion."
+    )
     max_grad_norm: float = Field(1.0, gt=0)
     zero_stage: Literal[0, 1, 2, 3] = 2
     gradient_checkpointing: bool = False

@@ -102,8 +102,10 @@ def refilled(
 def make_episodes(batch: Batch, drop_silent: bool) -> list[Episode]:
     """One episode a completion; without the groups that carry no signal, if they are dropped."""
     return [
-        Episode(group.prompt.token_ids, completion.token_ids, completion.logprobs, float(advantage))
-        for group, row, silent in zip(batch.groups, batch.advantages, batch.silent, strict=True)
+        Episode(group.prompt.token_ids, completion.token_ids, completion.logprobs, float(advantage), index)
+        for index, (group, row, silent) in enumerate(
+            zip(batch.groups, batch.advantages, batch.silent, strict=True)
+        )
         if not (silent and drop_silent)
         for completion, advantage in zip(group.completions, row, strict=True)
     ]

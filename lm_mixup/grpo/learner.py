@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lm_mixup.config import GrpoConfig, ModelConfig
-from lm_mixup.grpo.episodes import Episode, OptimizerStep, micro_batches, spread, update_slices
+from lm_mixup.grpo.episodes import (
+    Episode,
+    OptimizerStep,
+    micro_batches,
+    shared_micro_batches,
+    spread,
+    update_slices,
+)
 from lm_mixup.grpo.learner_rank import LearnerRank
 from lm_mixup.grpo.losses import GlobalCounts
 from lm_mixup.grpo.waiting import wait_for
@@ -121,7 +128,12 @@ def plan_steps(
     plans = []
     for _ in range(config.num_iterations):
         for chosen in update_slices(len(episodes), config.update_batch_size):
-            batches = micro_batches([episodes[i].length for i in chosen], config.micro_tokens)
+            if config.shared_prompt:
+                batches = shared_micro_batches(
+                    [episodes[i] for i in chosen], config.micro_tokens, config.learner_ranks
+                )
+            else:
+                batches = micro_batches([episodes[i].length for i in chosen], config.micro_tokens)
             dealt = spread([[chosen[i] for i in batch] for batch in batches], config.learner_ranks)
             counts = GlobalCounts(
                 tokens=sum(len(episodes[i].completion_ids) for i in chosen),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import socket
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lm_mixup.config import GrpoConfig, ModelConfig
-from lm_mixup.grpo.episodes import Episode, OptimizerStep, collate
+from lm_mixup.grpo.episodes import Episode, OptimizerStep, collate, collate_shared
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +30,7 @@ class LearnerRank:
         from torch import nn
 
         from lm_mixup.backends.policy import load_policy, load_tokenizer
+        from lm_mixup.grpo.forward import use_shared_prompts
 
         torch.manual_seed(seed)
         self._config = config
@@ -39,11 +39,15 @@ class LearnerRank:
         policy: Any = load_policy(model_path, model)
         self._policy = policy.to(self._device)
         self._policy.config.use_cache = False
+        if config.shared_prompt:
+            use_shared_prompts(policy)
         if config.gradient_checkpointing:
             self._policy.gradient_checkpointing_enable()
         self._reference: nn.Module | None = None
         if config.beta > 0:
             reference: Any = load_policy(model_path, model)
+            if config.shared_prompt:
+                use_shared_prompts(reference)
             self._reference = reference.to(self._device).eval().requires_grad_(False)
 
     def open_port(self) -> tuple[str, int]:
@@ -160,26 +164,17 @@ class LearnerRank:
     def _collate(self, episodes: Sequence[Episode], indices: list[int]) -> MicroBatch:
         """The micro-batch on this rank's device; for an empty one, an episode that weighs nothing."""
         chosen = [episodes[i] for i in indices] or [min(episodes, key=lambda e: e.length)]
-        micro = collate(chosen, self._tokenizer.pad_token_id)
-        if not indices:
-            micro = dataclasses.replace(micro, mask=micro.mask * 0)
-        return dataclasses.replace(
-            micro, **{f.name: getattr(micro, f.name).to(self._device) for f in dataclasses.fields(micro)}
-        )
+        if self._config.shared_prompt:
+            micro = collate_shared(chosen)
+        else:
+            micro = collate(chosen, self._tokenizer.pad_token_id)
+        return (micro if indices else micro.weightless()).to(self._device)
 
     def _forward(self, model: Any, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probs and entropies of the completion tokens, [B, T] each; the prompt gets no logits."""
-        from lm_mixup.grpo.losses import token_logps_and_entropy
+        """Log-probs and entropies of the completion tokens, [B, T] each."""
+        from lm_mixup.grpo.forward import completion_logps
 
-        keep = micro.completion_ids.shape[1] + 1
-        logits = model(
-            input_ids=micro.input_ids,
-            attention_mask=micro.attention_mask,
-            position_ids=micro.position_ids,
-            logits_to_keep=keep,
-            use_cache=False,
-        ).logits[:, :-1]
-        return token_logps_and_entropy(logits, micro.completion_ids, self._config.temperature)
+        return completion_logps(model, micro, self._config.temperature)
 
     def _reference_logps(self, micro: MicroBatch) -> torch.Tensor | None:
         import torch

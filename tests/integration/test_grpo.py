@@ -220,24 +220,24 @@ def test_a_rollout_actor_killed_mid_generation_changes_nothing(pool, model: str,
     assert [[c.token_ids for c in g.completions] for g in disturbed] == tokens
 
 
-def make_episodes(count: int) -> list[Episode]:
+def make_episodes(groups: int) -> list[Episode]:
+    """Groups of three completions; lengths differ, and a group in four has no advantage."""
     rng = np.random.default_rng(0)
-    return [
-        Episode(
-            rng.integers(10, 250, 5 + i % 7).tolist(),
-            rng.integers(10, 250, 1 + i % 9).tolist(),
-            np.full(1 + i % 9, -6.0, dtype=np.float32),
-            float(rng.normal()),
-        )
-        for i in range(count)
-    ]
+    episodes = []
+    for group in range(groups):
+        prompt = rng.integers(10, 250, 5 + 7 * group % 11).tolist()
+        for place in range(3):
+            length = 1 + (3 * group + place) % 9
+            tokens, engine = rng.integers(10, 250, length).tolist(), np.full(length, -6.0, dtype=np.float32)
+            episodes.append(Episode(prompt, tokens, engine, float(rng.normal()) * (group % 4 > 0), group))
+    return episodes
 
 
 def two_updates(model: str, config: GrpoConfig) -> tuple[list[dict], np.ndarray]:
     placement = reserve(config, RewardsConfig())
     try:
         learner = Learner(model, ModelConfig(), config, SEED, placement)
-        updates = [learner.update(make_episodes(12), 1e-3) for _ in range(2)]
+        updates = [learner.update(make_episodes(4), 1e-3) for _ in range(2)]
         return updates, learner.logps(list(range(20, 60)))
     finally:
         placement.release()
@@ -252,14 +252,17 @@ def single_rank(ray_session, model: str):
 @pytest.mark.parametrize(
     "change",
     [
+        {"shared_prompt": False},
         {"micro_tokens": 64},
         {"zero_stage": 1, "learner_ranks": 2},
         {"zero_stage": 2, "learner_ranks": 2},
-        {"zero_stage": 3, "learner_ranks": 2, "micro_tokens": 64},
+        {"zero_stage": 3, "learner_ranks": 2, "micro_tokens": 64, "gradient_checkpointing": True},
     ],
     ids=lambda change: " ".join(f"{k}={v}" for k, v in change.items()),
 )
-def test_losses_do_not_depend_on_micro_batches_ranks_or_zero_stage(single_rank, model: str, change: dict):
+def test_losses_do_not_depend_on_packing_micro_batches_ranks_or_zero_stage(
+    single_rank, model: str, change: dict
+):
     config, updates, scored = single_rank
     other_updates, other_scored = two_updates(model, config.model_copy(update=change))
     for one, other in zip(updates, other_updates, strict=True):

@@ -13,12 +13,13 @@ from lm_mixup.grpo.learner import plan_steps
 from lm_mixup.grpo.rollout import deal
 
 
-def episode(prompt: int, completion: int, advantage: float = 1.0) -> Episode:
+def episode(prompt: int, completion: int, advantage: float = 1.0, group: int = 0) -> Episode:
     return Episode(
         list(range(1, prompt + 1)),
         list(range(100, 100 + completion)),
         np.full(completion, -0.5, dtype=np.float32),
         advantage,
+        group,
     )
 
 
@@ -28,6 +29,7 @@ def test_collate_by_hand():
     assert micro.attention_mask.tolist() == [[1, 1, 1, 0], [0, 1, 1, 1]]
     assert micro.position_ids.tolist() == [[0, 1, 2, 2], [0, 0, 1, 2]]
     assert micro.completion_ids.tolist() == [[100, 0], [100, 101]]
+    assert micro.logit_columns.tolist() == [1, 2]
     assert micro.mask.tolist() == [[1, 0], [1, 1]]
     assert micro.engine_logp.tolist() == [[-0.5, 0.0], [-0.5, -0.5]]
     torch.testing.assert_close(micro.advantages, torch.tensor([1.0, -3.0]))
@@ -53,15 +55,16 @@ def test_update_slices_cover_the_batch_once():
     assert [list(r) for r in update_slices(5, None)] == [[0, 1, 2, 3, 4]]
 
 
-@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 9))
-def test_plan_counts_are_global_whatever_the_ranks(ranks: int, iterations: int, size: int):
-    episodes = [episode(3, 1 + i % 4) for i in range(9)]
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 9), st.booleans())
+def test_plan_counts_are_global_whatever_the_ranks(ranks: int, iterations: int, size: int, shared: bool):
+    episodes = [episode(3, 1 + i % 4, group=i // 3) for i in range(9)]
     config = GrpoConfig(
         prompts_per_step=12,
         learner_ranks=ranks,
         num_iterations=iterations,
         update_batch_size=size,
         micro_tokens=64,
+        shared_prompt=shared,
     )
     plans = plan_steps(episodes, config, 1e-3)
     assert len(plans) == iterations * -(-9 // size)
