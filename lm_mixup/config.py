@@ -256,6 +256,7 @@ class GrpoConfig(Section):
     epsilon_high: float | None = Field(None, gt=0, description="Clip range above 1; default: `epsilon`.")
     advantage: Literal["grpo", "dr_grpo", "rloo", "reinforce_plus_plus", "gdpo"] = "grpo"
     loss: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"] = "dapo"
+    lora: LoraConfig | None = Field(None, description="Train adapters alone; engines get merged weights.")
     num_iterations: int = Field(1, ge=1, description="Passes over each rollout batch.")
     update_batch_size: int | None = Field(
         None, ge=1, description="Completions an optimizer step; default: the whole rollout batch (on-policy)."

@@ -23,7 +23,10 @@ _GATHER_BYTES = 256 << 20  # parameters gathered at a time under ZeRO-3
 
 
 class LearnerRank:
-    """One DeepSpeed rank: policy, optimizer, and a frozen reference model where the loss has a KL term."""
+    """One DeepSpeed rank: policy, optimizer, and a frozen reference model where the loss has a KL term.
+
+    With `lora` the adapters alone are trained, and the reference is the policy with its adapters off.
+    """
 
     def __init__(self, model_path: str, model: ModelConfig, config: GrpoConfig, seed: int) -> None:
         import torch
@@ -31,6 +34,7 @@ class LearnerRank:
 
         from lm_mixup.backends.policy import load_policy, load_tokenizer
         from lm_mixup.grpo.forward import use_shared_prompts
+        from lm_mixup.train.adapter import with_adapter
 
         torch.manual_seed(seed)
         self._config = config
@@ -43,8 +47,11 @@ class LearnerRank:
             use_shared_prompts(policy)
         if config.gradient_checkpointing:
             self._policy.gradient_checkpointing_enable()
+            if config.lora is not None:  # else checkpoints behind frozen embeddings have no gradient
+                self._policy.enable_input_require_grads()
+        self._trained = with_adapter(self._policy, config.lora)
         self._reference: nn.Module | None = None
-        if config.beta > 0:
+        if config.beta > 0 and config.lora is None:
             reference: Any = load_policy(model_path, model)
             if config.shared_prompt:
                 use_shared_prompts(reference)
@@ -76,7 +83,9 @@ class LearnerRank:
         backend = "nccl" if self._device.type == "cuda" else "gloo"
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False)
         optimizer = torch.optim.AdamW(
-            self._policy.parameters(), lr=self._config.learning_rate, weight_decay=self._config.weight_decay
+            [p for p in self._trained.parameters() if p.requires_grad],
+            lr=self._config.learning_rate,
+            weight_decay=self._config.weight_decay,
         )
         settings = deepspeed_config(
             zero_stage=self._config.zero_stage,
@@ -90,7 +99,7 @@ class LearnerRank:
         # accumulates, step reduces and updates.
         settings["managed_gradient_accumulation"] = False
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=self._policy, optimizer=optimizer, config=settings, dist_init_required=False
+            model=self._trained, optimizer=optimizer, config=settings, dist_init_required=False
         )
         self._rank, self._world_size = rank, world_size
 
@@ -179,10 +188,13 @@ class LearnerRank:
     def _reference_logps(self, micro: MicroBatch) -> torch.Tensor | None:
         import torch
 
-        if self._reference is None:
+        if self._config.beta == 0:
             return None
         with torch.no_grad():
-            return self._forward(self._reference, micro)[0]
+            if self._reference is not None:
+                return self._forward(self._reference, micro)[0]
+            with self._trained.disable_adapter():
+                return self._forward(self._engine, micro)[0]
 
     def _logps_before(
         self, episodes: Sequence[Episode], steps: Sequence[OptimizerStep]
@@ -228,18 +240,23 @@ class LearnerRank:
         return chosen.cpu().numpy().astype(np.float32)
 
     def weights(self) -> dict[str, torch.Tensor] | None:
-        """The current weights by Hugging Face name, on the CPU; None on ranks other than 0.
+        """The current weights by Hugging Face name, adapters merged, on the CPU; None on ranks but 0.
 
         Tied weights appear under every one of their names: vLLM keeps a packed copy of a tied output layer,
         and renews it only when that layer is named.
         """
+        from lm_mixup.train.adapter import merge
+
         gathered = {name: tensor.cpu() for name, tensor in self._gather()}
         if self._rank != 0:
             return None
+        weights = merge(gathered, self._config.lora)
         first_name: dict[int, str] = {}
         for name, parameter in self._policy.named_parameters(remove_duplicate=False):
-            gathered[name] = gathered[first_name.setdefault(id(parameter), name)]
-        return gathered
+            first = first_name.setdefault(id(parameter), name)
+            if first != name:
+                weights[name] = weights[first]
+        return weights
 
     def _gather(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Full parameters in the same order on every rank, bucket by bucket under ZeRO-3."""
@@ -274,7 +291,9 @@ class LearnerRank:
     def save_model(self, folder: str) -> None:
         """Writes the policy in Hugging Face format (safetensors) with its tokenizer."""
         from lm_mixup.backends.policy import save_model
+        from lm_mixup.train.adapter import merge
 
         weights = dict(self._gather())
         if self._rank == 0:
-            save_model(Path(folder), self._policy, self._tokenizer, weights)
+            merged = merge(weights, self._config.lora)
+            save_model(Path(folder), self._policy, self._tokenizer, merged)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from lm_mixup.backends.policy import create_nano, encode_prompt, load_policy, load_tokenizer
-from lm_mixup.config import GrpoConfig, ModelConfig, RewardsConfig
+from lm_mixup.config import GrpoConfig, LoraConfig, ModelConfig, RewardsConfig
 from lm_mixup.grpo import checkpoint
 from lm_mixup.grpo.checkpoint import Progress
 from lm_mixup.grpo.episodes import Episode
@@ -269,6 +269,29 @@ def test_losses_do_not_depend_on_packing_micro_batches_ranks_or_zero_stage(
         for key in ("loss", "grad_norm", "kl", "entropy", "sampling/importance_sampling_ratio/mean"):
             assert other[key] == pytest.approx(one[key], abs=1e-5, rel=1e-4), key
     np.testing.assert_allclose(other_scored, scored, atol=2e-4)
+
+
+@pytest.mark.parametrize("change", [{"zero_stage": 0}, {"zero_stage": 3, "learner_ranks": 2}], ids=str)
+def test_adapters_alone_are_trained_and_engines_get_them_merged(
+    ray_session, pool, model: str, change: dict, tmp_path: Path
+):
+    change = {"lora": LoraConfig(r=4, alpha=8), "beta": 0.1, "rollout_actors": 1} | change
+    config = CONFIG.model_copy(update=change)
+    rollout, _ = pool
+    placement = reserve(config, RewardsConfig())
+    learner = Learner(model, ModelConfig(), config, SEED, placement)
+    updates = [learner.update(make_episodes(12), 1e-2) for _ in range(2)]
+    assert updates[0]["kl"] == pytest.approx(0, abs=1e-6) and updates[1]["kl"] > 1e-5
+    probe = list(range(20, 60))
+    assert rollout.publish(1, learner.weights(), probe, learner.logps(probe)) <= 1e-4
+    learner.save_model(tmp_path / "model")
+    learner.shutdown()
+    placement.release()
+    before = load_policy(model, ModelConfig()).state_dict()
+    after = load_policy(str(tmp_path / "model"), ModelConfig()).state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert before.keys() == after.keys()
+    assert moved == {name for name in before if name.endswith("_proj.weight")}
 
 
 def test_several_updates_a_batch_take_ratios_against_the_first(ray_session, model: str):
