@@ -74,10 +74,10 @@ def test_config_of_a_command_loads_with_its_overrides(arguments):
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_linked_and_named_files_exist(document):
     text = document.read_text(encoding="utf-8")
-    linked = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
-    named = re.findall(r"`((?:configs|cluster|jobs|tests|lm_mixup)/[\w./-]+)`", text)
-    missing = [name for name in (*linked, *named) if not (document.parent / name).exists()]
-    assert [name for name in missing if (document.parent / name) != PICTURE] == []
+    linked = [document.parent / link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    named = re.findall(r"`((?:configs|cluster|jobs|tests|benchmarks|lm_mixup)/[\w./-]+)`", text)
+    missing = [path for path in (*linked, *(ROOT / name for name in named)) if not path.exists()]
+    assert [path for path in missing if path.resolve() != PICTURE] == []
 
 
 def test_picture_is_light():
