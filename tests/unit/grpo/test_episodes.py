@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm_mixup.config import GrpoConfig
@@ -55,6 +55,7 @@ def test_update_slices_cover_the_batch_once():
     assert [list(r) for r in update_slices(5, None)] == [[0, 1, 2, 3, 4]]
 
 
+@settings(deadline=None)
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 9), st.booleans())
 def test_plan_counts_are_global_whatever_the_ranks(ranks: int, iterations: int, size: int, shared: bool):
     episodes = [episode(3, 1 + i % 4, group=i // 3) for i in range(9)]
