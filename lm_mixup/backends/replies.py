@@ -83,7 +83,9 @@ class ReplyLog:
         """The texts of the replies to a request, oldest first."""
         prefix = _prefix(key)
         with self._lock:
-            first, stop = np.searchsorted(self._places["key"], [prefix, prefix + 1])
+            # Both sides of one dtype: numpy would compare other integers as floats, which lose digits.
+            bounds = np.array([prefix, prefix + 1], dtype=_PLACE["key"])
+            first, stop = np.searchsorted(self._places["key"], bounds)
             places = [(int(p["file"]), int(p["start"]), int(p["length"])) for p in self._places[first:stop]]
             places += self._recent.get(prefix, [])
         events = (json.loads(self._read(*place)) for place in places)

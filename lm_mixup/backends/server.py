@@ -180,8 +180,8 @@ class Server:
     def _stopped_by(self, ticket: Ticket) -> InputError:
         if ticket.answer == "spent":
             return InputError(
-                f"{self._section}.max_cost {self._config.max_cost:g} is reached ({ticket.spent:.6g} spent); "
-                "all that was paid for is kept: the same command with a higher limit (--max-cost) goes on"
+                f"{self._section}.max_cost {self._config.max_cost:g} is reached ({ticket.spent:.6g} spent, "
+                "the next request would go beyond); all that was paid for is kept: the same command with a higher limit (--max-cost) goes on"
             )
         return InputError(
             f"{self._where}: does not answer; every request fails. What was answered is kept: the same "
