@@ -181,7 +181,8 @@ class Server:
         if ticket.answer == "spent":
             return InputError(
                 f"{self._section}.max_cost {self._config.max_cost:g} is reached ({ticket.spent:.6g} spent, "
-                "the next request would go beyond); all that was paid for is kept: the same command with a higher limit (--max-cost) goes on"
+                "the next request would go beyond); all that was paid for is kept: the same command with a "
+                "higher limit (--max-cost) goes on"
             )
         return InputError(
             f"{self._where}: does not answer; every request fails. What was answered is kept: the same "

@@ -107,9 +107,11 @@ def test_a_model_that_the_server_lacks_is_named(server: str) -> None:
 def source_of(run: RunDir) -> StageDir:
     stage = run.stage("ingest")
     stage.begin("digest")
+    rows = [*ROWS, ("Go on.", "on and " * 1000)]
     for part in range(2):
-        prompts, completions = zip(*ROWS[2 * part : 2 * part + 2], strict=True)
-        result = PartResult(pa.table({"prompt": list(prompts), "completion": list(completions)}), rows_in=2)
+        prompts, completions = zip(*rows[2 * part : 2 * part + 2 + part], strict=True)
+        table = pa.table({"prompt": list(prompts), "completion": list(completions)})
+        result = PartResult(table, rows_in=table.num_rows)
         stage.write_part(part, result.rows, None, receipt_of(part, result))
     return stage
 
@@ -118,12 +120,13 @@ def test_a_model_in_an_actor_gives_valid_ratings(model: Path, ray_session: objec
     run = RunDir(tmp_path)
     out = run.stage("rate")
     out.begin("digest")
-    config = RateConfig(backend="vllm", model=str(model), dtype="float32", max_model_len=1024)
+    config = RateConfig(backend="vllm", model=str(model), dtype="float32", max_model_len=1280)
     outcome = rate(source_of(run), out, config)
     manifest = summarise(out, "digest", {}, 0.0, outcome)
     rows = out.read()
-    assert rows["error"].to_pylist() == [None] * 4
-    assert all(1 <= value <= 10 for name in ("rarity", "overall") for value in rows[name].to_pylist())
+    assert rows["error"].to_pylist()[:4] == [None] * 4
+    assert rows["error"].to_pylist()[4].startswith("prompt_too_long: ")
+    assert all(1 <= value <= 10 for name in ("rarity", "overall") for value in rows[name].to_pylist()[:4])
     assert manifest.metrics["requests"] == 4 and manifest.metrics["cache_hits"] == 0
     assert manifest.metrics["prompt_tokens"] > 4 * 100 and manifest.metrics["completion_tokens"] > 4 * 10
-    assert rows["rater"].to_pylist() == [str(model)] * 4
+    assert rows["rater"].to_pylist() == [str(model)] * 5
