@@ -34,6 +34,9 @@ SetOption = Annotated[
 UntilOption = Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")]
 OnlyOption = Annotated[str | None, typer.Option("--only", metavar="STAGE", help="Run this stage alone.")]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Do the stages again, even if they are done.")]
+MaxCostOption = Annotated[
+    float | None, typer.Option("--max-cost", help="Stop when the judge has cost so much: rate.max_cost.")
+]
 _RUN_DIR = "runs/default"
 
 
@@ -45,9 +48,10 @@ def build(
     until: UntilOption = None,
     only: OnlyOption = None,
     fresh: FreshOption = False,
+    max_cost: MaxCostOption = None,
 ) -> None:
     """Write MIXTURE: passages, high-quality samples, their poor variants, and the pairing of both."""
-    _run("build", config, run_dir, set_, until, only, fresh)
+    _run("build", config, run_dir, set_, until, only, fresh, max_cost)
 
 
 @app.command()
@@ -58,9 +62,10 @@ def train(
     until: UntilOption = None,
     only: OnlyOption = None,
     fresh: FreshOption = False,
+    max_cost: MaxCostOption = None,
 ) -> None:
     """Train the distiller on MIXTURE: SFT cold start, then GRPO."""
-    _run("train", config, run_dir, set_, until, only, fresh)
+    _run("train", config, run_dir, set_, until, only, fresh, max_cost)
 
 
 @app.command()
@@ -71,9 +76,10 @@ def augment(
     until: UntilOption = None,
     only: OnlyOption = None,
     fresh: FreshOption = False,
+    max_cost: MaxCostOption = None,
 ) -> None:
     """Turn a pool into a training set: rate, cluster the poor rows, distil, rate again, select."""
-    _run("augment", config, run_dir, set_, until, only, fresh)
+    _run("augment", config, run_dir, set_, until, only, fresh, max_cost)
 
 
 @app.command()
@@ -84,9 +90,10 @@ def evaluate(
     until: UntilOption = None,
     only: OnlyOption = None,
     fresh: FreshOption = False,
+    max_cost: MaxCostOption = None,
 ) -> None:
     """Fine-tune on the training set and run benchmarks (not available yet)."""
-    _run("evaluate", config, run_dir, set_, until, only, fresh)
+    _run("evaluate", config, run_dir, set_, until, only, fresh, max_cost)
 
 
 @app.command()
@@ -97,9 +104,10 @@ def run(
     until: UntilOption = None,
     only: OnlyOption = None,
     fresh: FreshOption = False,
+    max_cost: MaxCostOption = None,
 ) -> None:
     """Do it all: build, train, augment."""
-    _run("run", config, run_dir, set_, until, only, fresh)
+    _run("run", config, run_dir, set_, until, only, fresh, max_cost)
 
 
 @app.command()
@@ -149,11 +157,13 @@ def _run(
     until: str | None,
     only: str | None,
     fresh: bool,
+    max_cost: float | None,
 ) -> None:
     with _Errors(run_dir):
         from lm_mixup.config_file import load_config
 
-        resolved = load_config(config, overrides or ())
+        limit = [] if max_cost is None else [f"rate.max_cost={max_cost}"]
+        resolved = load_config(config, [*(overrides or ()), *limit])
         if verb == "evaluate":
             raise InputError(
                 "evaluate is not available yet; the training set of `augment` is in select/train.jsonl"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-import re
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from lm_mixup import __version__
 from lm_mixup.config import Config
 from lm_mixup.errors import InputError
 from lm_mixup.progress import say
+from lm_mixup.redact import redact
 from lm_mixup.runs import Manifest, RunDir, fingerprint, summarise
 from lm_mixup.stages import BY_NAME, STAGES, VERBS, Context, Stage, distiller
 
@@ -182,13 +182,10 @@ def _write_run_json(run: RunDir, config: Config, command: Sequence[str]) -> None
     run.write_json("run.json", value)
 
 
-_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
-
-
 def _mask(value: Any) -> Any:
     """Hides credentials inside URLs; keys themselves come from the environment and never enter the config."""
     if isinstance(value, dict):
         return {key: _mask(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [_mask(inner) for inner in value]
-    return _CREDENTIALS.sub("***@", value) if isinstance(value, str) else value
+    return redact(value) if isinstance(value, str) else value

@@ -39,11 +39,15 @@ class Completion:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How completions are drawn. Top-p and top-k are off: they would bias log-probabilities."""
+    """How completions are drawn. Top-p and top-k are off: they would bias log-probabilities.
+
+    With a `json_schema`, completions are held to it, written without white space.
+    """
 
     n: int = 1
     temperature: float = 1.0
     max_tokens: int = 256
+    json_schema: Mapping[str, Any] | None = None
 
 
 def engine_environment(threads: int) -> dict[str, str]:
@@ -119,6 +123,8 @@ class Engine:
             logprobs_mode="processed_logprobs",  # after the temperature: what the learner computes too
             enable_prefix_caching=True,
             disable_log_stats=True,
+            # Without this a weak model may fill its reply with blanks, which JSON allows between any tokens.
+            structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
             seed=0,
             **options,
         )
@@ -140,7 +146,10 @@ class Engine:
             For each prompt its completions, in order.
         """
         from vllm import SamplingParams
+        from vllm.sampling_params import StructuredOutputsParams
 
+        schema = sampling.json_schema
+        structured = StructuredOutputsParams(json=dict(schema)) if schema is not None else None
         params = [
             SamplingParams(
                 n=sampling.n,
@@ -148,6 +157,7 @@ class Engine:
                 max_tokens=sampling.max_tokens,
                 logprobs=0,
                 seed=seed,
+                structured_outputs=structured,
             )
             for seed in seeds
         ]

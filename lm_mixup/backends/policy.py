@@ -139,7 +139,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, instruction: str, inputs: 
         instruction: What to do with the inputs (`tasks.INSTRUCTIONS`).
         inputs: The 2-20 poor texts.
     """
-    content = _defuse(tokenizer, write_prompt(instruction, inputs))
+    content = defuse(tokenizer, write_prompt(instruction, inputs))
     messages = [{"role": "user", "content": content}]
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     return _ids(tokenizer, str(text))
@@ -147,7 +147,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, instruction: str, inputs: 
 
 def encode_target(tokenizer: PreTrainedTokenizerBase, cot: str, answer: str) -> list[int]:
     """Token ids of the policy's output; the last one is the end-of-sequence token, so it learns to stop."""
-    text = _defuse(tokenizer, write_output(cot, answer))
+    text = defuse(tokenizer, write_output(cot, answer))
     return [*_ids(tokenizer, text), int(tokenizer.eos_token_id)]
 
 
@@ -155,7 +155,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return [int(token) for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
 
 
-def _defuse(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+def defuse(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     """Breaks control tokens that stand in a row's text: data must not end a turn or open another."""
     for token in tokenizer.added_tokens_decoder.values():
         if token.special and len(token.content) > 1 and token.content in text:

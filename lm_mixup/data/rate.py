@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pyarrow as pa
 
-from lm_mixup.backends.judge import Judge, Rating, make_judge, rating_columns
+from lm_mixup.backends.judge import Judge, Rating, SharedJudge, rating_columns, share_judge
 from lm_mixup.config import RateConfig
 from lm_mixup.parts import PartResult, map_parts
 from lm_mixup.records import RATING, compress_score
@@ -18,7 +18,8 @@ def rate(source: StageDir, out: StageDir, config: RateConfig) -> Outcome:
     """Rates every row of a stage.
 
     Input columns: prompt, completion. Output columns: all of the source's, and `records.RATING`. Metrics:
-    `rated`, `failed`, and the rated rows by score, `score_0` to `score_5`.
+    `rated`, `failed`, the rated rows by score, `score_0` to `score_5`, and what a chat model took
+    (`chat.usage`).
 
     Args:
         source: The rows.
@@ -28,20 +29,14 @@ def rate(source: StageDir, out: StageDir, config: RateConfig) -> Outcome:
     Raises:
         InputError: The judge lacks a setting.
     """
-    judge = make_judge(config)  # a wrong setting shows here and at once, not inside an actor
-    map_parts(
-        out,
-        source.parts(),
-        make_work,
-        {"source": source, "config": config},
-        num_actors=config.num_actors,
-    )
-    return Outcome(metrics={"rater": judge.name})
+    shared = share_judge(config, out)
+    map_parts(out, source.parts(), make_work, {"source": source, "shared": shared}, **shared.placement())
+    return Outcome(metrics=shared.metrics())
 
 
-def make_work(source: StageDir, config: RateConfig) -> Callable[[str], PartResult]:
+def make_work(source: StageDir, shared: SharedJudge) -> Callable[[str], PartResult]:
     """Makes the judge; the function rates one part."""
-    judge = make_judge(config)
+    judge = shared.make()
     return lambda part: rate_table(source.read_part(part), judge)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,7 @@ import pyarrow.compute as pc
 
 from lm_mixup import records, tasks
 from lm_mixup.backends.embedder import Embedder, resolve_path
-from lm_mixup.backends.judge import Judge, make_judge
+from lm_mixup.backends.judge import Judge, SharedJudge, share_judge
 from lm_mixup.config import EmbedderConfig, RateConfig
 from lm_mixup.data.embed import embedding_table, vectors_of
 from lm_mixup.data.longtail import mean_distance
@@ -49,28 +50,37 @@ def rate_distilled(
     Raises:
         InputError: The judge lacks a setting, or the embedder's path does not exist.
     """
-    judge = make_judge(rate)
+    shared = share_judge(rate, out)
     resolve_path(embedder.path)
     kept = StageDir(out.run, f"{out.name}/kept")
     map_parts(
         kept,
         distill.parts(),
         make_rating,
-        {"distill": distill, "rate": rate, "embedder": embedder, "min_score": min_score},
-        num_actors=max(rate.num_actors, embedder.num_actors),
-        num_cpus=embedder.num_cpus,
-        num_gpus=embedder.num_gpus,
+        {"distill": distill, "shared": shared, "embedder": embedder, "min_score": min_score},
+        **_placement(shared, embedder),
         label="rate distilled",
     )
     map_parts(out, kept.parts(), make_long_tail, {"kept": kept, "k": neighbors_k}, label="long tail")
-    return Outcome(metrics={"rater": judge.name})
+    return Outcome(metrics=shared.metrics())
+
+
+def _placement(shared: SharedJudge, embedder: EmbedderConfig) -> dict[str, Any]:
+    """Of actors that hold a judge and an embedder, which take turns on the CPUs but not on a GPU."""
+    placed = shared.placement()
+    # A model in vLLM is loaded by as many actors as the judge says; any other judge costs an actor nothing.
+    if shared.config.backend != "vllm":
+        placed["num_actors"] = max(placed["num_actors"], embedder.num_actors)
+        placed["num_cpus"] = embedder.num_cpus
+    placed["num_gpus"] = max(placed.get("num_gpus", 0.0), embedder.num_gpus)
+    return placed
 
 
 def make_rating(
-    distill: StageDir, rate: RateConfig, embedder: EmbedderConfig, min_score: int
+    distill: StageDir, shared: SharedJudge, embedder: EmbedderConfig, min_score: int
 ) -> Callable[[str], PartResult]:
     """Makes judge and embedder; the function rates one part and embeds what is kept."""
-    judge, model = make_judge(rate), Embedder(embedder)
+    judge, model = shared.make(), Embedder(embedder)
 
     def work(part: str) -> PartResult:
         result = keep_rated(distill.read_part(part), judge, min_score)

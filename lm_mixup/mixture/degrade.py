@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from lm_mixup.backends.judge import Judge, make_judge, rating_columns
+from lm_mixup.backends.judge import Judge, SharedJudge, rating_columns, share_judge
 from lm_mixup.backends.wording import Claim
 from lm_mixup.config import BuildConfig, DataConfig, RateConfig
 from lm_mixup.mixture.generate import CLAIMS, parted
@@ -64,13 +64,14 @@ def degrade(
         data: Not used: a part holds the variants of one part of samples.
         seed: Of all choices.
     """
-    kwargs = {"generate": generate, "config": config, "rate": rate, "seed": seed}
-    map_parts(out, generate.parts(), _make_work, kwargs, num_actors=rate.num_actors)
-    return Outcome()
+    shared = share_judge(rate, out)
+    kwargs = {"generate": generate, "config": config, "shared": shared, "seed": seed}
+    map_parts(out, generate.parts(), _make_work, kwargs, **shared.placement())
+    return Outcome(metrics=shared.metrics())
 
 
-def _make_work(generate: StageDir, config: BuildConfig, rate: RateConfig, seed: int) -> Work:
-    judge = make_judge(rate)
+def _make_work(generate: StageDir, config: BuildConfig, shared: SharedJudge, seed: int) -> Work:
+    judge = shared.make()
     return lambda relative: degrade_part(generate.read_part(relative), judge, config, seed)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from lm_mixup.backends.judge import Judge, make_judge, rating_columns
+from lm_mixup.backends.judge import Judge, SharedJudge, rating_columns, share_judge
 from lm_mixup.backends.teacher import Draft, write_sample
 from lm_mixup.config import BuildConfig, DataConfig, RateConfig
 from lm_mixup.errors import InputError
@@ -56,14 +56,15 @@ def generate(
             "the facts of the closed world; set build.passages to `world`"
         )
     sizes = [receipt.rows_out for _, receipt in sorted(passages.receipts().items())]
+    shared = share_judge(rate, out)
     map_parts(
         out,
         plan(sum(sizes), config.samples, data.rows_per_part),
         _make_work,
-        {"passages": passages, "sizes": sizes, "config": config, "rate": rate, "seed": seed},
-        num_actors=rate.num_actors,
+        {"passages": passages, "sizes": sizes, "config": config, "shared": shared, "seed": seed},
+        **shared.placement(),
     )
-    return Outcome()
+    return Outcome(metrics=shared.metrics())
 
 
 def plan(passages: int, samples: int, rows_per_part: int) -> list[dict[str, int]]:
@@ -84,9 +85,9 @@ def plan(passages: int, samples: int, rows_per_part: int) -> list[dict[str, int]
 
 
 def _make_work(
-    passages: StageDir, sizes: list[int], config: BuildConfig, rate: RateConfig, seed: int
+    passages: StageDir, sizes: list[int], config: BuildConfig, shared: SharedJudge, seed: int
 ) -> Work:
-    judge = make_judge(rate)
+    judge = shared.make()
 
     def work(item: dict[str, int]) -> PartResult:
         chosen = _rows_between(passages, sizes, item["passage"], item["passage_stop"])
