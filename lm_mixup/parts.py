@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from lm_mixup.errors import InputError
 from lm_mixup.progress import track
 from lm_mixup.runs import Receipt, StageDir
 
@@ -67,6 +68,7 @@ def map_parts(
         runtime_env: Ray runtime environment of the actors, e.g. thread counts.
 
     Raises:
+        InputError: The work, or its making, raised it: the message comes through Ray in one line.
         ray.exceptions.RayTaskError: The work failed; parts finished before keep their receipts.
     """
     import ray.data
@@ -88,7 +90,9 @@ def map_parts(
             num_gpus=num_gpus or None,
             **remote_args,
         )
-        for _ in dataset.iter_rows():
+        for row in dataset.iter_rows():
+            if row["error"]:
+                raise InputError(row["error"])
             advance(1)
 
 
@@ -104,13 +108,22 @@ class _PartWorker:
 
     def __init__(self, stage: StageDir, make_work: Callable[..., Work], make_kwargs: dict[str, Any]) -> None:
         self._stage = stage
-        self._work = make_work(**make_kwargs)
+        self._error = ""
+        try:
+            self._work = make_work(**make_kwargs)
+        except InputError as error:
+            self._error = str(error)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         part, item = int(batch["part"][0]), batch["item"][0].value
-        result = self._work(item)
-        self._stage.write_part(part, result.rows, result.rejected, receipt_of(part, result))
-        return {"part": np.array([part])}
+        # An error for the user goes back as a value: Ray Data hides what it wraps, and prints traces.
+        try:
+            if not self._error:
+                result = self._work(item)
+                self._stage.write_part(part, result.rows, result.rejected, receipt_of(part, result))
+        except InputError as error:
+            self._error = str(error)
+        return {"part": np.array([part]), "error": np.array([self._error], dtype=object)}
 
 
 def receipt_of(part: int, result: PartResult) -> Receipt:

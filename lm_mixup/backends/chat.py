@@ -96,7 +96,6 @@ class Chat:
         keys = [self._key(messages, schema) for messages in conversations]
         wanted = dict(zip(keys, conversations, strict=True))
         outcomes: dict[str, Answer | ChatFailure] = {}
-        hits = 0
         for round_ in range(_TRIES + 1):
             pending = []
             for key, messages in wanted.items():
@@ -107,16 +106,15 @@ class Chat:
                     pending.append(request)
                 else:
                     outcomes[key] = outcome
-                    hits += round_ == 0
+            hits = len(keys) - len(pending)
+            if round_ == 0 and hits:
+                self._log.count(cache_hits=hits)
             if not pending:
                 break
             replies = self._transport.complete(pending, schema)
             for request, reply in zip(pending, replies, strict=True):
                 if isinstance(reply, ChatFailure):
                     outcomes[request.key] = reply
-        hits += len(keys) - len(wanted)
-        if hits:
-            self._log.count(cache_hits=hits)
         return [outcomes[key] for key in keys]
 
     def _key(self, messages: list[Message], schema: dict[str, Any]) -> str:

@@ -107,7 +107,7 @@ def test_a_run_killed_and_stopped_by_its_budget_pays_once(tmp_path: Path) -> Non
     assert metrics["prompt_tokens"] == PROMPT_TOKENS * len(answered)
     assert metrics["completion_tokens"] == COMPLETION_TOKENS * len(answered)
     assert metrics["cost"] == round(0.14 * len(answered), 6)
-    assert metrics["cache_hits"] >= 90
+    assert metrics["cache_hits"] > 0
     assert len(times) >= 10
     assert times[-1] - times[0] >= (len(times) - 1) * 0.05 * 0.9  # of both actors together
     for path in (*run.rglob("*"), log):
