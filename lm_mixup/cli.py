@@ -40,74 +40,34 @@ MaxCostOption = Annotated[
 _RUN_DIR = "runs/default"
 
 
-@app.command()
-def build(
-    config: ConfigPath,
-    run_dir: RunDirOption = _RUN_DIR,
-    set_: SetOption = None,
-    until: UntilOption = None,
-    only: OnlyOption = None,
-    fresh: FreshOption = False,
-    max_cost: MaxCostOption = None,
-) -> None:
-    """Write MIXTURE: passages, high-quality samples, their poor variants, and the pairing of both."""
-    _run("build", config, run_dir, set_, until, only, fresh, max_cost)
+_VERBS = {
+    "build": "Write MIXTURE: passages, high-quality samples, their poor variants, and the pairing of both.",
+    "train": "Train the distiller on MIXTURE: SFT cold start, then GRPO.",
+    "augment": "Turn a pool into a training set: rate, cluster the poor rows, distil, rate again, select.",
+    "evaluate": "Fine-tune on the training set and run benchmarks (not available yet).",
+    "run": "Do it all: build, train, augment.",
+}
 
 
-@app.command()
-def train(
-    config: ConfigPath,
-    run_dir: RunDirOption = _RUN_DIR,
-    set_: SetOption = None,
-    until: UntilOption = None,
-    only: OnlyOption = None,
-    fresh: FreshOption = False,
-    max_cost: MaxCostOption = None,
-) -> None:
-    """Train the distiller on MIXTURE: SFT cold start, then GRPO."""
-    _run("train", config, run_dir, set_, until, only, fresh, max_cost)
+def _add_verb(verb: str, summary: str) -> None:
+    """Adds a command that runs stages; all of them take the same options."""
+
+    @app.command(verb, help=summary)
+    def command(
+        config: ConfigPath,
+        run_dir: RunDirOption = _RUN_DIR,
+        set_: SetOption = None,
+        until: UntilOption = None,
+        only: OnlyOption = None,
+        fresh: FreshOption = False,
+        max_cost: MaxCostOption = None,
+    ) -> None:
+        limit = [] if max_cost is None else [f"rate.max_cost={max_cost}"]
+        _run(verb, config, run_dir, [*(set_ or ()), *limit], until, only, fresh)
 
 
-@app.command()
-def augment(
-    config: ConfigPath,
-    run_dir: RunDirOption = _RUN_DIR,
-    set_: SetOption = None,
-    until: UntilOption = None,
-    only: OnlyOption = None,
-    fresh: FreshOption = False,
-    max_cost: MaxCostOption = None,
-) -> None:
-    """Turn a pool into a training set: rate, cluster the poor rows, distil, rate again, select."""
-    _run("augment", config, run_dir, set_, until, only, fresh, max_cost)
-
-
-@app.command()
-def evaluate(
-    config: ConfigPath,
-    run_dir: RunDirOption = _RUN_DIR,
-    set_: SetOption = None,
-    until: UntilOption = None,
-    only: OnlyOption = None,
-    fresh: FreshOption = False,
-    max_cost: MaxCostOption = None,
-) -> None:
-    """Fine-tune on the training set and run benchmarks (not available yet)."""
-    _run("evaluate", config, run_dir, set_, until, only, fresh, max_cost)
-
-
-@app.command()
-def run(
-    config: ConfigPath,
-    run_dir: RunDirOption = _RUN_DIR,
-    set_: SetOption = None,
-    until: UntilOption = None,
-    only: OnlyOption = None,
-    fresh: FreshOption = False,
-    max_cost: MaxCostOption = None,
-) -> None:
-    """Do it all: build, train, augment."""
-    _run("run", config, run_dir, set_, until, only, fresh, max_cost)
+for _verb, _summary in _VERBS.items():
+    _add_verb(_verb, _summary)
 
 
 @app.command()
@@ -153,17 +113,15 @@ def _run(
     verb: str,
     config: Path,
     run_dir: str,
-    overrides: list[str] | None,
+    overrides: list[str],
     until: str | None,
     only: str | None,
     fresh: bool,
-    max_cost: float | None,
 ) -> None:
     with _Errors(run_dir):
         from lm_mixup.config_file import load_config
 
-        limit = [] if max_cost is None else [f"rate.max_cost={max_cost}"]
-        resolved = load_config(config, [*(overrides or ()), *limit])
+        resolved = load_config(config, overrides)
         if verb == "evaluate":
             raise InputError(
                 "evaluate is not available yet; the training set of `augment` is in select/train.jsonl"
