@@ -108,6 +108,9 @@ class BuildConfig(Section):
     max_inputs: int = Field(5, ge=2, le=20, description="Most low-quality inputs of a MIXTURE row.")
     cot_rate: float = Field(1.0, ge=0, le=1, description="Share of rows whose target carries its reasoning.")
     noise_rate: float = Field(0.2, ge=0, le=1, description="Share of rows whose inputs get surface noise.")
+    fiction_rate: float = Field(
+        0.0, ge=0, le=1, description="Share of SFT rows of the closed world with invented names and values."
+    )
     crosstopic_rate: float = Field(
         0.1, ge=0, le=1, description="Share of rows merged from two close samples."
     )

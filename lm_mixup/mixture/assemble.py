@@ -12,17 +12,19 @@ import pyarrow as pa
 from lm_mixup.config import BuildConfig, DataConfig
 from lm_mixup.mixture.crosstopic import Bundle, Merged, merge, pair_up
 from lm_mixup.mixture.degrade import claims_of
+from lm_mixup.mixture.fiction import invent, replace_terms
 from lm_mixup.mixture.noise import add_noise
 from lm_mixup.parts import PartResult, Work, map_parts
 from lm_mixup.records import MIXTURE, content_id, extend, table
 from lm_mixup.runs import Outcome, StageDir
-from lm_mixup.tasks import INSTRUCTIONS, Mcq, parse_answer, write_input
+from lm_mixup.tasks import INSTRUCTIONS, Cs, Mcq, parse_answer, write_input
 from lm_mixup.world.facts import entities_by_name
 
 Row = dict[str, Any]
 SCHEMA = extend(
     MIXTURE,
     pa.schema([(name, pa.string()) for name in ("target_id", "entity", "partner_id", "partner_entity")]),
+    pa.schema([("fictional", pa.bool_())]),
 )
 LEFT_OUT = ("facts_uncovered", "too_few_inputs")
 
@@ -143,13 +145,29 @@ def _finished(row: Row, variants: Sequence[Row], config: BuildConfig, seed: int)
         inputs = [
             add_noise(text, protected_of(variant), rng) for text, variant in zip(clean, variants, strict=True)
         ]
-    return row | {
+    finished = row | {
         "id": identity,
         "instruction": INSTRUCTIONS[row["task_type"]],
         "inputs": inputs,
         "cot": row["cot"] if rng.random() < config.cot_rate else "",
         "noisy": inputs != clean,
         "source_ids": source_ids,
+        "fictional": row["split"] == "sft" and rng.random() < config.fiction_rate,
+    }
+    return _fictional(finished, variants, rng) if finished["fictional"] else finished
+
+
+def _fictional(row: Row, variants: Sequence[Row], rng: Random) -> Row:
+    """The row with invented names, values and options, the same in its inputs and its target."""
+    sample = parse_answer(row["task_type"], row["output"])
+    options = sample.options if isinstance(sample, Mcq) else ()
+    kept = {sample.category} if isinstance(sample, Cs) else set()
+    terms = {*options, *(term for variant in variants for term in protected_of(variant))} - kept
+    invented = invent(sorted(terms), rng)
+    return row | {
+        "inputs": [replace_terms(text, invented) for text in row["inputs"]],
+        "cot": replace_terms(row["cot"], invented),
+        "output": replace_terms(row["output"], invented),
     }
 
 

@@ -1,0 +1,82 @@
+"""Invented names and numbers in place of real ones: a small model is to read, not to remember.
+
+A model of few million parameters soon knows the facts of a small world by heart, and then writes what it
+knows in place of what its inputs say. Rows whose names and values exist nowhere else can be answered by
+copying alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from random import Random
+from typing import Final
+
+_CONSONANTS, _VOWELS, _DIGITS = "bcdfghjklmnprstvwyz", "aeiou", "0123456789"
+_PIECE = re.compile(r"[^\W\d_]+|(?<![^\W\d_])\d+")  # the 2 of km2 is no number
+_FEWEST_LETTERS = 3  # shorter words inside a longer term are units and articles: `g/cm3`, `de`
+# Words of values that say how much or which kind, and options that stand for no value.
+_KEPT: Final = {
+    *("yes", "no", "maybe", "both", "neither", "none", "idea", "this", "that", "all", "true", "false"),
+    *("million", "billion", "days", "the", "and", "about"),
+}
+
+
+def invent(terms: Sequence[str], rng: Random) -> dict[str, str]:
+    """An invented term for each term: other letters, other digits, the same shape.
+
+    Args:
+        terms: Names and values.
+        rng: Makes all choices.
+
+    Returns:
+        Term → invented term; no two terms have the same, and none is one of the terms. A term that stays as
+        it is (`yes`) is absent.
+    """
+    taken = set(terms)
+    invented: dict[str, str] = {}
+    for term in sorted(set(terms)):
+        for _ in range(8):
+            new = _invented(term, rng)
+            if new not in taken:
+                taken.add(new)
+                invented[term] = new
+                break
+    return invented
+
+
+def _invented(term: str, rng: Random) -> str:
+    parts: list[str] = []
+    end = 0
+    for found in _PIECE.finditer(term):
+        parts += (term[end : found.start()], _other(found.group(), term, rng))
+        end = found.end()
+    return "".join([*parts, term[end:]])
+
+
+def replace_terms(text: str, invented: dict[str, str]) -> str:
+    """The text with every whole-word occurrence of a term replaced, the longest terms first."""
+    if not invented:
+        return text
+    longest_first = sorted(invented, key=lambda term: (-len(term), term))
+    pattern = rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)"
+    return re.sub(pattern, lambda found: invented[found.group()], text)
+
+
+def _other(piece: str, term: str, rng: Random) -> str:
+    if piece.isdigit():
+        first = rng.choice(_DIGITS[1:]) if piece[0] != "0" else "0"
+        return first + "".join(rng.choice(_DIGITS) for _ in piece[1:])
+    short = len(piece) < _FEWEST_LETTERS and piece != term.strip(".")
+    return piece if short or piece.lower() in _KEPT else _word(piece, rng)
+
+
+def _word(like: str, rng: Random) -> str:
+    """A word that can be spoken, about as long as another and with its capitals."""
+    size = max(len(like) + rng.choice((-1, 0, 0, 1)), 2) if len(like) >= _FEWEST_LETTERS else len(like)
+    start = rng.randrange(2)
+    letters = [rng.choice((_CONSONANTS, _VOWELS)[(start + at) % 2]) for at in range(size)]
+    word = "".join(letters)
+    return (
+        word.upper() if like.isupper() and len(like) > 1 else word.capitalize() if like[0].isupper() else word
+    )
