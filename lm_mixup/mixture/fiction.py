@@ -15,6 +15,7 @@ from typing import Final
 _CONSONANTS, _VOWELS, _DIGITS = "bcdfghjklmnprstvwyz", "aeiou", "0123456789"
 _PIECE = re.compile(r"[^\W\d_]+|(?<![^\W\d_])\d+")  # the 2 of km2 is no number
 _FEWEST_LETTERS = 3  # shorter words inside a longer term are units and articles: `g/cm3`, `de`
+_MARKS: Final = {"A", "B", "C", "D", "Q", "S"}  # of lines and options: the symbol of carbon stays
 # Words of values that say how much or which kind, and options that stand for no value.
 _KEPT: Final = {
     *("yes", "no", "maybe", "both", "neither", "none", "idea", "this", "that", "all", "true", "false"),
@@ -35,7 +36,7 @@ def invent(terms: Sequence[str], rng: Random) -> dict[str, str]:
     """
     taken = set(terms)
     invented: dict[str, str] = {}
-    for term in sorted(set(terms)):
+    for term in sorted(set(terms) - _MARKS):
         for _ in range(8):
             new = _invented(term, rng)
             if new not in taken:

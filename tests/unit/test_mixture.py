@@ -445,3 +445,20 @@ def test_inputs_of_a_single_target_follow_the_order_of_its_facts(mixed, generate
             assert tuple(told) == targets[row["target_id"]]
             checked += 1
     assert checked > 50
+
+
+def test_invented_rows_can_be_answered_from_their_inputs_alone(generated, degraded):
+    fiction = mixture_part(generated.rows, degraded.rows, build(fiction_rate=1.0, noise_rate=0), seed=0)
+    plain = mixture_part(generated.rows, degraded.rows, build(noise_rate=0), seed=0)
+    known = entities_by_name()
+    values = {value for entity in known.values() for value in entity.facts.values() if len(value) > 4}
+    for row, real in zip(fiction.rows.to_pylist(), plain.rows.to_pylist(), strict=True):
+        assert row["fictional"] == (row["split"] == "sft")
+        if not row["fictional"]:
+            assert row == real
+            continue
+        parse_answer(row["task_type"], row["output"])
+        entity = known[row["entity"]]
+        told = [value for value in entity.facts.values() if value in values and value in real["output"]]
+        assert not any(value in text for value in told for text in (row["output"], *row["inputs"]))
+        assert not re.search(rf"\b{re.escape(row['entity'])}\b", row["output"])
