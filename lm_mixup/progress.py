@@ -23,7 +23,7 @@ _LOG_EVERY_S = 15.0
 
 def say(message: str) -> None:
     """One line for the user."""
-    console.print(message, highlight=False)
+    console.print(message, highlight=False, soft_wrap=True)  # a log keeps it on one line
 
 
 @contextmanager
