@@ -39,12 +39,13 @@ def forecast(passages: StageDir, config: BuildConfig, teacher: TeacherConfig, ra
     An upper estimate: every sample is taken to be kept, no variant to be asked for again.
 
     Args:
-        passages: The stage that lists passages; the first part is taken for all.
+        passages: The stage that lists passages; the first part with rows is taken for all.
         config: How many samples and variants.
         teacher: Its prices.
         rate: The judge; nothing is said of the offline one.
     """
-    first = next(passages.iter_parts(["text"]))["text"].to_pylist()
+    parts = (part["text"].to_pylist() for part in passages.iter_parts(["text"]))
+    first = next((texts for texts in parts if texts), [])
     passage_chars = sum(map(len, first)) / max(1, len(first))
     asked, rated = loads(config, passage_chars)
     count = sum(receipt.rows_out for receipt in passages.receipts().values())

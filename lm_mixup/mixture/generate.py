@@ -133,19 +133,21 @@ def _make_taught(
 def _chosen(
     passages: StageDir, sizes: list[int], config: BuildConfig, item: dict[str, int]
 ) -> tuple[list[dict[str, Any]], list[int]]:
-    """The passages of a part, and for each of its samples the passage that it is about."""
-    about = [i * sum(sizes) // config.samples - item["passage"] for i in range(item["first"], item["stop"])]
-    return _rows_between(passages, sizes, item["passage"], item["passage_stop"]), about
+    """The passages that samples of a part are about, and for each sample the place of its own among them."""
+    wanted = [i * sum(sizes) // config.samples for i in range(item["first"], item["stop"])]
+    listed = sorted(set(wanted))
+    place = {index: number for number, index in enumerate(listed)}
+    return _rows_at(passages, sizes, listed), [place[index] for index in wanted]
 
 
-def _rows_between(stage: StageDir, sizes: Sequence[int], first: int, stop: int) -> list[dict[str, Any]]:
-    """Rows `first` to `stop` of a stage, reading only the parts that hold them."""
+def _rows_at(stage: StageDir, sizes: Sequence[int], indices: Sequence[int]) -> list[dict[str, Any]]:
+    """Rows of a stage by their numbers, which ascend; only parts that hold one are read, one at a time."""
     rows: list[dict[str, Any]] = []
     start = 0
     for relative, size in zip(stage.parts(), sizes, strict=True):
-        if start < stop and first < start + size:
-            part = stage.read_part(relative)
-            rows += part.slice(max(0, first - start), min(stop, start + size) - max(first, start)).to_pylist()
+        here = [index - start for index in indices if start <= index < start + size]
+        if here:
+            rows += stage.read_part(relative).take(here).to_pylist()
         start += size
     return rows
 

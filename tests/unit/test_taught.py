@@ -20,6 +20,7 @@ from lm_mixup.config import BuildConfig, DataConfig, RateConfig, TeacherConfig
 from lm_mixup.mixture.assemble import mixture_part, protected_of
 from lm_mixup.mixture.forecast import forecast, loads
 from lm_mixup.mixture.forms import WRITTEN, sample_of, variants_form
+from lm_mixup.mixture.generate import _chosen, plan
 from lm_mixup.mixture.passages import passages
 from lm_mixup.mixture.prompts import conversation
 from lm_mixup.mixture.segment import segment, sentences, words
@@ -203,6 +204,20 @@ def test_hostile_passages_change_neither_task_nor_schema(text):
         assert len(hostile.body["messages"]) == 2
         for mark in ("<|", "</s>", "[INST]"):
             assert mark not in hostile.body["messages"][1]["content"]
+
+
+def test_a_part_reads_the_passages_it_is_about_and_no_other(tmp_path):
+    source = tmp_path / "own.jsonl"
+    lines = [{"id": str(n), "title": str(n), "text": f"Passage {n} is here."} for n in range(50)]
+    source.write_text("\n".join(map(json.dumps, lines)))
+    out = RunDir(tmp_path / "run").stage("passages")
+    config = build(passages=str(source), passage_min_words=1, samples=7)
+    passages(out, config, DataConfig(rows_per_part=6), seed=0)
+    sizes = [receipt.rows_out for _, receipt in sorted(out.receipts().items())]
+    chosen = [_chosen(out, sizes, config, item) for item in plan(50, 7, 3)]
+    ids = [rows[place]["id"] for rows, about in chosen for place in about]
+    assert ids == [str(n * 50 // 7) for n in range(7)]
+    assert sum(len(rows) for rows, _ in chosen) == 7
 
 
 # generate and degrade
