@@ -45,7 +45,7 @@ def forecast(passages: StageDir, config: BuildConfig, teacher: TeacherConfig, ra
         rate: The judge; nothing is said of the offline one.
     """
     parts = (part["text"].to_pylist() for part in passages.iter_parts(["text"]))
-    first = next((texts for texts in parts if texts), [])
+    first: list[str] = next((texts for texts in parts if texts), [])
     passage_chars = sum(map(len, first)) / max(1, len(first))
     asked, rated = loads(config, passage_chars)
     count = sum(receipt.rows_out for receipt in passages.receipts().values())
