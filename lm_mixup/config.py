@@ -98,6 +98,10 @@ class BuildConfig(Section):
     passages: str = Field(
         "world", description="`world` (the closed world), or JSONL/Parquet of {id, title, text}."
     )
+    passage_words: int = Field(
+        300, ge=20, description="Most words of a passage; longer texts are cut between sentences."
+    )
+    passage_min_words: int = Field(15, ge=1, description="Passages with fewer words are refused.")
     samples: int = Field(3000, ge=1, description="High-quality samples to write.")
     task_mix: dict[TaskType, float] = Field(
         default={"qa": 0.3, "mcq": 0.2, "tfq": 0.2, "cs": 0.15, "para": 0.15},
@@ -131,6 +135,8 @@ class BuildConfig(Section):
     def _ordered(self) -> BuildConfig:
         if self.min_inputs > self.max_inputs:
             raise ValueError("min_inputs must not exceed max_inputs")
+        if self.passage_min_words > self.passage_words:
+            raise ValueError("passage_min_words must not exceed passage_words")
         return self
 
 
@@ -353,6 +359,9 @@ class PriceConfig(Section):
 class ChatConfig(Section):
     """A chat model that fills in JSON: behind an OpenAI-compatible server, or inside vLLM actors."""
 
+    backend: Literal["offline", "openai", "vllm"] = Field(
+        "offline", description="`offline`: no chat model, but what the package can do without one."
+    )
     base_url: str | None = Field(None, description="Of the server, for backend `openai`; default: OpenAI's.")
     model: str | None = Field(None, description="Name on the server; for `vllm` a folder or Hub name.")
     api_key_env: str | None = Field(None, description="Name of the environment variable that holds the key.")
@@ -390,7 +399,11 @@ class ChatConfig(Section):
 class RateConfig(ChatConfig):
     """The judge."""
 
-    backend: Literal["offline", "openai", "vllm"] = "offline"
+
+class TeacherConfig(ChatConfig):
+    """Writes samples and their poor variants; offline it knows the closed world and nothing else."""
+
+    max_tokens: int = Field(2048, ge=16, description="Most tokens of a reply: a sample, or all its variants.")
 
 
 class NeighborsConfig(Section):
@@ -491,6 +504,7 @@ class Config(Section):
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
     ingest: IngestConfig = Field(default_factory=IngestConfig)
     rate: RateConfig = Field(default_factory=RateConfig)
+    teacher: TeacherConfig = Field(default_factory=TeacherConfig)
     neighbors: NeighborsConfig = Field(default_factory=NeighborsConfig)
     curate: CurateConfig = Field(default_factory=CurateConfig)
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)

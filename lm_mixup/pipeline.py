@@ -98,6 +98,10 @@ def _check_inputs(names: Iterable[str], config: Config, run: RunDir) -> None:
 
     names = tuple(names)
     check_model_path(config.model.path)
+    if "generate" in names:
+        from lm_mixup.mixture.generate import check_teacher
+
+        check_teacher(config.build, config.teacher)
     if "ingest" in names and config.augment.pool != "world":
         from lm_mixup.data.pool_files import list_units
 

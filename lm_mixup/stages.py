@@ -54,13 +54,19 @@ def _passages(c: Context) -> Outcome:
 def _generate(c: Context) -> Outcome:
     from lm_mixup.mixture.generate import generate
 
-    return generate(c.stage("passages"), c.out, c.config.build, c.config.rate, c.config.data, c.config.seed)
+    config = c.config
+    return generate(
+        c.stage("passages"), c.out, config.build, config.rate, config.teacher, config.data, config.seed
+    )
 
 
 def _degrade(c: Context) -> Outcome:
     from lm_mixup.mixture.degrade import degrade
 
-    return degrade(c.stage("generate"), c.out, c.config.build, c.config.rate, c.config.data, c.config.seed)
+    config = c.config
+    return degrade(
+        c.stage("generate"), c.out, config.build, config.rate, config.teacher, config.data, config.seed
+    )
 
 
 def _mixture(c: Context) -> Outcome:
@@ -218,7 +224,7 @@ def _build(c: Context) -> Any:
 
 
 def _rated_build(c: Context) -> Any:
-    return [_build(c), c.config.rate.identity()]
+    return [_build(c), c.config.rate.identity(), c.config.teacher.identity()]
 
 
 def _sections(*names: str) -> Callable[[Context], Any]:

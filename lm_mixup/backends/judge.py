@@ -17,6 +17,7 @@ from lm_mixup.backends.chat import Chat, Message, as_data, check_chat, make_chat
 from lm_mixup.backends.limits import Limits, share_limits
 from lm_mixup.backends.replies import ReplyLog
 from lm_mixup.backends.rubric import rate_row
+from lm_mixup.backends.shared_chat import placement_of
 from lm_mixup.config import RateConfig
 from lm_mixup.records import RATING, compress_score
 from lm_mixup.runs import StageDir
@@ -183,15 +184,7 @@ class SharedJudge:
 
     def placement(self) -> dict[str, Any]:
         """How actors that rate are placed: arguments of `parts.map_parts`."""
-        placed: dict[str, Any] = {"num_actors": self.config.num_actors, "num_cpus": self.config.num_cpus}
-        if self.config.backend == "vllm":
-            from lm_mixup.backends.engine import engine_environment
-            from lm_mixup.ray_cluster import has_gpu
-
-            threads = max(1, int(self.config.num_cpus))
-            placed["num_gpus"] = self.config.tensor_parallel_size if has_gpu() else 0.0
-            placed["runtime_env"] = {"env_vars": engine_environment(threads)}
-        return placed
+        return placement_of(self.config)
 
     def metrics(self) -> dict[str, Any]:
         """For the stage's manifest: who rated, and what it took in this run directory so far."""

@@ -179,10 +179,11 @@ class Server:
 
     def _stopped_by(self, ticket: Ticket) -> InputError:
         if ticket.answer == "spent":
+            option = "--max-cost" if self._section == "rate" else f"--set {self._section}.max_cost=…"
             return InputError(
                 f"{self._section}.max_cost {self._config.max_cost:g} is reached ({ticket.spent:.6g} spent, "
                 "the next request would go beyond); all that was paid for is kept: the same command with a "
-                "higher limit (--max-cost) goes on"
+                f"higher limit ({option}) goes on"
             )
         return InputError(
             f"{self._where}: does not answer; every request fails. What was answered is kept: the same "

@@ -11,14 +11,15 @@ import pyarrow as pa
 
 from lm_mixup.config import BuildConfig, DataConfig
 from lm_mixup.mixture.crosstopic import Bundle, Merged, merge, pair_up
-from lm_mixup.mixture.degrade import claims_of
 from lm_mixup.mixture.fiction import invent, replace_terms
 from lm_mixup.mixture.noise import add_noise
+from lm_mixup.mixture.samples import FACT
+from lm_mixup.mixture.slots import claims_of
+from lm_mixup.mixture.told import names
 from lm_mixup.parts import PartResult, Work, map_parts
 from lm_mixup.records import MIXTURE, content_id, extend, table
 from lm_mixup.runs import Outcome, StageDir
 from lm_mixup.tasks import INSTRUCTIONS, Cs, Mcq, parse_answer, write_input
-from lm_mixup.world.facts import entities_by_name
 
 Row = dict[str, Any]
 SCHEMA = extend(
@@ -173,8 +174,8 @@ def _fictional(row: Row, variants: Sequence[Row], rng: Random) -> Row:
 
 def protected_of(variant: Row) -> list[str]:
     """What noise must leave whole in a variant: the names, the values, the options and the category."""
-    entity = entities_by_name()[variant["entity"]]
     sample = parse_answer(variant["task_type"], variant["answer"])
     options = sample.options if isinstance(sample, Mcq) else ()
     category = [sample.category] if variant["task_type"] == "cs" else []  # type: ignore[union-attr]
-    return [entity.name, *variant["values"], *options, *category]
+    facts = [claim.value for claim in claims_of(variant) if claim.attribute == FACT]
+    return [variant["entity"], *variant["values"], *options, *category, *names(facts)]

@@ -10,7 +10,8 @@ from typing import Any
 from lm_mixup.backends.teacher import Draft, merge_samples
 from lm_mixup.backends.wording import Claim
 from lm_mixup.config import BuildConfig
-from lm_mixup.mixture.degrade import claims_of
+from lm_mixup.mixture.samples import FACT
+from lm_mixup.mixture.slots import claims_of
 from lm_mixup.tasks import Mcq, parse_answer
 from lm_mixup.world.facts import entities_by_name
 
@@ -38,7 +39,7 @@ class Merged:
 
 
 def pair_up(bundles: Sequence[Bundle], count: int, rng: Random) -> list[tuple[int, int]]:
-    """Pairs targets that may be merged: same split, task type and topic, another entity.
+    """Pairs targets of the closed world that may be merged: same split, task type and topic, another entity.
 
     Nearness is the number of attributes that both speak of: each target takes the nearest of the next few
     free ones in random order.
@@ -51,7 +52,8 @@ def pair_up(bundles: Sequence[Bundle], count: int, rng: Random) -> list[tuple[in
     Returns:
         Pairs of positions in `bundles`; no target is in two.
     """
-    order = rng.sample(range(len(bundles)), len(bundles))
+    # Facts in a chat model's words cannot be put together word for word, as those of the closed world can.
+    order = [i for i in rng.sample(range(len(bundles)), len(bundles)) if not is_taught(bundles[i].target)]
     groups: dict[tuple[str, ...], list[int]] = {}
     for index in order:
         target = bundles[index].target
@@ -69,6 +71,11 @@ def pair_up(bundles: Sequence[Bundle], count: int, rng: Random) -> list[tuple[in
             taken |= {index, partner}
             pairs.append((index, partner))
     return pairs
+
+
+def is_taught(target: Row) -> bool:
+    """Whether a chat model wrote a sample."""
+    return FACT in target["attributes"]
 
 
 def _nearest(index: int, group: Sequence[int], taken: Iterable[int], bundles: Sequence[Bundle]) -> int | None:

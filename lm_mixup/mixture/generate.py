@@ -9,62 +9,84 @@ from typing import Any
 import pyarrow as pa
 
 from lm_mixup.backends.judge import Judge, SharedJudge, rating_columns, share_judge
+from lm_mixup.backends.shared_chat import TEACHER, SharedChat, placement_of, share_chat
 from lm_mixup.backends.teacher import Draft, write_sample
-from lm_mixup.config import BuildConfig, DataConfig, RateConfig
+from lm_mixup.config import BuildConfig, DataConfig, RateConfig, TeacherConfig
 from lm_mixup.errors import InputError
+from lm_mixup.mixture.forecast import forecast
 from lm_mixup.mixture.passages import WORLD
+from lm_mixup.mixture.samples import SCHEMA, parted, refusal
+from lm_mixup.mixture.taught import taught_part
 from lm_mixup.parts import PartResult, Work, map_parts
-from lm_mixup.records import INSTRUCTION, RATING, content_id, extend, table
+from lm_mixup.progress import say
+from lm_mixup.records import content_id, table
 from lm_mixup.runs import Outcome, StageDir
 from lm_mixup.tasks import task_type_of
 from lm_mixup.world.facts import entities_by_name, load_entities
 
-_STRINGS = pa.list_(pa.string())
-CLAIMS = pa.schema([("attributes", _STRINGS), ("values", _STRINGS)])
-SCHEMA = extend(
-    INSTRUCTION,
-    RATING,
-    pa.schema([(name, pa.string()) for name in ("answer", "cot", "passage_id", "entity", "topic", "split")]),
-    CLAIMS,
-)
-REJECTED = SCHEMA.append(pa.field("reason", pa.string()))
 _TRIES = 8
 
 
 def generate(
-    passages: StageDir, out: StageDir, config: BuildConfig, rate: RateConfig, data: DataConfig, seed: int
+    passages: StageDir,
+    out: StageDir,
+    config: BuildConfig,
+    rate: RateConfig,
+    teacher: TeacherConfig,
+    data: DataConfig,
+    seed: int,
 ) -> Outcome:
-    """Writes samples about the passages' entities; keeps those that the judge rates well.
+    """Writes samples about the passages; keeps those that the judge rates well.
 
-    Samples are spread evenly over the passages. Sample `i` is made from `(seed, i)` alone.
+    Samples are spread evenly over the passages. Sample `i` is made from `(seed, i)` alone. A chat model is
+    asked once for each sample (`taught`); before that the program says what it will ask for (`forecast`).
 
     Args:
         passages: The stage that lists passages.
-        out: Where the rows go: `SCHEMA`. Samples rated below `config.min_score`, not rated, or written before
-            go to the rejects, so that planned samples == rows + rejects.
+        out: Where the rows go: `samples.SCHEMA`. Samples that the teacher did not write, rated below
+            `config.min_score`, not rated, or written before go to the rejects, so that
+            planned samples == rows + rejects.
         config: How many samples, of which task types, kept from which score on.
         rate: The judge.
+        teacher: Who writes.
         data: Rows of a part.
         seed: Of all choices.
 
     Raises:
-        InputError: The passages are not of the closed world, the only one that the offline teacher knows.
+        InputError: The offline teacher was given other passages than those of the closed world, or a
+            setting is missing.
     """
-    if config.passages != WORLD:
+    check_teacher(config, teacher)
+    sizes = [receipt.rows_out for _, receipt in sorted(passages.receipts().items())]
+    if not sum(sizes):
+        raise InputError(
+            f"build.passages: no passage of {config.passages} can be used; see passages/rejected"
+        )
+    shared = share_judge(rate, out)
+    kwargs = {"passages": passages, "sizes": sizes, "config": config, "judge": shared, "seed": seed}
+    items = plan(sum(sizes), config.samples, data.rows_per_part)
+    if teacher.backend == "offline":
+        map_parts(out, items, _make_work, kwargs, **shared.placement())
+        return Outcome(metrics=shared.metrics())
+    placement = placement_of(teacher, rate)
+    chat = share_chat(teacher, out, TEACHER)
+    for line in forecast(passages, config, teacher, rate):
+        say(line)
+    map_parts(out, items, _make_taught, kwargs | {"chat": chat}, **placement)
+    return Outcome(metrics=shared.metrics() | chat.metrics())
+
+
+def check_teacher(config: BuildConfig, teacher: TeacherConfig) -> None:
+    """Refuses passages that the teacher cannot write from.
+
+    Raises:
+        InputError: The teacher is offline, and the passages are not of the closed world.
+    """
+    if teacher.backend == "offline" and config.passages != WORLD:
         raise InputError(
             f"build.passages: the offline teacher cannot write samples from {config.passages}, it knows only "
-            "the facts of the closed world; set build.passages to `world`"
+            "the facts of the closed world; set teacher.backend to openai or vllm, and teacher.model"
         )
-    sizes = [receipt.rows_out for _, receipt in sorted(passages.receipts().items())]
-    shared = share_judge(rate, out)
-    map_parts(
-        out,
-        plan(sum(sizes), config.samples, data.rows_per_part),
-        _make_work,
-        {"passages": passages, "sizes": sizes, "config": config, "shared": shared, "seed": seed},
-        **shared.placement(),
-    )
-    return Outcome(metrics=shared.metrics())
 
 
 def plan(passages: int, samples: int, rows_per_part: int) -> list[dict[str, int]]:
@@ -85,28 +107,47 @@ def plan(passages: int, samples: int, rows_per_part: int) -> list[dict[str, int]
 
 
 def _make_work(
-    passages: StageDir, sizes: list[int], config: BuildConfig, shared: SharedJudge, seed: int
+    passages: StageDir, sizes: list[int], config: BuildConfig, judge: SharedJudge, seed: int
 ) -> Work:
-    judge = shared.make()
+    made = judge.make()
 
     def work(item: dict[str, int]) -> PartResult:
-        chosen = _rows_between(passages, sizes, item["passage"], item["passage_stop"])
-        about = [
-            i * sum(sizes) // config.samples - item["passage"] for i in range(item["first"], item["stop"])
-        ]
-        return generate_part(chosen, about, item["first"], judge, config, seed)
+        return generate_part(*_chosen(passages, sizes, config, item), item["first"], made, config, seed)
 
     return work
 
 
-def _rows_between(stage: StageDir, sizes: Sequence[int], first: int, stop: int) -> list[dict[str, Any]]:
-    """Rows `first` to `stop` of a stage, reading only the parts that hold them."""
+def _make_taught(
+    passages: StageDir, sizes: list[int], config: BuildConfig, judge: SharedJudge, chat: SharedChat, seed: int
+) -> Work:
+    made, teacher = judge.make(), chat.make()
+
+    def work(item: dict[str, int]) -> PartResult:
+        return taught_part(
+            *_chosen(passages, sizes, config, item), item["first"], teacher, made, config, seed
+        )
+
+    return work
+
+
+def _chosen(
+    passages: StageDir, sizes: list[int], config: BuildConfig, item: dict[str, int]
+) -> tuple[list[dict[str, Any]], list[int]]:
+    """The passages that samples of a part are about, and for each sample the place of its own among them."""
+    wanted = [i * sum(sizes) // config.samples for i in range(item["first"], item["stop"])]
+    listed = sorted(set(wanted))
+    place = {index: number for number, index in enumerate(listed)}
+    return _rows_at(passages, sizes, listed), [place[index] for index in wanted]
+
+
+def _rows_at(stage: StageDir, sizes: Sequence[int], indices: Sequence[int]) -> list[dict[str, Any]]:
+    """Rows of a stage by their numbers, which ascend; only parts that hold one are read, one at a time."""
     rows: list[dict[str, Any]] = []
     start = 0
     for relative, size in zip(stage.parts(), sizes, strict=True):
-        if start < stop and first < start + size:
-            part = stage.read_part(relative)
-            rows += part.slice(max(0, first - start), min(stop, start + size) - max(first, start)).to_pylist()
+        here = [index - start for index in indices if start <= index < start + size]
+        if here:
+            rows += stage.read_part(relative).take(here).to_pylist()
         start += size
     return rows
 
@@ -154,21 +195,6 @@ def generate_part(
         reason or refusal(score, config.min_score) for reason, score in zip(reasons, scores, strict=True)
     ]
     return parted(pa.table(rated, schema=SCHEMA), reasons)
-
-
-def refusal(score: int | None, min_score: int) -> str:
-    """Why a sample of this score is not kept; empty if it is."""
-    if score is None:
-        return "unrated"
-    return f"score_below_{min_score}" if score < min_score else ""
-
-
-def parted(rows: pa.Table, reasons: Sequence[str]) -> PartResult:
-    """Rows without a reason are kept, the others are rejected with theirs."""
-    kept = pa.array([not reason for reason in reasons], pa.bool_())
-    with_reason = rows.append_column("reason", pa.array(reasons, pa.string()))
-    rejected = pa.array([bool(reason) for reason in reasons], pa.bool_())
-    return PartResult(rows.filter(kept), with_reason.filter(rejected), rows_in=rows.num_rows)
 
 
 def _row(draft: Draft, passage: dict[str, Any], number: int) -> dict[str, Any]:

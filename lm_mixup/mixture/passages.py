@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Final
 
@@ -14,24 +14,33 @@ import pyarrow.parquet as pq
 from lm_mixup.backends.teacher import describe
 from lm_mixup.config import BuildConfig, DataConfig
 from lm_mixup.errors import InputError
+from lm_mixup.mixture.segment import segment, words
 from lm_mixup.parts import PartResult, receipt_of
 from lm_mixup.records import PASSAGE, content_id, extend, table
 from lm_mixup.runs import Outcome, StageDir
 from lm_mixup.world.facts import load_entities, split_of
 
 WORLD: Final = "world"
-SCHEMA = extend(PASSAGE, pa.schema([(name, pa.string()) for name in ("entity", "topic", "split")]))
+SCHEMA = extend(
+    PASSAGE,
+    pa.schema([(name, pa.string()) for name in ("entity", "topic", "split", "document_id")]),
+    pa.schema([("position", pa.int32())]),
+)
 _REJECTED = pa.schema([("id", pa.string()), ("text", pa.string()), ("reason", pa.string())])
 
 # A line of the user's file: a mapping, or the raw line where it is not one.
 Raw = dict[str, Any] | str
+# A passage row without its split, and why it is refused; empty if it is not.
+Passage = tuple[dict[str, Any], str]
 
 
 def passages(out: StageDir, config: BuildConfig, data: DataConfig, seed: int) -> Outcome:
     """Lists the passages, each with its entity and split.
 
     The closed world gives one passage an entity. A user's file is read as a stream, one part in memory at a
-    time; there a passage's title stands for its entity.
+    time; there a document's title stands for its entity, so all of it is in one split. Texts of more than
+    `passage_words` words are cut between sentences (`segment`): `document_id` and `position` say where a
+    passage is from. What is counted as rows are passages, and lines that are no document.
 
     Args:
         out: Where the rows go: `SCHEMA`. Lines that are no passage go to the rejects, with the raw line.
@@ -42,13 +51,13 @@ def passages(out: StageDir, config: BuildConfig, data: DataConfig, seed: int) ->
     Raises:
         InputError: The file cannot be read.
     """
-    rows = _world() if config.passages == WORLD else _read(config.passages)
+    documents = _world() if config.passages == WORLD else _read(config.passages)
+    rows = _cut(documents, config)
     done = out.receipts()
-    seen: set[str] = set()
     part = 0
     while batch := list(islice(rows, data.rows_per_part)):
-        result = passages_part(batch, config, seed, seen)
         if part not in done:
+            result = passages_part(batch, config, seed)
             out.write_part(part, result.rows, result.rejected, receipt_of(part, result))
         part += 1
     if part == 0:
@@ -58,29 +67,52 @@ def passages(out: StageDir, config: BuildConfig, data: DataConfig, seed: int) ->
     return Outcome()
 
 
-def passages_part(batch: list[Raw], config: BuildConfig, seed: int, seen: set[str]) -> PartResult:
-    """Checks raw passages and gives each its entity and split.
+def passages_part(batch: Sequence[Passage], config: BuildConfig, seed: int) -> PartResult:
+    """Parts the passages from what is none, and gives each its split.
 
     Args:
-        batch: Raw rows.
-        config: The fractions of the split, and where the passages are from.
+        batch: Passages and refused lines.
+        config: The fractions of the split.
         seed: Of the split.
-        seen: Ids met before; those of this batch are added.
     """
     kept: list[dict[str, Any]] = []
     rejected: list[dict[str, Any]] = []
-    for raw in batch:
+    for row, reason in batch:
+        if reason:
+            rejected.append({"id": row.get("id"), "text": row["text"], "reason": reason})
+            continue
+        split = split_of(row["entity"], seed, config.grpo_fraction, config.test_fraction)
+        kept.append(row | {"split": split})
+    return PartResult(table(kept, SCHEMA), table(rejected, _REJECTED), rows_in=len(batch))
+
+
+def _cut(documents: Iterable[Raw], config: BuildConfig) -> Iterator[Passage]:
+    """The passages of all documents, one document in memory at a time."""
+    seen: set[str] = set()
+    for raw in documents:
         row, reason = _checked(raw, config.passages)
         if not reason and row["id"] in seen:
             reason = "duplicate_id"
         if reason:
             text = raw if isinstance(raw, str) else json.dumps(raw, ensure_ascii=False, default=str)
-            rejected.append({"id": row.get("id"), "text": text, "reason": reason})
+            yield {"id": row.get("id"), "text": text}, reason
             continue
         seen.add(row["id"])
-        split = split_of(row["entity"], seed, config.grpo_fraction, config.test_fraction)
-        kept.append(row | {"split": split})
-    return PartResult(table(kept, SCHEMA), table(rejected, _REJECTED), rows_in=len(batch))
+        row |= {"document_id": row["id"], "position": 0}
+        if config.passages == WORLD:
+            yield row, ""
+        else:
+            yield from _passages_of(row, config)
+
+
+def _passages_of(document: dict[str, Any], config: BuildConfig) -> Iterator[Passage]:
+    """The passages of one document; the only one of a short document keeps its id."""
+    texts = segment(document["text"], config.passage_words)
+    for position, text in enumerate(texts):
+        identity = document["id"] if len(texts) == 1 else content_id(document["id"], str(position), text)
+        short = words(text) < config.passage_min_words
+        reason = f"fewer_than_{config.passage_min_words}_words" if short else ""
+        yield document | {"id": identity, "text": text, "position": position}, reason
 
 
 def _checked(raw: Raw, source: str) -> tuple[dict[str, Any], str]:

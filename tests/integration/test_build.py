@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lm_mixup.config import BuildConfig, DataConfig, RateConfig
+from lm_mixup.config import BuildConfig, DataConfig, RateConfig, TeacherConfig
 from lm_mixup.mixture.assemble import mixture
 from lm_mixup.mixture.degrade import degrade
 from lm_mixup.mixture.generate import generate
@@ -26,8 +26,8 @@ def run(folder: Path, *, actors: int) -> RunDir:
     made = {name: run_dir.stage(name) for name in STAGES}
     work = {
         "passages": lambda out: passages(out, config, data, seed=0),
-        "generate": lambda out: generate(made["passages"], out, config, rate, data, seed=0),
-        "degrade": lambda out: degrade(made["generate"], out, config, rate, data, seed=0),
+        "generate": lambda out: generate(made["passages"], out, config, rate, TeacherConfig(), data, seed=0),
+        "degrade": lambda out: degrade(made["generate"], out, config, rate, TeacherConfig(), data, seed=0),
         "mixture": lambda out: mixture(made["generate"], made["degrade"], out, config, data, seed=0),
     }
     for name in STAGES:

@@ -33,7 +33,8 @@ def test_config_loads_and_every_key_takes_effect(path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_config_names_an_environment_variable_and_never_a_key(path):
     config = load_config(path)
-    assert config.rate.api_key_env is None or config.rate.api_key_env.isupper()
+    for section in (config.rate, config.teacher):
+        assert section.api_key_env is None or section.api_key_env.isupper()
 
 
 def test_the_recipes_of_the_readme_are_there():

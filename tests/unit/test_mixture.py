@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from lm_mixup.backends.frames import HELD_OUT
 from lm_mixup.backends.judge import Rating, RatingFailure, make_judge
 from lm_mixup.backends.topics import TOPICS
-from lm_mixup.config import BuildConfig, DataConfig, RateConfig
+from lm_mixup.config import BuildConfig, DataConfig, RateConfig, TeacherConfig
 from lm_mixup.errors import InputError
 from lm_mixup.mixture.assemble import mixture_part
 from lm_mixup.mixture.crosstopic import Bundle, merge, pair_up
-from lm_mixup.mixture.degrade import claims_of, degrade_part, slots
+from lm_mixup.mixture.degrade import degrade_part
 from lm_mixup.mixture.generate import generate, generate_part, plan
 from lm_mixup.mixture.passages import passages
+from lm_mixup.mixture.slots import claims_of, slots
 from lm_mixup.runs import RunDir
 from lm_mixup.tasks import LETTERS, parse_answer, write_output
 from lm_mixup.world import poor
@@ -105,7 +106,7 @@ def test_user_passages_are_read_and_the_broken_ones_rejected(tmp_path):
     source = tmp_path / "passages.jsonl"
     source.write_text("\n".join(lines) + "\n\n")
     out = RunDir(tmp_path / "run").stage("passages")
-    config = build(passages=str(source))
+    config = build(passages=str(source), passage_min_words=1)
     passages(out, config, DataConfig(rows_per_part=3), seed=0)
     kept, rejected = out.read().to_pylist(), out.read(kind="rejected").to_pylist()
     assert [(row["title"], row["text"]) for row in kept] == [
@@ -118,7 +119,15 @@ def test_user_passages_are_read_and_the_broken_ones_rejected(tmp_path):
     receipts = out.receipts().values()
     assert sum(r.rows_in for r in receipts) == 7 == len(kept) + len(rejected)
     with pytest.raises(InputError, match="offline teacher"):
-        generate(out, RunDir(tmp_path / "run").stage("generate"), config, RateConfig(), DataConfig(), seed=0)
+        generate(
+            out,
+            RunDir(tmp_path / "run").stage("generate"),
+            config,
+            RateConfig(),
+            TeacherConfig(),
+            DataConfig(),
+            seed=0,
+        )
 
 
 def test_parquet_passages(tmp_path):
@@ -127,7 +136,7 @@ def test_parquet_passages(tmp_path):
 
     pq.write_table(pa.table({"id": [7], "title": ["Tea"], "text": ["A drink."]}), tmp_path / "p.parquet")
     out = RunDir(tmp_path / "run").stage("passages")
-    passages(out, build(passages=str(tmp_path / "p.parquet")), DataConfig(), seed=0)
+    passages(out, build(passages=str(tmp_path / "p.parquet"), passage_min_words=1), DataConfig(), seed=0)
     assert out.read(["id", "title", "topic"]).to_pylist() == [{"id": "7", "title": "Tea", "topic": None}]
 
 

@@ -1,0 +1,157 @@
+"""Samples written by a teacher model, one request each; what does not fit is a reject with its reason."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from random import Random
+from typing import Any
+
+import pyarrow as pa
+from pydantic import BaseModel
+
+from lm_mixup.backends.chat import Chat, ChatFailure, Message
+from lm_mixup.backends.judge import Judge, RatingFailure, Verdict, rating_columns
+from lm_mixup.config import BuildConfig
+from lm_mixup.mixture.forms import WRITTEN, Written, prompt_of, sample_of
+from lm_mixup.mixture.prompts import conversation
+from lm_mixup.mixture.samples import FACT, SCHEMA, parted, refusal
+from lm_mixup.mixture.segment import sentences
+from lm_mixup.parts import PartResult
+from lm_mixup.records import content_id, table
+from lm_mixup.tasks import LETTERS, Mcq, TaskType, to_pair, write_answer
+
+OPTIONS = "options"
+_FALSE_RATE = 0.4
+Question = tuple[TaskType, list[Message]]
+
+
+def taught_part(
+    passages: Sequence[dict[str, Any]],
+    about: Sequence[int],
+    first: int,
+    chat: Chat,
+    judge: Judge,
+    config: BuildConfig,
+    seed: int,
+) -> PartResult:
+    """Has the samples of one part written, and rates them.
+
+    Args:
+        passages: Passage rows.
+        about: For each sample, the passage it is about.
+        first: Number of the first sample.
+        chat: The teacher.
+        judge: Rates what was written.
+        config: Task mix and lowest score.
+        seed: With the sample's number, makes its choices.
+
+    Returns:
+        As many rows and rejects as samples. A reject that was not written or not rated has nulls and says why
+        in `error`.
+
+    Raises:
+        InputError: The server refuses all requests, or the budget is spent. Replies are kept.
+    """
+    questions = plan_questions(passages, about, first, config, seed)
+    replies = ask_each(chat, [(messages, WRITTEN[kind]) for kind, messages in questions])
+    rows: list[dict[str, Any]] = []
+    reasons: list[str] = []
+    verdicts: list[Verdict] = []
+    written: set[str] = set()
+    for offset, ((kind, _), reply) in enumerate(zip(questions, replies, strict=True)):
+        row = _row(reply, kind, passages[about[offset]], first + offset)
+        twice = row.get("answer") in written
+        reasons.append(why(reply) or ("duplicate" if twice else ""))
+        verdicts.append(RatingFailure(reply if isinstance(reply, ChatFailure) else reasons[-1]))
+        written.add(row.get("answer", ""))
+        rows.append(row)
+    rated = [index for index, reason in enumerate(reasons) if not reason]
+    judged = judge.rate([(rows[index]["prompt"], rows[index]["completion"]) for index in rated])
+    for index, verdict in zip(rated, judged, strict=True):
+        verdicts[index] = verdict
+    columns = table(rows, SCHEMA).to_pydict() | rating_columns(judge.name, verdicts)
+    reasons = [
+        reason or refusal(score, config.min_score)
+        for reason, score in zip(reasons, columns["score"], strict=True)
+    ]
+    return parted(pa.table(columns, schema=SCHEMA), reasons)
+
+
+def plan_questions(
+    passages: Sequence[dict[str, Any]], about: Sequence[int], first: int, config: BuildConfig, seed: int
+) -> list[Question]:
+    """What is asked for each sample: its task type, and a sentence of its passage to turn on.
+
+    Samples of a passage go through its sentences in turn, beginning at one that the seed chooses; one that
+    comes to a sentence and a task type again is told so, and no question is asked twice.
+    """
+    kinds, shares = list(config.task_mix), list(config.task_mix.values())
+    nth: Counter[int] = Counter()
+    takes: Counter[tuple[int, str, str]] = Counter()
+    questions: list[Question] = []
+    for number, index in enumerate(about, start=first):
+        passage, rng = passages[index], Random(f"generate/{seed}/{number}")
+        kind = rng.choices(kinds, shares)[0]
+        told = sentences(passage["text"])
+        start = Random(f"focus/{seed}/{passage['id']}").randrange(len(told))
+        focus = told[(start + nth[index]) % len(told)]
+        nth[index] += 1
+        takes[index, kind, focus] += 1
+        values = {
+            "take": takes[index, kind, focus],
+            "letter": rng.choice(LETTERS),
+            "holds": rng.random() >= _FALSE_RATE,
+        }
+        data = {"title": passage["title"], "text": passage["text"], "focus": focus}
+        questions.append((kind, conversation(kind, values, data)))
+    return questions
+
+
+def ask_each(
+    chat: Chat, questions: Sequence[tuple[list[Message], type[BaseModel]]]
+) -> list[BaseModel | ChatFailure]:
+    """The answers, in order; questions that want the same form are asked together."""
+    by_form: dict[type[BaseModel], list[int]] = {}
+    for index, (_, form) in enumerate(questions):
+        by_form.setdefault(form, []).append(index)
+    answers: dict[int, BaseModel | ChatFailure] = {}
+    for form, indices in by_form.items():
+        answers.update(zip(indices, chat.ask([questions[i][0] for i in indices], form), strict=True))
+    return [answers[index] for index in range(len(questions))]
+
+
+def why(reply: BaseModel | ChatFailure) -> str:
+    """The reason of a reject that the teacher did not write; empty if it did."""
+    return f"teacher_{reply.split(':')[0]}" if isinstance(reply, ChatFailure) else ""
+
+
+def _row(
+    reply: BaseModel | ChatFailure, kind: TaskType, passage: dict[str, Any], number: int
+) -> dict[str, Any]:
+    """The row of a sample; without a sample, of what was to be written about."""
+    row = {
+        "id": content_id(passage["id"], str(number)),
+        "source": passage["source"],
+        "task_type": kind,
+        "passage_id": passage["id"],
+        "entity": passage["entity"],
+        "topic": passage["topic"],
+        "split": passage["split"],
+    }
+    if not isinstance(reply, Written):
+        return row
+    sample = sample_of(reply.sample)
+    prompt, completion = to_pair(sample, prompt_of(reply.sample))
+    facts = list(dict.fromkeys(" ".join(fact.split()) for fact in reply.facts))
+    options = [" | ".join(sample.options)] if isinstance(sample, Mcq) else []
+    answer = write_answer(sample)
+    return row | {
+        "id": content_id(passage["id"], str(number), answer),
+        "prompt": prompt,
+        "completion": completion,
+        "answer": answer,
+        "cot": " ".join(reply.cot.split()),
+        "attributes": [OPTIONS] * len(options) + [FACT] * len(facts),
+        "values": options + facts,
+    }
