@@ -213,6 +213,12 @@ def _file_versions(path: str) -> list[str]:
     return [str(fs.ukey(file)) for file in files]
 
 
+def _eval_versions(c: Context) -> list[list[str]]:
+    """Versions of the evaluation sets that rows are compared with."""
+    chosen = c.config.ingest.decontaminate
+    return [_file_versions(pool) for pool in chosen.files] if chosen else []
+
+
 def _build(c: Context) -> Any:
     return [c.config.build.identity(), c.config.data.identity(), _file_versions(c.config.build.passages)]
 
@@ -241,6 +247,7 @@ STAGES: tuple[Stage, ...] = (
             c.config.augment.pool,
             _file_versions(c.config.augment.pool),
             c.config.ingest.identity(),
+            _eval_versions(c),
             c.config.data.identity(),
         ],
         _ingest,

@@ -59,12 +59,13 @@ class Unit:
     source: str
 
 
-def list_units(pool: str, split_bytes: int) -> tuple[list[Unit], dict[str, int]]:
+def list_units(pool: str, split_bytes: int, key: str = "augment.pool") -> tuple[list[Unit], dict[str, int]]:
     """The units of a pool, in order of file and place, and what was found.
 
     Args:
         pool: A file, folder or glob, local or at any fsspec URI.
         split_bytes: Bytes of a JSONL range.
+        key: The config key that names the pool, for error messages.
 
     Returns:
         The units, and counts of `files`, `bytes` and `files_ignored` (names of no known format).
@@ -72,7 +73,7 @@ def list_units(pool: str, split_bytes: int) -> tuple[list[Unit], dict[str, int]]
     Raises:
         InputError: There is no such file, none of a known format, or one cannot be opened.
     """
-    fs, paths, ignored = _find(pool)
+    fs, paths, ignored = _find(pool, key)
     units: list[Unit] = []
     total = 0
     for path in paths:
@@ -86,7 +87,7 @@ def list_units(pool: str, split_bytes: int) -> tuple[list[Unit], dict[str, int]]
     return units, {"files": len(paths), "bytes": total, "files_ignored": ignored}
 
 
-def _find(pool: str) -> tuple[Any, list[str], int]:
+def _find(pool: str, key: str) -> tuple[Any, list[str], int]:
     """File system, paths of known formats in order, and the number of other files."""
     try:
         fs, path = fsspec.core.url_to_fs(pool)
@@ -97,13 +98,13 @@ def _find(pool: str) -> tuple[Any, list[str], int]:
         else:
             found = [match for match in fs.glob(path) if fs.isfile(match)] if set(path) & set("*?[") else []
     except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"augment.pool {pool}: cannot be opened ({_line(error)}); check the path") from None
+        raise InputError(f"{key} {pool}: cannot be opened ({_line(error)}); check the path") from None
     if not found:
-        raise InputError(f"augment.pool {pool}: no such file or folder; give JSONL or Parquet, or `world`")
+        raise InputError(f"{key} {pool}: no such file or folder; give JSONL or Parquet, or `world`")
     visible = [name for name in sorted(found) if not PurePosixPath(name).name.startswith((".", "_"))]
     known = [name for name in visible if _format(name)]
     if not known:
-        raise InputError(f"augment.pool {pool}: holds no file that ends in one of {_KNOWN}")
+        raise InputError(f"{key} {pool}: holds no file that ends in one of {_KNOWN}")
     return fs, known, len(found) - len(known)
 
 
