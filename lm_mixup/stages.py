@@ -207,6 +207,10 @@ def _file_versions(path: str) -> list[str]:
     """Digests of size and time of the files under a path, so that a changed input is noticed."""
     import fsspec
 
+    from lm_mixup.data.hf_datasets import hub_files, is_hub_name
+
+    if is_hub_name(path):
+        return hub_files(path)  # each names the revision
     fs, root = fsspec.core.url_to_fs(path)
     found = fs.glob(root) if "*" in root else [root]
     files = sorted(f for top in found for f in (fs.find(top) if fs.isdir(top) else [top]) if fs.exists(f))

@@ -127,9 +127,7 @@ def test_a_real_pool_holds_eight_questions_of_mmlu_and_planted_ones_are_found(sh
     reader = Reader(IngestConfig(), 0)
     rows = [r for raw in reader.items(unit) if isinstance(r := reader.row(raw, unit), PoolRow)]
     found = {one.id: match for one in rows if (match := evals.match(one))}
-    assert (
-        found["pool-00700"] == "mmlu-medical_genetics-204"
-    )  # "The stage of meiosis in which …", word for word
+    assert found["pool-00700"] == "mmlu-medical_genetics-204"  # word for word
     assert found["pool-03148"] == "mmlu-high_school_computer_science-102"
     assert len(found) == 8  # each was read: all are the question itself
     planted = list(read_eval_items(config([str(shared_data / "mmlu_dev.jsonl")])))
