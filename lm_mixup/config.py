@@ -325,10 +325,44 @@ class AugmentConfig(Section):
     """The pool to be distilled."""
 
     pool: str = Field(
-        "world", description="JSONL or Parquet: a file, folder, glob or URI; `world`: the demo pool."
+        "world",
+        description="JSONL or Parquet: a file, folder, glob or URI; a folder of `save_to_disk`; "
+        "`hf:ORG/NAME[:CONFIG][@SPLIT]`; `world`: the demo pool.",
     )
     policy: str | None = Field(
         None, description="Distiller to use; default: grpo/model of this run, else sft/model."
+    )
+
+
+class NearDuplicatesConfig(Section):
+    """Folding rows that say the same in nearly the same words (MinHash LSH, verified exactly)."""
+
+    threshold: float = Field(
+        0.8, gt=0, le=1, description="Jaccard similarity of the word n-grams from which rows are the same."
+    )
+    completion_threshold: float = Field(
+        0.5, ge=0, le=1, description="The same for the completions alone: other answers are other rows."
+    )
+    ngram: int = Field(2, ge=1, le=16, description="Words of an n-gram.")
+    num_perm: int = Field(128, ge=16, le=1024, description="Hash functions of a MinHash signature.")
+    recall: float = Field(
+        0.98, gt=0, lt=1, description="Chance that a pair right at the threshold is looked at; above: higher."
+    )
+
+
+class DecontaminateConfig(Section):
+    """Refusing rows that share text with evaluation sets."""
+
+    files: list[str] = Field(
+        min_length=1, description="Evaluation sets: whatever a pool can be, JSONL, Parquet, folders, globs."
+    )
+    ngram: int = Field(13, ge=2, le=64, description="Words in a row that must not be in common.")
+    min_words: int = Field(
+        8, ge=1, description="Items shorter than `ngram` count as a whole; below this many words, not at all."
+    )
+    columns: list[str] = Field(
+        default_factory=list,
+        description="Text columns of the evaluation sets; default: the question, under its common names.",
     )
 
 
@@ -344,6 +378,13 @@ class IngestConfig(Section):
     )
     split_mib: float = Field(
         8.0, gt=0, description="JSONL files are read in pieces of this size, a piece a part."
+    )
+    near_duplicates: NearDuplicatesConfig | None = Field(
+        None,
+        description="Keep the first of rows that are nearly the same; `{}` for the defaults; off if null.",
+    )
+    decontaminate: DecontaminateConfig | None = Field(
+        None, description="Refuse rows that share n-grams with evaluation sets; off if null."
     )
     world_rows: int = Field(600, ge=1, description="Rows of the demo pool, for `pool: world`.")
     num_actors: int = resources(1, ge=1)

@@ -213,10 +213,20 @@ def _file_versions(path: str) -> list[str]:
     """Digests of size and time of the files under a path, so that a changed input is noticed."""
     import fsspec
 
+    from lm_mixup.data.hf_datasets import hub_files, is_hub_name
+
+    if is_hub_name(path):
+        return hub_files(path)  # each names the revision
     fs, root = fsspec.core.url_to_fs(path)
     found = fs.glob(root) if "*" in root else [root]
     files = sorted(f for top in found for f in (fs.find(top) if fs.isdir(top) else [top]) if fs.exists(f))
     return [str(fs.ukey(file)) for file in files]
+
+
+def _eval_versions(c: Context) -> list[list[str]]:
+    """Versions of the evaluation sets that rows are compared with."""
+    chosen = c.config.ingest.decontaminate
+    return [_file_versions(pool) for pool in chosen.files] if chosen else []
 
 
 def _build(c: Context) -> Any:
@@ -247,6 +257,7 @@ STAGES: tuple[Stage, ...] = (
             c.config.augment.pool,
             _file_versions(c.config.augment.pool),
             c.config.ingest.identity(),
+            _eval_versions(c),
             c.config.data.identity(),
         ],
         _ingest,

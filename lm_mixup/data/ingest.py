@@ -2,15 +2,17 @@
 
 Two passes. The first (Ray tasks, one a unit of the pool) tells usable items from refused ones and hashes
 them, so that duplicates are found over the whole pool, whatever order the work is done in: of equal rows the
-first in order of file and place stays. The second writes the parts, `rows_per_part` items each.
+first in order of file and place stays. The second writes the parts, `rows_per_part` items each. Between the
+two, near-duplicates and rows of evaluation sets are found, where the config asks for it (`sift`).
 """
 
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -21,14 +23,15 @@ import pyarrow as pa
 from lm_mixup.config import DataConfig, IngestConfig
 from lm_mixup.data.pool_files import Unit, list_units, read_unit
 from lm_mixup.data.pool_rows import PoolRow, Reason, Refused, line_limit, raw_text, read_item
-from lm_mixup.data.repeats import Places, deal, keys_of, place, repeats, split_places
+from lm_mixup.data.repeats import Places, by_unit, deal, keys_of, place, repeats
+from lm_mixup.data.sift import Match, sift
 from lm_mixup.errors import InputError
 from lm_mixup.parts import PartResult, map_parts
 from lm_mixup.progress import track
 from lm_mixup.records import INSTRUCTION, table
 from lm_mixup.runs import Outcome, StageDir
 
-REJECTED = pa.schema([(name, pa.string()) for name in ("reason", "where", "id", "raw")])
+REJECTED = pa.schema([(name, pa.string()) for name in ("reason", "where", "id", "match", "raw")])
 _WORLD = "world"
 _BYTES_PER_BUCKET = 1 << 31
 
@@ -44,6 +47,7 @@ class Block:
         line: The first item's number in the file, from 1: its line, in JSONL.
         duplicates: Numbers in the block of items whose content an earlier one has.
         duplicate_ids: Numbers in the block of items whose id an earlier one has, with other content.
+        matches: Items refused because of another, numbered in the block.
     """
 
     unit: Unit
@@ -52,6 +56,7 @@ class Block:
     line: int
     duplicates: tuple[int, ...] = ()
     duplicate_ids: tuple[int, ...] = ()
+    matches: tuple[Match, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,8 @@ class Scan:
 def ingest(out: StageDir, pool: str, config: IngestConfig, data: DataConfig, seed: int) -> Outcome:
     """Ingests a pool of JSONL (plain, gzip or zstd), JSON arrays or Parquet.
 
-    Output columns: `records.INSTRUCTION`. Rejected columns: reason, where (file:line), id, raw (cut).
+    Output columns: `records.INSTRUCTION`. Rejected columns: reason, where (file:line), id, match
+    (the id of the evaluation item or of the kept row, where that is why), raw (cut).
 
     Memory of a task: one unit (`split_mib` of JSONL, a row group, or one file that cannot be cut); and in the
     search for duplicates 24 bytes for each row of a bucket, of which there is one for every 2 GiB of pool.
@@ -91,9 +97,21 @@ def ingest(out: StageDir, pool: str, config: IngestConfig, data: DataConfig, see
     scans, duplicates, duplicate_ids = _scan_pool(units, reader, buckets)
     if not sum(scan.usable for scan in scans):
         raise InputError(f"augment.pool {pool}: {_nothing_usable(scans)}")
+    items = [scan.items for scan in scans]
+    blocks = cut_blocks(units, items, data.rows_per_part, duplicates, duplicate_ids)
+    if config.near_duplicates or config.decontaminate:
+        left_out = _sorted([duplicates, duplicate_ids])
+        usable = sum(scan.usable for scan in scans)
+        matches, figures = sift(units, reader, config, left_out, usable)
+        found |= figures
+        if usable == len(left_out) + sum(map(len, matches.values())):
+            raise InputError(
+                f"augment.pool {pool}: evaluation sets hold every row; check ingest.decontaminate"
+            )
+        blocks = with_matches(blocks, {units[number]: found for number, found in matches.items()})
     map_parts(
         out,
-        cut_blocks(units, [scan.items for scan in scans], data.rows_per_part, duplicates, duplicate_ids),
+        blocks,
         make_work,
         {"reader": reader},
         num_actors=config.num_actors,
@@ -195,7 +213,7 @@ def cut_blocks(
     units: Sequence[Unit], items: Sequence[int], rows_per_part: int, duplicates: Places, duplicate_ids: Places
 ) -> list[Block]:
     """Blocks of at most `rows_per_part` items, in order; item numbers go on within a file."""
-    again, again_id = _by_unit(duplicates), _by_unit(duplicate_ids)
+    again, again_id = by_unit(duplicates), by_unit(duplicate_ids)
     none = np.zeros(0, np.int64)
     blocks: list[Block] = []
     line, file = 0, ""
@@ -204,21 +222,30 @@ def cut_blocks(
         file = unit.uri
         for first in range(0, count, rows_per_part):
             size = min(rows_per_part, count - first)
-            inside = (_within(places.get(number, none), first, size) for places in (again, again_id))
-            blocks.append(Block(unit, first, size, line + first + 1, *inside))
+            equal, same_id = (_within(places.get(number, none), first, size) for places in (again, again_id))
+            blocks.append(Block(unit, first, size, line + first + 1, equal, same_id))
         line += count
     return blocks
-
-
-def _by_unit(places: Places) -> dict[int, npt.NDArray[np.int64]]:
-    units, rows = split_places(places)
-    numbers, starts = np.unique(units, return_index=True)
-    return dict(zip(numbers.tolist(), np.split(rows, starts[1:]), strict=True)) if len(units) else {}
 
 
 def _within(rows: npt.NDArray[np.int64], first: int, size: int) -> tuple[int, ...]:
     low, high = np.searchsorted(rows, [first, first + size])
     return tuple((rows[low:high] - first).tolist())
+
+
+def with_matches(blocks: Sequence[Block], matches: Mapping[Unit, Sequence[Match]]) -> list[Block]:
+    """The blocks, with their matches out of those of their units."""
+    ordered = {unit: sorted(found, key=_row) for unit, found in matches.items()}
+    return [_marked(block, ordered[block.unit]) if block.unit in ordered else block for block in blocks]
+
+
+def _marked(block: Block, found: Sequence[Match]) -> Block:
+    low, high = (bisect_left(found, end, key=_row) for end in (block.first, block.first + block.count))
+    return replace(block, matches=tuple(replace(m, row=m.row - block.first) for m in found[low:high]))
+
+
+def _row(match: Match) -> int:
+    return match.row
 
 
 def make_work(reader: Reader) -> Callable[[Block], PartResult]:
@@ -235,6 +262,7 @@ def make_work(reader: Reader) -> Callable[[Block], PartResult]:
 def read_block(block: Block, raws: Sequence[Any], reader: Reader) -> PartResult:
     """The rows and rejects of a block's raw items."""
     again, again_id = set(block.duplicates), set(block.duplicate_ids)
+    matches = {match.row: match for match in block.matches}
     rows: list[dict[str, str]] = []
     rejected: list[dict[str, str | None]] = []
     for number, raw in enumerate(raws):
@@ -244,12 +272,17 @@ def read_block(block: Block, raws: Sequence[Any], reader: Reader) -> PartResult:
             reason = "duplicate"
         elif number in again_id:
             reason = "duplicate_id"
+        elif match := matches.get(number):
+            reason = match.reason
         if isinstance(row, PoolRow) and reason is None:
             rows.append({name: getattr(row, name) for name in INSTRUCTION.names})
         else:
             where = f"{block.unit.uri}:{block.line + number}"
             known = row.id if isinstance(row, PoolRow) else None
-            rejected.append({"reason": reason, "where": where, "id": known, "raw": raw_text(raw)})
+            of = matches[number].of if number in matches else None
+            rejected.append(
+                {"reason": reason, "where": where, "id": known, "match": of, "raw": raw_text(raw)}
+            )
     types = Counter(f"task_type/{row['task_type']}" for row in rows)
     return PartResult(
         table(rows, INSTRUCTION), pa.Table.from_pylist(rejected, REJECTED), rows_in=len(raws), metrics=types

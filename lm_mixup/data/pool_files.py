@@ -1,8 +1,9 @@
 """The files of a pool, cut into units that can be read on their own.
 
-A unit is a byte range of a JSONL file, aligned on newlines; a row group of a Parquet file; or a whole file
-where it cannot be cut (a compressed JSONL file, a JSON array). Units in order give the pool's items in order,
-however large the byte ranges are.
+A unit is a byte range of a JSONL file, aligned on newlines; a row group of a Parquet file; a run of record
+batches of a data set saved as Arrow; or a whole file where it cannot be cut (a compressed JSONL file, a JSON
+array, Arrow that is not on a local disk). Units in order give the pool's items in order, however large the
+byte ranges are.
 """
 
 from __future__ import annotations
@@ -21,15 +22,17 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lm_mixup.data.hf_datasets import cut_batches, hub_files, is_hub_name, read_batches, saved_files
 from lm_mixup.errors import InputError
 
-Format = Literal["jsonl", "compressed", "json", "parquet"]
+Format = Literal["jsonl", "compressed", "json", "parquet", "arrow"]
 
 _SUFFIXES: dict[str, Format] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".json": "json",
     ".parquet": "parquet",
+    ".arrow": "arrow",
     ".jsonl.gz": "compressed",
     ".json.gz": "compressed",
     ".jsonl.zst": "compressed",
@@ -47,8 +50,8 @@ class Unit:
     Attributes:
         uri: The file.
         format: How it is written.
-        start: First byte of a JSONL range; row group of a Parquet file; else 0.
-        end: Byte behind a JSONL range; else 0.
+        start: First byte of a JSONL range; row group of a Parquet file; first record batch; else 0.
+        end: Byte behind a JSONL range; batch behind the last one, 0 for all; else 0.
         source: The source of its rows, where they do not name theirs.
     """
 
@@ -59,12 +62,13 @@ class Unit:
     source: str
 
 
-def list_units(pool: str, split_bytes: int) -> tuple[list[Unit], dict[str, int]]:
+def list_units(pool: str, split_bytes: int, key: str = "augment.pool") -> tuple[list[Unit], dict[str, int]]:
     """The units of a pool, in order of file and place, and what was found.
 
     Args:
-        pool: A file, folder or glob, local or at any fsspec URI.
+        pool: A file, folder or glob, local or at any fsspec URI; a folder of `save_to_disk`; a Hub name.
         split_bytes: Bytes of a JSONL range.
+        key: The config key that names the pool, for error messages.
 
     Returns:
         The units, and counts of `files`, `bytes` and `files_ignored` (names of no known format).
@@ -72,24 +76,30 @@ def list_units(pool: str, split_bytes: int) -> tuple[list[Unit], dict[str, int]]
     Raises:
         InputError: There is no such file, none of a known format, or one cannot be opened.
     """
-    fs, paths, ignored = _find(pool)
+    fs, paths, ignored, source = _find(pool, key)
     units: list[Unit] = []
     total = 0
     for path in paths:
         uri = path if _is_local(fs) else str(fs.unstrip_protocol(path))
         try:
             size = int(fs.size(path))
-            units += _cut(fs, path, uri, size, split_bytes)
+            units += _cut(fs, path, uri, size, split_bytes, source or source_name(path))
         except (OSError, pa.ArrowInvalid) as error:
             raise InputError(f"pool file {uri}: not readable ({_line(error)}); repair or remove it") from None
         total += size
     return units, {"files": len(paths), "bytes": total, "files_ignored": ignored}
 
 
-def _find(pool: str) -> tuple[Any, list[str], int]:
-    """File system, paths of known formats in order, and the number of other files."""
+def _find(pool: str, key: str) -> tuple[Any, list[str], int, str | None]:
+    """File system, paths of known formats in order, number of other files, and the source if it has one."""
+    if is_hub_name(pool):
+        return _known_of_hub(pool, key)
     try:
         fs, path = fsspec.core.url_to_fs(pool)
+        saved = saved_files(fs, path.rstrip("/"), f"{key} {pool}")
+        if saved is not None:
+            others = sum(name.endswith(".arrow") for name in fs.find(path)) - len(saved)
+            return fs, saved, others, PurePosixPath(path).name
         if fs.isfile(path):
             found = [path]
         elif fs.isdir(path):
@@ -97,14 +107,25 @@ def _find(pool: str) -> tuple[Any, list[str], int]:
         else:
             found = [match for match in fs.glob(path) if fs.isfile(match)] if set(path) & set("*?[") else []
     except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"augment.pool {pool}: cannot be opened ({_line(error)}); check the path") from None
+        raise InputError(f"{key} {pool}: cannot be opened ({_line(error)}); check the path") from None
     if not found:
-        raise InputError(f"augment.pool {pool}: no such file or folder; give JSONL or Parquet, or `world`")
+        raise InputError(f"{key} {pool}: no such file or folder; give JSONL or Parquet, or `world`")
     visible = [name for name in sorted(found) if not PurePosixPath(name).name.startswith((".", "_"))]
     known = [name for name in visible if _format(name)]
     if not known:
-        raise InputError(f"augment.pool {pool}: holds no file that ends in one of {_KNOWN}")
-    return fs, known, len(found) - len(known)
+        raise InputError(f"{key} {pool}: holds no file that ends in one of {_KNOWN}")
+    return fs, known, len(found) - len(known), None
+
+
+def _known_of_hub(pool: str, key: str) -> tuple[Any, list[str], int, str | None]:
+    """The same for the data files of a data set on the Hub."""
+    uris = hub_files(pool, key)
+    known = [uri for uri in uris if _format(uri)]
+    if not known:
+        raise InputError(f"{key} {pool}: holds no file that ends in one of {_KNOWN}")
+    fs = fsspec.core.url_to_fs(known[0])[0]
+    source = re.split("[:@]", pool.partition("/")[2])[0]
+    return fs, [fs._strip_protocol(uri) for uri in known], len(uris) - len(known), source
 
 
 def _format(path: str) -> Format | None:
@@ -120,9 +141,12 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _cut(fs: Any, path: str, uri: str, size: int, split_bytes: int) -> list[Unit]:
+def _cut(fs: Any, path: str, uri: str, size: int, split_bytes: int, source: str) -> list[Unit]:
     kind = _format(path)
-    source = source_name(path)
+    if kind == "arrow":
+        with fs.open(path, "rb") as file:
+            runs = cut_batches(path if _is_local(fs) else file, split_bytes)
+        return [Unit(uri, "arrow", start, end, source) for start, end in runs]
     if kind == "json":
         with fs.open(path, "rb") as file:
             kind = "json" if file.read(1 << 16).removeprefix(_BOM).lstrip().startswith(b"[") else "jsonl"
@@ -162,7 +186,9 @@ def read_unit(unit: Unit, max_line_bytes: int) -> list[Any]:
                 case "json":
                     return _array(file.read())
                 case "parquet":
-                    return _parquet_rows(pq.ParquetFile(file).read_row_group(unit.start))
+                    return _table_rows(pq.ParquetFile(file).read_row_group(unit.start))
+                case "arrow":
+                    return _table_rows(read_batches(path if _is_local(fs) else file, unit.start, unit.end))
     except (OSError, EOFError, ValueError, RecursionError, pa.ArrowException) as error:
         raise InputError(f"pool file {unit.uri}: damaged ({_line(error)}); repair or remove it") from None
 
@@ -203,10 +229,10 @@ def _array(content: bytes) -> list[Any]:
     return values if isinstance(values, list) else [values]
 
 
-def _parquet_rows(table: pa.Table) -> list[Any]:
+def _table_rows(table: pa.Table) -> list[Any]:
     try:
         return list(table.to_pylist())
-    except UnicodeDecodeError:  # text columns are not checked by Parquet: take them apart value by value
+    except UnicodeDecodeError:  # text columns are not checked on reading: take them apart value by value
         columns = [_decoded(column) for column in table.columns]
         return [dict(zip(table.column_names, row, strict=True)) for row in zip(*columns, strict=True)]
 

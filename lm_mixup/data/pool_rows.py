@@ -26,6 +26,8 @@ Reason = Literal[
     "too_long",
     "duplicate",
     "duplicate_id",
+    "contaminated",
+    "near_duplicate",
 ]
 REASONS: Final[tuple[Reason, ...]] = get_args(Reason)
 
@@ -87,7 +89,7 @@ def read_item(raw: Any, columns: Mapping[str, str], source: str, max_chars: int)
     """
     if isinstance(raw, bytes) and len(raw) >= line_limit(max_chars):
         raise Refused("too_long")
-    record = _parse(raw) if isinstance(raw, bytes) else raw
+    record = parse_line(raw) if isinstance(raw, bytes) else raw
     if not isinstance(record, Mapping):
         raise Refused("not_an_object")
     prompt, completion = _pair(record, columns)
@@ -113,7 +115,12 @@ def line_limit(max_chars: int) -> int:
     return 16 * max_chars + (1 << 20)
 
 
-def _parse(line: bytes) -> Any:
+def parse_line(line: bytes) -> Any:
+    """The value in a JSONL line.
+
+    Raises:
+        Refused: There is none.
+    """
     if not line.strip():
         raise Refused("blank_line")
     try:

@@ -28,6 +28,13 @@ def split_places(places: Places) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.
     return (places >> _ROW_BITS).astype(np.int64), rows.astype(np.int64)
 
 
+def by_unit(places: Places) -> dict[int, npt.NDArray[np.int64]]:
+    """Row numbers by unit; the places must be sorted."""
+    units, rows = split_places(places)
+    numbers, starts = np.unique(units, return_index=True)
+    return dict(zip(numbers.tolist(), np.split(rows, starts[1:]), strict=True)) if len(units) else {}
+
+
 def keys_of(digests: Sequence[bytes]) -> Keys:
     """128-bit digests as [N, 2] unsigned integers."""
     return np.frombuffer(b"".join(digests), dtype=">u8").reshape(-1, 2).astype(np.uint64)

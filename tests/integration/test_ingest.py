@@ -1,6 +1,7 @@
 """Ingest and rate over the real Ray: any number of actors, any split, the same rows."""
 
 import json
+import random
 import shutil
 
 import pyarrow.parquet as pq
@@ -135,3 +136,32 @@ def test_real_pool_is_read_and_rated_whole(ray_session, shared_data, tmp_path):
     assert sum(metrics[f"score_{score}"] for score in range(6)) == manifest.rows_out
     assert all(metrics[f"score_{score}"] > 0 for score in range(6))
     assert rated.read(["id"]) == stage.read(["id"])
+
+
+def test_near_duplicates_and_evaluation_rows_are_refused_across_the_whole_pool(ray_session, tmp_path):
+    rng = random.Random(0)
+    texts = [[f"w{rng.randrange(2000)}" for _ in range(60)] for _ in range(200)]
+    rows = [
+        {"id": f"r{n}", "prompt": " ".join(text[:20]), "completion": " ".join(text[20:])}
+        for n, text in enumerate(texts)
+    ]
+    copies = [row | {"id": f"copy of {row['id']}", "prompt": f"Please, {row['prompt']}"} for row in rows[::4]]
+    held = {"id": "held", "prompt": "Well: " + " ".join(texts[7][:18]), "completion": "other words"}
+    again = [rows[3] | {"id": "again"}, copies[2] | {"id": "r3", "prompt": texts[8][0]}]
+    folder = tmp_path / "pool"
+    folder.mkdir()
+    write_pool(folder / "a.jsonl", [*rows, "{broken\n"])
+    write_pool(folder / "b.jsonl", [*again, held, *copies])
+    write_pool(tmp_path / "evals.jsonl", [{"id": "q7", "question": " ".join(texts[7][:20])}])
+    switches = {"near_duplicates": {}, "decontaminate": {"files": [str(tmp_path / "evals.jsonl")]}}
+    stage = run_ingest(tmp_path / "run", folder, 100, split_mib=0.02, num_actors=2, **switches)
+    manifest = accounted(stage)
+    reasons = {"bad_json": 1, "contaminated": 2, "duplicate": 1, "duplicate_id": 1, "near_duplicate": 50}
+    assert manifest.rejected_by_reason == reasons
+    assert manifest.metrics["eval_items"] == 1 and manifest.metrics["near_duplicate_candidates"] >= 50
+    assert stage.read(["id"])["id"].to_pylist() == [row["id"] for row in rows if row["id"] != "r7"]
+    for reject in stage.read(kind="rejected").to_pylist():
+        if reject["reason"] == "near_duplicate":
+            assert reject["id"] == f"copy of {reject['match']}"
+        else:
+            assert reject["match"] == ("q7" if reject["reason"] == "contaminated" else None)
