@@ -247,8 +247,8 @@ def test_a_tight_server_is_learned_and_no_row_is_lost():
 
     with serving(answer) as server:
         rows = [("p", str(n)) for n in range(25)]
-        assert server.judge(max_retries=6).rate(rows) == [RATED] * 25
-    assert len(server.seen) < 75
+        assert server.judge(max_retries=30).rate(rows) == [RATED] * 25
+    assert len(server.seen) < 150  # without the brake each row would be refused by all those before it: 325
 
 
 @pytest.mark.parametrize(
