@@ -103,7 +103,7 @@ def _tiles(facts: RunFacts) -> list[Tile]:
     means = [facts.scores[name].mean() if name in facts.scores else None for name in ("pool", "distilled")]
     if means[0] is not None and means[1] is not None:
         tiles.append(Tile("mean score", f"{means[0]:.2f} → {means[1]:.2f}", "pool → distilled"))
-    # Of the same prompts before and after: single steps differ in their prompts more than by what was learned.
+    # The same prompts before and after: steps differ more by their prompts than by what was learned.
     steps, rewards = figures.points(facts.validation, "reward")
     if len(rewards) > 1:
         note = f"held-out prompts, step {steps[0]} → {steps[-1]}"
