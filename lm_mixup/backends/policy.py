@@ -272,9 +272,9 @@ def _train_tokenizer(texts: Iterable[str], vocab_size: int, max_positions: int) 
     )
     backend.train_from_iterator(_without_tags(texts), trainer)
     trained = json.loads(backend.to_str())["model"]
-    merges: Any = [tuple(pair) for pair in trained["merges"]]
+    vocab, merges = _names_alike(trained["vocab"], [tuple(pair) for pair in trained["merges"]])
     tokenizer = Qwen2Tokenizer(
-        vocab=trained["vocab"],
+        vocab=vocab,
         merges=merges,
         eos_token=IM_END,
         pad_token=END_OF_TEXT,
@@ -285,6 +285,23 @@ def _train_tokenizer(texts: Iterable[str], vocab_size: int, max_positions: int) 
     # Not special: `decode(skip_special_tokens=True)` must keep the tags that the answer is parsed by.
     tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
     return tokenizer
+
+
+def _names_alike(
+    vocab: dict[str, int], merges: list[tuple[str, str]]
+) -> tuple[dict[str, int], Any]:
+    """Drops the tokens that join a space with a capital letter, and what is merged from them.
+
+    Then a name is the same tokens at the start of a line and behind a space, and can be copied from the one
+    to the other.
+    """
+    space = "\u0120"  # as byte-level BPE writes it
+    dropped = {token for token in vocab if token[:1] == space and token[1:2].isupper()}
+    kept = [(left, right) for left, right in merges if not dropped & {left, right, left + right}]
+    made = {left + right for left, right in kept}
+    unmade = {left + right for left, right in merges} - made
+    tokens = [token for token in sorted(vocab, key=vocab.__getitem__) if token not in unmade]
+    return {token: index for index, token in enumerate(tokens)}, kept
 
 
 def _without_tags(texts: Iterable[str]) -> Iterator[str]:

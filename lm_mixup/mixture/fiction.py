@@ -12,7 +12,19 @@ from collections.abc import Sequence
 from random import Random
 from typing import Final
 
-_CONSONANTS, _VOWELS, _DIGITS = "bcdfghjklmnprstvwyz", "aeiou", "0123456789"
+_LETTERS, _DIGITS = "abcdefghijklmnopqrstuvwxyz", "0123456789"
+# What syllables are made of. The clusters are those of many languages: a model that met only `Nifosebi` would
+# copy `Wisconsin` wrongly.
+_ONSETS: Final = (
+    *("", "b", "c", "d", "f", "g", "h", "j", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "y", "z"),
+    *("br", "ch", "cl", "cr", "dr", "fl", "gr", "kh", "kr", "pl", "pr", "sc", "sh", "sk", "sp", "st", "str"),
+    *("sw", "th", "tr", "zh"),
+)
+_NUCLEI: Final = (*"aeiouaeiouy", "ai", "au", "ea", "ei", "ia", "ie", "io", "ou", "ue", "é", "ã")
+_CODAS: Final = (
+    *("", "", "", "", "", "b", "c", "ck", "d", "g", "k", "l", "ll", "lt", "m", "n", "nd", "ng", "nn", "ns"),
+    *("nt", "p", "r", "rd", "rk", "rn", "rs", "s", "sh", "ss", "st", "t", "tch", "th", "x", "z"),
+)
 _PIECE = re.compile(r"[^\W\d_]+|(?<![^\W\d_])\d+")  # the 2 of km2 is no number
 _FEWEST_LETTERS = 3  # shorter words inside a longer term are units and articles: `g/cm3`, `de`
 _MARKS: Final = {"A", "B", "C", "D", "Q", "S"}  # of lines and options: the symbol of carbon stays
@@ -73,11 +85,14 @@ def _other(piece: str, term: str, rng: Random) -> str:
 
 
 def _word(like: str, rng: Random) -> str:
-    """A word that can be spoken, about as long as another and with its capitals."""
-    size = max(len(like) + rng.choice((-1, 0, 0, 1)), 2) if len(like) >= _FEWEST_LETTERS else len(like)
-    start = rng.randrange(2)
-    letters = [rng.choice((_CONSONANTS, _VOWELS)[(start + at) % 2]) for at in range(size)]
-    word = "".join(letters)
+    """A word about as long as another, with its capitals; short ones, mostly symbols, of any letters."""
+    if len(like) <= _FEWEST_LETTERS:
+        word = "".join(rng.choice(_LETTERS) for _ in like)
+    else:
+        word, size = "", len(like) + rng.choice((-1, 0, 0, 1))
+        while len(word) < size:
+            word += rng.choice(_ONSETS) + rng.choice(_NUCLEI) + rng.choice(_CODAS)
+        word = word[:size]
     return (
         word.upper() if like.isupper() and len(like) > 1 else word.capitalize() if like[0].isupper() else word
     )

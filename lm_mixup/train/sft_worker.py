@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from trl import SFTConfig as TrlConfig
 
 IGNORED = -100  # label of a token that carries no loss
+_PADDED_TO = 32  # few different shapes: kernels are compiled, and buffers kept, for each anew
 
 
 def train(job: SftJob) -> None:
@@ -84,6 +85,7 @@ def trainer_arguments(job: SftJob, world_size: int, has_eval: bool) -> TrlConfig
         dataset_kwargs={"skip_prepare_dataset": True},
         packing=config.packing,
         max_length=config.max_length,
+        pad_to_multiple_of=None if config.packing else _PADDED_TO,
         logging_steps=config.logging_steps,
         eval_strategy="steps" if has_eval else "no",
         eval_steps=config.eval_steps,
