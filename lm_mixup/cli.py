@@ -74,11 +74,14 @@ for _verb, _summary in _VERBS.items():
 def status(run_dir: Annotated[str, typer.Argument(help="Run directory.")]) -> None:
     """Show which stages of a run are done."""
     with _Errors(None):
-        from lm_mixup.stages import STAGES
+        from lm_mixup.config import Config
+        from lm_mixup.stages import STAGES, stages_of
 
         opened = _open(run_dir)
+        found = {stage.name: opened.stage(stage.name).manifest() for stage in STAGES}
+        always = stages_of("run", Config())
         console.print(
-            _table({stage.name: opened.stage(stage.name).manifest() for stage in STAGES}, skipped=())
+            _table({name: manifest for name, manifest in found.items() if manifest or name in always}, ())
         )
 
 

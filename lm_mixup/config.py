@@ -95,6 +95,14 @@ class DataConfig(Section):
 class BuildConfig(Section):
     """MIXTURE from passages."""
 
+    mixture: str | None = Field(
+        None,
+        description="A published MIXTURE to train on, in place of one written from passages: "
+        "`hf:dokiik/MIXTURE[@REVISION]`, or a folder with data_sft/ and data_grpo/.",
+    )
+    mixture_separator: str | None = Field(
+        None, min_length=1, description="What stands between the inputs of its rows; default: recognised."
+    )
     passages: str = Field(
         "world", description="`world` (the closed world), or JSONL/Parquet of {id, title, text}."
     )

@@ -19,7 +19,7 @@ from lm_mixup.errors import InputError
 from lm_mixup.progress import say
 from lm_mixup.redact import redact
 from lm_mixup.runs import Manifest, RunDir, fingerprint, summarise
-from lm_mixup.stages import BY_NAME, STAGES, VERBS, Context, Stage, distiller
+from lm_mixup.stages import BY_NAME, STAGES, VERBS, Context, Stage, distiller, inputs_of, stages_of
 
 _PACKAGES = (
     "torch",
@@ -67,7 +67,7 @@ def run_verb(verb: str, config: Config, run: RunDir, options: Options) -> dict[s
     Raises:
         InputError: An unknown stage, or an input stage that has not been run.
     """
-    names = chosen_stages(verb, options)
+    names = chosen_stages(verb, config, options)
     _check_inputs(names, config, run)
     _write_run_json(run, config, options.command)
     results: dict[str, StageResult] = {}
@@ -77,9 +77,9 @@ def run_verb(verb: str, config: Config, run: RunDir, options: Options) -> dict[s
     return results
 
 
-def chosen_stages(verb: str, options: Options) -> tuple[str, ...]:
-    """The stages of a verb that `--until` and `--only` leave."""
-    names = VERBS[verb]
+def chosen_stages(verb: str, config: Config, options: Options) -> tuple[str, ...]:
+    """The stages of a verb under a config that `--until` and `--only` leave."""
+    names = stages_of(verb, config)
     for option, value in (("--until", options.until), ("--only", options.only)):
         if value is not None and value not in names:
             raise InputError(
@@ -102,6 +102,10 @@ def _check_inputs(names: Iterable[str], config: Config, run: RunDir) -> None:
         from lm_mixup.mixture.generate import check_teacher
 
         check_teacher(config.build, config.teacher)
+    if "mixture" in names and config.build.mixture is not None:
+        from lm_mixup.mixture.published import list_files, mixture_folder
+
+        list_files(mixture_folder(config.build.mixture), config.build.mixture)
     if "ingest" in names and config.augment.pool != "world":
         from lm_mixup.data.pool_files import list_units
 
@@ -109,7 +113,7 @@ def _check_inputs(names: Iterable[str], config: Config, run: RunDir) -> None:
     if "distill" in names and "sft" not in names:
         distiller(Context(run, config, run.stage("distill")))
     for position, name in enumerate(names):
-        for needed in BY_NAME[name].inputs:
+        for needed in inputs_of(BY_NAME[name], config):
             if needed not in names[:position] and run.stage(needed).manifest() is None:
                 verb = next(v for v, stages in VERBS.items() if needed in stages)
                 raise InputError(
@@ -120,7 +124,7 @@ def _check_inputs(names: Iterable[str], config: Config, run: RunDir) -> None:
 def run_stage(stage: Stage, config: Config, run: RunDir, *, fresh: bool = False) -> StageResult:
     """Runs one stage, or skips it if its manifest bears the same fingerprint."""
     context = Context(run, config, run.stage(stage.name))
-    inputs = {name: _fingerprint_of(run, name) for name in stage.inputs}
+    inputs = {name: _fingerprint_of(run, name) for name in inputs_of(stage, config)}
     digest = fingerprint(stage.name, __version__, config.seed, stage.identity(context), inputs)
     manifest = context.out.manifest()
     if manifest is not None and manifest.fingerprint == digest and not fresh:

@@ -37,12 +37,14 @@ class Stage:
         inputs: The stages it reads.
         identity: The config values that decide its output, beside the seed.
         run: Does the work.
+        when: Whether a config has this stage; the others do without it, and read nothing of it.
     """
 
     name: str
     inputs: tuple[str, ...]
     identity: Callable[[Context], Any]
     run: Callable[[Context], Outcome]
+    when: Callable[[Config], bool] = lambda config: True
 
 
 def _passages(c: Context) -> Outcome:
@@ -70,11 +72,21 @@ def _degrade(c: Context) -> Outcome:
 
 
 def _mixture(c: Context) -> Outcome:
+    if _is_published(c.config):
+        from lm_mixup.mixture.published import published
+
+        return published(c.out, c.config.build, c.config.data)
     from lm_mixup.mixture.assemble import mixture
 
     return mixture(
         c.stage("generate"), c.stage("degrade"), c.out, c.config.build, c.config.data, c.config.seed
     )
+
+
+def _rate_mixture(c: Context) -> Outcome:
+    from lm_mixup.mixture.rate_mixture import rate_mixture
+
+    return rate_mixture(c.stage("mixture"), c.out, c.config.rate, c.config.library.rows, c.config.seed)
 
 
 def _sft(c: Context) -> Outcome:
@@ -88,8 +100,7 @@ def _library(c: Context) -> Outcome:
 
     config = c.config
     return library(
-        c.stage("generate"),
-        c.stage("degrade"),
+        [c.stage(name) for name in inputs_of(BY_NAME["library"], config)],
         c.out,
         config.library,
         config.rewards,
@@ -229,6 +240,27 @@ def _eval_versions(c: Context) -> list[list[str]]:
     return [_file_versions(pool) for pool in chosen.files] if chosen else []
 
 
+def _is_published(config: Config) -> bool:
+    return config.build.mixture is not None
+
+
+def _is_built(config: Config) -> bool:
+    return config.build.mixture is None
+
+
+def _mixture_identity(c: Context) -> Any:
+    """What decides the MIXTURE: of a published one, its files and how they are read."""
+    build = c.config.build
+    if build.mixture is None:
+        return _build(c)
+    from lm_mixup.data.hf_datasets import is_hub_name
+    from lm_mixup.mixture.published import mixture_folder
+
+    folder = mixture_folder(build.mixture)
+    versions = [Path(folder).name] if is_hub_name(build.mixture) else _file_versions(folder)
+    return [build.mixture, build.mixture_separator, c.config.data.identity(), versions]
+
+
 def _build(c: Context) -> Any:
     return [c.config.build.identity(), c.config.data.identity(), _file_versions(c.config.build.passages)]
 
@@ -243,12 +275,18 @@ def _sections(*names: str) -> Callable[[Context], Any]:
 
 
 STAGES: tuple[Stage, ...] = (
-    Stage("passages", (), _build, _passages),
-    Stage("generate", ("passages",), _rated_build, _generate),
-    Stage("degrade", ("generate",), _rated_build, _degrade),
-    Stage("mixture", ("generate", "degrade"), _build, _mixture),
+    Stage("passages", (), _build, _passages, _is_built),
+    Stage("generate", ("passages",), _rated_build, _generate, _is_built),
+    Stage("degrade", ("generate",), _rated_build, _degrade, _is_built),
+    Stage("mixture", ("generate", "degrade"), _mixture_identity, _mixture),
+    Stage("rate_mixture", ("mixture",), _sections("rate", "library"), _rate_mixture, _is_published),
     Stage("sft", ("mixture",), _sections("sft", "model"), _sft),
-    Stage("library", ("generate", "degrade"), _sections("library", "rewards", "embedder"), _library),
+    Stage(
+        "library",
+        ("generate", "degrade", "rate_mixture"),
+        _sections("library", "rewards", "embedder"),
+        _library,
+    ),
     Stage("grpo", ("mixture", "sft", "library"), _sections("grpo", "model", "rewards", "embedder"), _grpo),
     Stage(
         "ingest",
@@ -284,7 +322,7 @@ STAGES: tuple[Stage, ...] = (
 BY_NAME = {stage.name: stage for stage in STAGES}
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "build": ("passages", "generate", "degrade", "mixture"),
+    "build": ("passages", "generate", "degrade", "mixture", "rate_mixture"),
     "train": ("sft", "library", "grpo"),
     "augment": (
         "ingest",
@@ -299,3 +337,13 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
 }
 VERBS = GROUPS | {"run": sum(GROUPS.values(), ())}
+
+
+def stages_of(verb: str, config: Config) -> tuple[str, ...]:
+    """The stages of a verb that a config has, in order."""
+    return tuple(name for name in VERBS[verb] if BY_NAME[name].when(config))
+
+
+def inputs_of(stage: Stage, config: Config) -> tuple[str, ...]:
+    """The stages that a stage reads under a config."""
+    return tuple(name for name in stage.inputs if BY_NAME[name].when(config))

@@ -59,6 +59,37 @@ def data_files(name: str, config: str | None, split: str | None, where: str) -> 
     return files[_split(list(files), split, where, "@")]
 
 
+def snapshot(name: str, patterns: list[str], key: str) -> str:
+    """The local folder of a data set's files at `hf:ORG/NAME[@REVISION]`, called after the revision's commit.
+
+    What lies in the cache of `huggingface_hub` is not downloaded again.
+
+    Args:
+        name: The data set.
+        patterns: Globs of the files that are wanted.
+        key: The config key that names it, for error messages.
+
+    Raises:
+        InputError: The name is not well formed, there is no such data set or revision, or no network.
+    """
+    from huggingface_hub import snapshot_download
+
+    match = _NAME.fullmatch(name.removeprefix(PREFIX))
+    if match is None or match["config"]:
+        raise InputError(f"{key} {name}: not a data set's name; write hf:ORG/NAME or hf:ORG/NAME@REVISION")
+    try:
+        return str(
+            snapshot_download(
+                match["name"], repo_type="dataset", revision=match["split"], allow_patterns=patterns
+            )
+        )
+    except (OSError, ValueError) as error:
+        told = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{key} {name}: not available ({told}); check name, access and network, or name its folder"
+        ) from None
+
+
 def _split(names: list[str], wanted: str | None, where: str, join: str) -> str:
     """The split to read: the one asked for, else `train`, else the only one."""
     only = names[0] if len(names) == 1 else _DEFAULT_SPLIT

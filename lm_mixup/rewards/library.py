@@ -64,8 +64,7 @@ class LibraryInfo:
 
 
 def library(
-    generate: StageDir,
-    degrade: StageDir,
+    sources: Sequence[StageDir],
     out: StageDir,
     config: LibraryConfig,
     rewards: RewardsConfig,
@@ -80,8 +79,7 @@ def library(
     prior float64 [K]) and `library.json`.
 
     Args:
-        generate: Samples of high quality.
-        degrade: Their degraded variants.
+        sources: Stages of rated samples, high and low: `generate` and `degrade`, or `rate_mixture`.
         out: Where the library goes.
         config: How many rows are kept.
         rewards: Neighbours and smoothing of the estimate.
@@ -94,10 +92,10 @@ def library(
     Raises:
         InputError: Not a single row can be used.
     """
-    chosen, left_out = choose(_rows(generate, degrade), config.rows, seed)
+    chosen, left_out = choose(_rows(*sources), config.rows, seed)
     if not chosen:
         raise InputError(
-            f"library: no rated row of split sft in {generate.name} and {degrade.name} ({dict(left_out)}); "
+            f"library: no rated row of split sft in {', '.join(s.name for s in sources)} ({dict(left_out)}); "
             "raise build.samples or look at why rows are unrated"
         )
     parts = [chosen[start : start + _ROWS_PER_PART] for start in range(0, len(chosen), _ROWS_PER_PART)]

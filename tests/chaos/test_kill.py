@@ -17,11 +17,13 @@ from pathlib import Path
 
 import pytest
 
+from lm_mixup.config import Config
 from lm_mixup.runs import RunDir
-from lm_mixup.stages import VERBS
+from lm_mixup.stages import stages_of
 
 TINY = Path(__file__).resolve().parents[1] / "tiny.yaml"
 LIMIT_S = 300
+STAGES = stages_of("run", Config())
 
 
 def lines(path: Path) -> int:
@@ -62,7 +64,7 @@ def kill_in(run: Path, stage: str) -> None:
 
 def manifests(run: Path) -> dict[str, tuple[int, dict]]:
     found = {}
-    for stage in VERBS["run"]:
+    for stage in STAGES:
         path = run / stage / "manifest.json"
         if path.exists():
             found[stage] = (path.stat().st_mtime_ns, json.loads(path.read_text()))
@@ -83,7 +85,7 @@ def test_a_run_killed_in_five_stages_finishes_and_redoes_none(tmp_path: Path):
     assert process.wait(timeout=LIMIT_S) == 0, (run.parent / "log.txt").read_text()[-3000:]
     now = manifests(run)
     assert before.items() <= now.items()
-    assert list(now) == list(VERBS["run"])
+    assert list(now) == list(STAGES)
     steps = [json.loads(line)["step"] for line in (run / "grpo" / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4]
     assert (run / "report" / "index.html").stat().st_size > 100_000
