@@ -99,6 +99,42 @@ def report(run_dir: Annotated[str, typer.Argument(help="Run directory.")]) -> No
 
 
 @app.command()
+def export(
+    run_dir: Annotated[str, typer.Argument(help="Run directory.")],
+    to: Annotated[str | None, typer.Option("--to", metavar="FOLDER", help="A new local folder.")] = None,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option("--push-to-hub", metavar="ORG/NAME", help="A data set on the Hub; token in HF_TOKEN."),
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Everyone may read it on the Hub.")] = False,
+    licence: Annotated[
+        str | None, typer.Option("--license", metavar="ID", help="For the card, e.g. cc-by-4.0.")
+    ] = None,
+) -> None:
+    """Write MIXTURE and training set as a Hugging Face data set: Parquet and a card."""
+    with _Errors(None):
+        import tempfile
+
+        from lm_mixup.export.folder import export as write
+        from lm_mixup.export.hub import check_token, push
+
+        if to is None and push_to_hub is None:
+            raise InputError("export: say where to, with --to FOLDER, --push-to-hub ORG/NAME or both")
+        opened = _open(run_dir)
+        if push_to_hub is not None:
+            check_token()
+        with tempfile.TemporaryDirectory(prefix="lm-mixup-export-") as scratch:
+            folder = to or f"{scratch}/export"
+            for subset in write(opened, folder, licence, (push_to_hub or "").rpartition("/")[2] or None):
+                splits = ", ".join(f"{split} {rows:,}" for split, rows in subset.splits.items())
+                say(f"{subset.name}: {splits}")
+            if to is not None:
+                say(f"folder: {escape(to)}")
+            if push_to_hub is not None:
+                say(f"on the Hub: {escape(push(Path(folder), push_to_hub, public=public))}")
+
+
+@app.command()
 def config(config: ConfigPath, set_: SetOption = None) -> None:
     """Print the resolved configuration as YAML."""
     with _Errors(None):

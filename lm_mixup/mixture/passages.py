@@ -23,10 +23,12 @@ from lm_mixup.world.facts import load_entities, split_of
 WORLD: Final = "world"
 SCHEMA = extend(
     PASSAGE,
-    pa.schema([(name, pa.string()) for name in ("entity", "topic", "split", "document_id")]),
+    pa.schema([(name, pa.string()) for name in ("entity", "topic", "split", "document_id", "license")]),
     pa.schema([("position", pa.int32())]),
 )
 _REJECTED = pa.schema([("id", pa.string()), ("text", pa.string()), ("reason", pa.string())])
+
+_LICENCES: Final = ("license", "licence")
 
 # A line of the user's file: a mapping, or the raw line where it is not one.
 Raw = dict[str, Any] | str
@@ -131,6 +133,7 @@ def _checked(raw: Raw, source: str) -> tuple[dict[str, Any], str]:
         "source": str(raw.get("source") or source),
         "entity": str(raw.get("entity") or title).strip(),
         "topic": raw.get("topic") if isinstance(raw.get("topic"), str) else None,
+        "license": next((raw[key] for key in _LICENCES if isinstance(raw.get(key), str)), None),
     }
     return row, ""
 

@@ -1,0 +1,199 @@
+"""The card of an exported data set: front matter that `datasets` reads, and a page for people."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import yaml
+
+from lm_mixup import __version__
+from lm_mixup.runs import Manifest, RunDir
+from lm_mixup.stages import STAGES
+
+# The largest size of each of the Hub's categories.
+_SIZES: Final = (
+    (10**3, "n<1K"),
+    (10**4, "1K<n<10K"),
+    (10**5, "10K<n<100K"),
+    (10**6, "100K<n<1M"),
+    (10**7, "1M<n<10M"),
+    (10**8, "10M<n<100M"),
+)
+_NOT_STATED: Final = "not stated"
+_COUNTED: Final = ("task_type", "method", "origin", "score", "noisy")
+_LABELS: Final = {"task_type": "task type", "size": "inputs"}
+_LOCAL: Final = re.compile(r"^(?:[./~\\]|[A-Za-z]:[\\/]|\w[\w+.-]*://)|\.\w+$")
+
+
+@dataclass
+class Subset:
+    """A configuration of the data set, counted as its rows pass by.
+
+    Attributes:
+        name: `mixture` or `training_set`.
+        splits: Rows of each split.
+        counts: By column (and `size`, the number of inputs), the rows of each value in each split.
+        reasoned: Rows with a chain of thought, by split.
+    """
+
+    name: str
+    splits: Counter[str] = field(default_factory=Counter)
+    counts: dict[str, Counter[tuple[str, str]]] = field(default_factory=dict)
+    reasoned: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def rows(self) -> int:
+        """Rows of all splits."""
+        return self.splits.total()
+
+    def count(self, split: str, rows: pa.Table) -> None:
+        """Adds rows of a split to the figures."""
+        self.splits[split] += rows.num_rows
+        columns = {name: rows[name] for name in _COUNTED if name in rows.schema.names}
+        if "inputs" in rows.schema.names:
+            columns["size"] = pc.list_value_length(rows["inputs"])
+        for name, values in columns.items():
+            total = self.counts.setdefault(name, Counter())
+            for entry in values.value_counts().to_pylist():
+                value = _NOT_STATED if entry["values"] is None else str(entry["values"])
+                total[value, split] += entry["counts"]
+        if "cot" in rows.schema.names:
+            self.reasoned[split] += pc.sum(pc.fill_null(pc.not_equal(rows["cot"], ""), False)).as_py() or 0
+
+    def tables(self) -> dict[str, list[list[str]]]:
+        """For each counted column its table: a heading, then rows of value and count in each split."""
+        found: dict[str, list[list[str]]] = {}
+        for name, counts in self.counts.items():
+            values = sorted({value for value, _ in counts}, key=_in_order)
+            label = _LABELS.get(name, name)
+            lines = [[value, *(f"{counts[value, split]:,}" for split in self.splits)] for value in values]
+            found[label] = [[label, *self.splits], *lines]
+        return found
+
+
+def write_card(path: Path, run: RunDir, subsets: list[Subset], title: str, licence: str | None) -> None:
+    """Writes the card.
+
+    Args:
+        path: The file, README.md.
+        run: The run that the rows are of.
+        subsets: What was exported.
+        title: Of the page.
+        licence: For the front matter.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    # Markdown, not HTML: `cell` makes texts from outside harmless in both.
+    environment = Environment(  # noqa: S701
+        loader=PackageLoader("lm_mixup", "export"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["cell"] = cell
+    manifests = {stage.name: run.stage(stage.name).manifest() for stage in STAGES}
+    page = environment.get_template("card.md.j2").render(
+        title=title,
+        subsets=subsets,
+        default=default_of(subsets),
+        made=how_made(run, manifests),
+        stages={name: manifest for name, manifest in manifests.items() if manifest is not None},
+        sources=sources_of(run, manifests),
+        published=is_published(run),
+        licence=licence,
+        version=__version__,
+    )
+    front = yaml.safe_dump(front_matter(subsets, title, licence), sort_keys=False, allow_unicode=True)
+    path.write_text(f"---\n{front}---\n\n{page}", encoding="utf-8")
+
+
+def default_of(subsets: list[Subset]) -> str:
+    """What loads when no configuration is named: the training set, if there is one."""
+    return subsets[-1].name
+
+
+def front_matter(subsets: list[Subset], title: str, licence: str | None) -> dict[str, Any]:
+    """What `datasets` and the Hub read: configurations with their files, licence, size, tags."""
+    configs = []
+    for subset in subsets:
+        files = [{"split": split, "path": f"{subset.name}/{split}-*.parquet"} for split in subset.splits]
+        entry: dict[str, Any] = {"config_name": subset.name, "data_files": files}
+        configs.append(entry | ({"default": True} if subset.name == default_of(subsets) else {}))
+    total = sum(subset.rows for subset in subsets)
+    return {
+        "pretty_name": title,
+        "license": licence or "unknown",
+        "task_categories": ["text-generation"],
+        "tags": ["instruction-tuning", "synthetic", "lm-mixup", "arxiv:2510.20449"],
+        "size_categories": [next((name for most, name in _SIZES if total < most), "100M<n<1B")],
+        "configs": configs,
+    }
+
+
+def how_made(run: RunDir, manifests: Mapping[str, Manifest | None]) -> list[tuple[str, str]]:
+    """The settings that made the rows, as (what, value); of paths the last name alone."""
+    config = (run.read_json("run.json") or {}).get("config", {})
+    build, select = config.get("build", {}), config.get("select", {})
+    made: list[tuple[str, Any]] = [("seed", config.get("seed"))]
+    if manifests.get("mixture") is not None:
+        made.append(("MIXTURE from", public_name(build.get("mixture") or build.get("passages"))))
+    if manifests.get("generate") is not None and not build.get("mixture"):
+        teacher = config.get("teacher", {})
+        made.append(("written by", public_name(teacher.get("model")) or "templates (the offline teacher)"))
+        made += [(name.replace("_", " "), build.get(name)) for name in _RATES]
+    if any(manifests.get(name) is not None for name in ("generate", "rate")):
+        rate = config.get("rate", {})
+        made.append(("rated by", public_name(rate.get("model")) or "rules (the offline judge)"))
+    if manifests.get("select") is not None:
+        made.append(("pool", public_name(config.get("augment", {}).get("pool"))))
+        made += [(name.replace("_", " "), select.get(name)) for name in _CHOICE]
+    return [(name, str(value)) for name, value in made if value is not None]
+
+
+def is_published(run: RunDir) -> bool:
+    """Whether the run read a published MIXTURE."""
+    build = (run.read_json("run.json") or {}).get("config", {}).get("build", {})
+    return bool(build.get("mixture"))
+
+
+_RATES: Final = ("min_score", "min_inputs", "max_inputs", "cot_rate", "noise_rate", "crosstopic_rate")
+_CHOICE: Final = ("method", "budget", "original_ratio")
+
+
+def public_name(value: Any) -> str:
+    """A model's, file's or data set's name without the folders of this machine."""
+    text = str(value or "").rstrip("/")
+    return re.split(r"[\\/]", text)[-1] if _LOCAL.search(text) else text
+
+
+def sources_of(run: RunDir, manifests: Mapping[str, Manifest | None]) -> list[tuple[str, str, int]]:
+    """Where the rows come from: (source, licence as it was given, rows), passages and pool rows."""
+    found: Counter[tuple[str, str]] = Counter()
+    for stage in ("ingest",) if is_published(run) else ("passages", "ingest"):
+        if manifests.get(stage) is None:
+            continue
+        for part in run.stage(stage).iter_parts():
+            sources = part["source"].to_pylist()
+            given = part["license"].to_pylist() if "license" in part.schema.names else [None] * len(sources)
+            for source, licence in zip(sources, given, strict=True):
+                found[public_name(source), licence or _NOT_STATED] += 1
+    return [(source, licence, count) for (source, licence), count in sorted(found.items())]
+
+
+def cell(value: Any) -> str:
+    """A text that can stand in a cell of a Markdown table, and does nothing there."""
+    flat = html.escape(" ".join(str(value).split()), quote=False)
+    return re.sub(r"([\\`*_\[\]|])", r"\\\1", flat)
+
+
+def _in_order(value: str) -> tuple[int, float, str]:
+    """Numbers by size, then words."""
+    return (0, float(value), "") if re.fullmatch(r"-?\d+", value) else (1, 0.0, value)

@@ -1,0 +1,60 @@
+"""Puts an exported folder on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+from lm_mixup.errors import InputError
+from lm_mixup.export.folder import SUBSETS
+
+TOKEN: Final = "HF_TOKEN"  # noqa: S105
+
+
+def check_token() -> str:
+    """The Hub's token, which is read from the environment and from nowhere else.
+
+    Raises:
+        InputError: There is none.
+    """
+    token = os.environ.get(TOKEN, "").strip()
+    if not token:
+        raise InputError(f"--push-to-hub: no token; put one that may write into the environment as {TOKEN}")
+    return token
+
+
+def push(folder: Path, name: str, *, public: bool) -> str:
+    """Uploads a folder in one commit, which also takes away Parquet files of an earlier export.
+
+    Args:
+        folder: Written by `folder.export`.
+        name: `ORG/NAME` on the Hub; made if it is not there, private unless `public`.
+        public: Whether everyone may read it.
+
+    Returns:
+        Its address.
+
+    Raises:
+        InputError: There is no token, the Hub refuses it or the name, or the data set is public and `public`
+            was not said.
+    """
+    token = check_token()
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    try:
+        made = api.create_repo(name, repo_type="dataset", private=not public, exist_ok=True)
+        if not public and not api.repo_info(name, repo_type="dataset").private:
+            raise InputError(f"--push-to-hub {name}: is public; add --public, or give another name")
+        api.upload_folder(
+            repo_id=name,
+            repo_type="dataset",
+            folder_path=folder,
+            commit_message="Data and card of a run of lm_mixup",
+            delete_patterns=[f"{subset}/*.parquet" for subset in SUBSETS],
+        )
+    except (OSError, ValueError) as error:
+        told = " ".join(str(error).split()).replace(token, "…")[:200]
+        raise InputError(f"--push-to-hub {name}: {told}; check name, token and network") from None
+    return str(made)
