@@ -126,6 +126,9 @@ class BuildConfig(Section):
     crosstopic_rate: float = Field(
         0.1, ge=0, le=1, description="Share of rows merged from two close samples."
     )
+    crosstopic_min_similarity: float = Field(
+        0.5, ge=-1, le=1, description="Least cosine of two samples of a teacher model that it merges."
+    )
     grpo_fraction: float = Field(0.2, ge=0, lt=1, description="Share of entities held for GRPO prompts.")
     test_fraction: float = Field(0.1, ge=0, lt=1, description="Share of entities held for the test split.")
     num_actors: int = resources(1, ge=1, description="Actors that assemble MIXTURE.")

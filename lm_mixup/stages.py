@@ -71,6 +71,25 @@ def _degrade(c: Context) -> Outcome:
     )
 
 
+def _embed_samples(c: Context) -> Outcome:
+    from lm_mixup.data.embed import embed
+
+    return embed(c.stage("generate"), c.out, c.config.embedder)
+
+
+def _pair_samples(c: Context) -> Outcome:
+    from lm_mixup.mixture.pair_samples import pair_samples
+
+    return pair_samples(c.stage("generate"), c.stage("embed_samples"), c.out, c.config.build)
+
+
+def _crosstopic(c: Context) -> Outcome:
+    from lm_mixup.mixture.taught_crosstopic import crosstopic
+
+    config, stages = c.config, [c.stage(name) for name in ("generate", "degrade", "pair_samples")]
+    return crosstopic(*stages, c.out, config.build, config.rate, config.teacher, config.data)
+
+
 def _mixture(c: Context) -> Outcome:
     if _is_published(c.config):
         from lm_mixup.mixture.published import published
@@ -78,8 +97,9 @@ def _mixture(c: Context) -> Outcome:
         return published(c.out, c.config.build, c.config.data)
     from lm_mixup.mixture.assemble import mixture
 
+    merged = c.stage("crosstopic") if _is_merged(c.config) else None
     return mixture(
-        c.stage("generate"), c.stage("degrade"), c.out, c.config.build, c.config.data, c.config.seed
+        c.stage("generate"), c.stage("degrade"), c.out, c.config.build, c.config.data, c.config.seed, merged
     )
 
 
@@ -248,6 +268,11 @@ def _is_built(config: Config) -> bool:
     return config.build.mixture is None
 
 
+def _is_merged(config: Config) -> bool:
+    """Whether a teacher model merges samples; what the offline one wrote is merged by rules."""
+    return _is_built(config) and config.teacher.backend != "offline" and config.build.crosstopic_rate > 0
+
+
 def _mixture_identity(c: Context) -> Any:
     """What decides the MIXTURE: of a published one, its files and how they are read."""
     build = c.config.build
@@ -278,7 +303,10 @@ STAGES: tuple[Stage, ...] = (
     Stage("passages", (), _build, _passages, _is_built),
     Stage("generate", ("passages",), _rated_build, _generate, _is_built),
     Stage("degrade", ("generate",), _rated_build, _degrade, _is_built),
-    Stage("mixture", ("generate", "degrade"), _mixture_identity, _mixture),
+    Stage("embed_samples", ("generate",), _sections("embedder"), _embed_samples, _is_merged),
+    Stage("pair_samples", ("generate", "embed_samples"), _build, _pair_samples, _is_merged),
+    Stage("crosstopic", ("generate", "degrade", "pair_samples"), _rated_build, _crosstopic, _is_merged),
+    Stage("mixture", ("generate", "degrade", "crosstopic"), _mixture_identity, _mixture),
     Stage("rate_mixture", ("mixture",), _sections("rate", "library"), _rate_mixture, _is_published),
     Stage("sft", ("mixture",), _sections("sft", "model"), _sft),
     Stage(
@@ -322,7 +350,16 @@ STAGES: tuple[Stage, ...] = (
 BY_NAME = {stage.name: stage for stage in STAGES}
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "build": ("passages", "generate", "degrade", "mixture", "rate_mixture"),
+    "build": (
+        "passages",
+        "generate",
+        "degrade",
+        "embed_samples",
+        "pair_samples",
+        "crosstopic",
+        "mixture",
+        "rate_mixture",
+    ),
     "train": ("sft", "library", "grpo"),
     "augment": (
         "ingest",

@@ -25,6 +25,8 @@ def teach(seen: Seen) -> str:
         return json.dumps(RATED | {"overall": 5 if poor else 8})
     if "variants" in schema["properties"]:
         return json.dumps({"variants": variants(seen)})
+    if "first" in seen.row:
+        return json.dumps(merged(seen))
     facts = [" ".join(seen.row["focus"].split()), f"{seen.row['title'].replace('_', ' ')} is the subject."]
     form = form_name(schema["properties"]["sample"])
     told = " ".join(facts)
@@ -63,6 +65,14 @@ def variants(seen: Seen) -> list[dict[str, Any]]:
             row |= {"option_a": "yes", "option_b": "no", "option_c": "maybe", "option_d": "both"}
         made.append(row)
     return made
+
+
+def merged(seen: Seen) -> dict[str, Any]:
+    """One sample with all facts of two; a multiple-choice question asks what the first asks."""
+    told = " ".join(text for name, text in seen.row.items() if name.startswith("fact "))
+    form = form_name(schema_of(seen)["properties"]["sample"])
+    letter = re.search(r"Answer: ([A-D])$", seen.row["first"])
+    return {"sample": fill(form, told) | ({"answer": letter[1]} if letter else {}), "cot": "Both are near."}
 
 
 def teacher_config(url: str, **settings: Any) -> TeacherConfig:

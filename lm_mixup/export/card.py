@@ -155,7 +155,7 @@ def how_made(run: RunDir, manifests: Mapping[str, Manifest | None]) -> list[tupl
     if manifests.get("select") is not None:
         made.append(("pool", public_name(config.get("augment", {}).get("pool"))))
         made += [(name.replace("_", " "), select.get(name)) for name in _CHOICE]
-    return [(name, str(value)) for name, value in made if value is not None]
+    return [(name, str(value)) for name, value in made if value not in (None, "")]
 
 
 def is_published(run: RunDir) -> bool:

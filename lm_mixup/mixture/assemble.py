@@ -8,6 +8,7 @@ from random import Random
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lm_mixup.config import BuildConfig, DataConfig
 from lm_mixup.mixture.crosstopic import Bundle, Merged, merge, pair_up
@@ -31,13 +32,19 @@ LEFT_OUT = ("facts_uncovered", "too_few_inputs")
 
 
 def mixture(
-    generate: StageDir, degrade: StageDir, out: StageDir, config: BuildConfig, data: DataConfig, seed: int
+    generate: StageDir,
+    degrade: StageDir,
+    out: StageDir,
+    config: BuildConfig,
+    data: DataConfig,
+    seed: int,
+    crosstopic: StageDir | None = None,
 ) -> Outcome:
     """Joins samples and their variants into MIXTURE rows.
 
     A row's `source_ids` are the variants behind its `inputs`, in order. `target_id` is its sample, and a
-    merged row's `partner_id` the other one; the `score` of a merged row is the lower of the two, it is not
-    rated itself.
+    merged row's `partner_id` the other one. The `score` of a row merged here is the lower of the two, it is
+    not rated itself; those of `crosstopic` are.
 
     Args:
         generate: The stage that wrote the samples.
@@ -46,12 +53,20 @@ def mixture(
         config: Shares of merged and noisy rows and of rows with reasoning; bounds on the inputs.
         data: Not used: a part holds the rows of one part of samples.
         seed: Of all choices.
+        crosstopic: Rows that a teacher merged, where there is one; their samples make no other rows.
 
     Returns:
         How many samples were used, and why the others were left out.
     """
-    items = list(zip(generate.parts(), degrade.parts(), strict=True))
-    kwargs = {"generate": generate, "degrade": degrade, "config": config, "seed": seed}
+    items: list[Sequence[str]] = list(zip(generate.parts(), degrade.parts(), strict=True))
+    items += [(part,) for part in crosstopic.parts()] if crosstopic is not None else []
+    kwargs = {
+        "generate": generate,
+        "degrade": degrade,
+        "crosstopic": crosstopic,
+        "config": config,
+        "seed": seed,
+    }
     map_parts(out, items, _make_work, kwargs, num_actors=config.num_actors)
     totals: Counter[str] = Counter()
     for receipt in out.receipts().values():
@@ -63,16 +78,38 @@ def mixture(
     )
 
 
-def _make_work(generate: StageDir, degrade: StageDir, config: BuildConfig, seed: int) -> Work:
+def _make_work(
+    generate: StageDir, degrade: StageDir, crosstopic: StageDir | None, config: BuildConfig, seed: int
+) -> Work:
+    merged: set[str] = set()
+    if crosstopic is not None:
+        for pairs in crosstopic.iter_parts(["target_id", "partner_id"]):
+            merged.update(pairs["target_id"].to_pylist(), pairs["partner_id"].to_pylist())
+
     def work(item: Sequence[str]) -> PartResult:
-        return mixture_part(generate.read_part(item[0]), degrade.read_part(item[1]), config, seed)
+        if crosstopic is not None and len(item) == 1:
+            return merged_part(crosstopic.read_part(item[0]), config, seed)
+        samples = generate.read_part(item[0])
+        alone = pc.invert(pc.is_in(samples["id"], value_set=pa.array(sorted(merged), pa.string())))
+        return mixture_part(samples.filter(alone), degrade.read_part(item[1]), config, seed)
 
     return work
 
 
+def merged_part(merged: pa.Table, config: BuildConfig, seed: int) -> PartResult:
+    """Makes the MIXTURE rows of one part of samples that a teacher merged."""
+    rows: list[Row] = []
+    for pair in merged.to_pylist():
+        partner = {name: pair[name] for name in ("partner_id", "partner_entity")}
+        row = _single_row(pair) | partner | {"method": "crosstopic", "target_id": pair["target_id"]}
+        rows.append(_finished(row, pair["variants"], config, seed))
+    metrics = {"samples_used": 2 * len(rows), "inputs": sum(len(row["inputs"]) for row in rows)}
+    return PartResult(table(rows, SCHEMA), rows_in=0, metrics=metrics)
+
+
 def mixture_part(samples: pa.Table, variants: pa.Table, config: BuildConfig, seed: int) -> PartResult:
     """Makes the MIXTURE rows of one part of samples and the variants of those samples."""
-    bundles, left_out = _bundles(samples.to_pylist(), variants.to_pylist(), config)
+    bundles, left_out = bundles_of(samples.to_pylist(), variants.to_pylist(), config)
     rng = Random(f"mixture/{seed}/{bundles[0].target['id'] if bundles else ''}")
     # Each merge makes one row of two, so that merges / rows comes to the rate asked for.
     wanted = round(config.crosstopic_rate * len(bundles) / (1 + config.crosstopic_rate))
@@ -90,7 +127,7 @@ def mixture_part(samples: pa.Table, variants: pa.Table, config: BuildConfig, see
     return PartResult(table(rows, SCHEMA), rows_in=samples.num_rows, metrics=metrics)
 
 
-def _bundles(
+def bundles_of(
     samples: Iterable[Row], variants: Iterable[Row], config: BuildConfig
 ) -> tuple[list[Bundle], Counter[str]]:
     """The samples with their variants; those with too few, or that lack a fact, are counted instead."""

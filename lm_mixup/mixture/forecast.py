@@ -68,6 +68,9 @@ def loads(config: BuildConfig, passage_chars: float) -> tuple[Load, Load]:
     teacher = teacher.plus(config.samples, _task_chars() + _SAMPLE_CHARS, variants * _VARIANT_CHARS)
     judge = none.plus(config.samples, _RATING_TASK_CHARS + _SAMPLE_CHARS / 2, _RATING_CHARS)
     judge = judge.plus(config.samples * variants, _RATING_TASK_CHARS + _VARIANT_CHARS, _RATING_CHARS)
+    merges = config.crosstopic_rate * config.samples / (1 + config.crosstopic_rate)
+    teacher = teacher.plus(merges, _task_chars() + 3 * _SAMPLE_CHARS, _SAMPLE_CHARS)
+    judge = judge.plus(merges, _RATING_TASK_CHARS + _SAMPLE_CHARS, _RATING_CHARS)
     return teacher, judge
 
 

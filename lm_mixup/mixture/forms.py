@@ -6,7 +6,7 @@ What validates here can be written and read back by `tasks`, so a reply that can
 from __future__ import annotations
 
 from functools import cache
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
 
@@ -108,18 +108,23 @@ Form = QaForm | McqForm | TfqForm | CsForm | ParaForm
 AnyForm = TypeVar("AnyForm", bound=Form)
 
 
-class Written(BaseModel, Generic[AnyForm]):
-    """A sample, the reasoning before it, and the facts that it tells."""
+class Told(BaseModel, Generic[AnyForm]):
+    """A sample and the reasoning before it."""
 
     model_config = _STRICT
     sample: AnyForm
     cot: Text
-    facts: list[Text] = Field(min_length=1, max_length=_MOST_FACTS)
 
     @model_validator(mode="after")
-    def _fits(self) -> Written[AnyForm]:
+    def _fits(self) -> Self:
         parse_output(write_output(self.cot, write_answer(sample_of(self.sample))))
         return self
+
+
+class Written(Told[AnyForm], Generic[AnyForm]):
+    """A sample, the reasoning before it, and the facts that it tells."""
+
+    facts: list[Text] = Field(min_length=1, max_length=_MOST_FACTS)
 
 
 _FORMS: dict[TaskType, type[Any]] = {
@@ -135,6 +140,13 @@ WRITTEN: dict[TaskType, type[Written[Any]]] = {
     "tfq": Written[TfqForm],
     "cs": Written[CsForm],
     "para": Written[ParaForm],
+}
+TOLD: dict[TaskType, type[Told[Any]]] = {
+    "qa": Told[QaForm],
+    "mcq": Told[McqForm],
+    "tfq": Told[TfqForm],
+    "cs": Told[CsForm],
+    "para": Told[ParaForm],
 }
 
 

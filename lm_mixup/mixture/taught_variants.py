@@ -29,7 +29,7 @@ FAULTS: Final = {
     "register": "wrong register. Sloppy chat language with fillers, lower case, no care.",
     "redundant": "redundant. Says the same thing twice in a row.",
 }
-_SHAPES: Final[dict[TaskType, str]] = {
+SHAPES: Final[dict[TaskType, str]] = {
     "qa": '{"question": "…", "answer": "…"}',
     "mcq": '{"question": "…", "option_a": "…", "option_b": "…", "option_c": "…", "option_d": "…",'
     ' "answer": "A"}',
@@ -97,7 +97,7 @@ def _question(
     numbers = {claim: number for number, claim in enumerate(facts, start=1)}
     values = {
         "kind": target["task_type"],
-        "form": _SHAPES[target["task_type"]],
+        "form": SHAPES[target["task_type"]],
         "faults": FAULTS,
         "harsher": harsher,
         "plan": [

@@ -21,7 +21,8 @@ def settings_for(source, url):
     server = teacher_config(url, num_actors=1, num_cpus=0.5, price_per_million={"input": 1, "output": 1})
     return Config.model_validate(
         {
-            "build": {"passages": str(source), "samples": SAMPLES, "max_inputs": 3, "passage_words": 60},
+            "build": {"passages": str(source), "samples": SAMPLES, "max_inputs": 4, "passage_words": 60}
+            | {"crosstopic_rate": 0.5, "crosstopic_min_similarity": 0.3},
             "teacher": server.model_dump(),
             "rate": server.model_dump() | {"max_tokens": 256, "model": "judge"},
             "data": {"rows_per_part": 8},
@@ -57,10 +58,35 @@ def test_own_passages_to_mixture(ray_session, tmp_path, capsys):
         assert manifest.metrics["teacher_requests"] > 0 and manifest.metrics["teacher_cost"] > 0
     assert made["generate"].manifest.rows_in == SAMPLES
     rows = run.stage("mixture").read().to_pylist()
-    assert len(rows) >= 15 and again["generate"].manifest.rows_out == made["generate"].manifest.rows_out
+    assert len(rows) >= 12 and again["generate"].manifest.rows_out == made["generate"].manifest.rows_out
     for row in rows:
         parse_answer(row["task_type"], row["output"])
-        assert 2 <= len(row["inputs"]) <= 3 and row["method"] == "degrade"
+        assert 2 <= len(row["inputs"]) <= 4
+    check_merged(run, made, rows)
     offline = Config.model_validate({"build": {"passages": str(source)}})
     with pytest.raises(InputError, match=r"offline teacher .* teacher\.backend"):
         run_verb("build", offline, RunDir(tmp_path / "no"), Options())
+
+
+def check_merged(run, made, rows):
+    """Pairs are of one split and task type and two passages; their samples make no other row."""
+    pairs, merged = run.stage("pair_samples").read().to_pylist(), run.stage("crosstopic").read().to_pylist()
+    manifest = made["crosstopic"].manifest
+    assert manifest.rows_in == len(pairs) == manifest.rows_out + manifest.rows_rejected
+    assert merged and manifest.metrics["teacher_requests"] > 0
+    samples = {row["id"]: row for row in run.stage("generate").read().to_pylist()}
+    for pair in pairs:
+        one, two = samples[pair["id"]], samples[pair["partner_id"]]
+        assert all(one[key] == two[key] == pair[key] for key in ("split", "task_type"))
+        assert one["passage_id"] != two["passage_id"] and pair["similarity"] >= 0.3
+    away = {row[name] for row in merged for name in ("target_id", "partner_id")}
+    assert len(away) == 2 * len(merged)
+    alone = {row["target_id"] for row in rows if row["method"] == "degrade"}
+    both = [row for row in rows if row["method"] == "crosstopic"]
+    assert not alone & away and len(both) == len(merged)
+    for row in both:
+        texts = " ".join(row["inputs"])
+        facts = [*samples[row["target_id"]]["values"], *samples[row["partner_id"]]["values"]]
+        assert all(fact in row["output"] and fact in texts for fact in facts if fact.endswith("."))
+    total = made["mixture"].manifest
+    assert total.rows_in == total.rows_used + sum(total.left_out.values())

@@ -354,7 +354,7 @@ def test_the_plan_tells_requests_and_cost(tmp_path):
     source = tmp_path / "own.jsonl"
     source.write_text(json.dumps({"id": "a", "title": "T", "text": "word " * 200}))
     out = RunDir(tmp_path / "run").stage("passages")
-    config = build(passages=str(source), samples=1000, min_inputs=2, max_inputs=4)
+    config = build(passages=str(source), samples=1000, min_inputs=2, max_inputs=4, crosstopic_rate=0)
     passages(out, config, DataConfig(), seed=0)
     teacher = TeacherConfig(
         backend="openai", model="t", price_per_million={"input": 1, "output": 2}, max_cost=5
@@ -363,6 +363,8 @@ def test_the_plan_tells_requests_and_cost(tmp_path):
     assert lines[0] == "plan: 1,000 samples from 1 passages"
     asked, rated = loads(config, 999)
     assert (asked.requests, rated.requests) == (2000, 4000)
+    merged = loads(config.model_copy(update={"crosstopic_rate": 0.25}), 999)
+    assert [load.requests for load in merged] == [2200, 4200]  # 200 merged rows of 800
     cost = (asked.prompt_tokens + 2 * asked.completion_tokens) / 1e6
     assert f"2,000 requests, {asked.prompt_tokens:,} prompt tokens" in lines[1]
     assert f"cost about {cost:,.2f} (stops at 5)" in lines[1]
