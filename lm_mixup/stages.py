@@ -86,8 +86,17 @@ def _pair_samples(c: Context) -> Outcome:
 def _crosstopic(c: Context) -> Outcome:
     from lm_mixup.mixture.taught_crosstopic import crosstopic
 
-    config, stages = c.config, [c.stage(name) for name in ("generate", "degrade", "pair_samples")]
-    return crosstopic(*stages, c.out, config.build, config.rate, config.teacher, config.data)
+    config = c.config
+    return crosstopic(
+        c.stage("generate"),
+        c.stage("degrade"),
+        c.stage("pair_samples"),
+        c.out,
+        config.build,
+        config.rate,
+        config.teacher,
+        config.data,
+    )
 
 
 def _mixture(c: Context) -> Outcome:

@@ -151,12 +151,16 @@ def _numbered(text: str) -> list[str]:
 
 
 def _marked(task_type: TaskType, text: str) -> list[str]:
-    """Pieces that each begin with the mark of their task type; of true/false, or end with a verdict."""
+    """Pieces that each begin with the mark of their task type; of true/false, or end with a verdict.
+
+    Marks within lines count only where lines begin with fewer than two.
+    """
     if task_type == "para":
         return []
-    heads = [found.start() for found in re.finditer(rf"(?i)(?:^|(?<=\s)){_HEADS[task_type]}", text)]
-    if len(heads) >= LEAST_INPUTS:
-        return _cut(text, heads[1:])
+    for place in (r"(?im)^[ \t]*", r"(?i)(?:^|(?<=\s))"):
+        heads = [found.start() for found in re.finditer(place + _HEADS[task_type], text)]
+        if len(heads) >= LEAST_INPUTS:
+            return _cut(text, heads[1:])
     if task_type == "tfq":
         return _cut(text, [found.end() for found in _VERDICT.finditer(text)])
     return []

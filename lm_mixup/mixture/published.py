@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import PurePosixPath
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal
 
 import fsspec
 import pyarrow as pa
@@ -159,7 +159,7 @@ def task_type_named(name: Any) -> TaskType | None:
     if not isinstance(name, str):
         return None
     short = name.strip().lower().removesuffix("_mixup")
-    return cast("TaskType", short) if short in TASK_TYPES else _OTHER_NAMES.get(short)
+    return short if short in TASK_TYPES else _OTHER_NAMES.get(short)
 
 
 def _items(files: Sequence[File]) -> Iterator[Item]:

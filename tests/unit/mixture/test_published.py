@@ -225,6 +225,7 @@ def test_marked_inputs_are_told_apart_however_they_are_joined(task_type, joint):
         ("para", "one.\ntwo.", ["one.", "two."], "lines"),
         ("para", "one.\n====\ntwo.\n\nstill two.", ["one.", "two.\n\nstill two."], "ruled"),
         ("qa", "what is a? it is b\n\nwhat is c?", ["what is a? it is b", "what is c?"], "blank_lines"),
+        ("cs", "C: a\nS: vitamin C: good\nC: b\nS: d", ["C: a\nS: vitamin C: good", "C: b\nS: d"], "marked"),
         ("qa", "Note first. Q: a?\nA: b\nQ: c?\nA: d", ["Note first. Q: a?\nA: b", "Q: c?\nA: d"], "marked"),
     ],
 )  # fmt: skip
