@@ -17,14 +17,12 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import harness
 import numpy as np
-import psutil
 import pyarrow as pa
 
 STAGES = ("neighbors", "curate", "cluster")
@@ -78,32 +76,6 @@ def _direction(topic: int, width: int) -> np.ndarray:
     return np.random.default_rng([1, topic]).standard_normal(width, dtype=np.float32)
 
 
-class PeakMemory:
-    """The highest proportional set size of this process and its children, in GiB, sampled every second."""
-
-    def __enter__(self) -> PeakMemory:
-        self.peak = 0.0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        me = psutil.Process()
-        while not self._stop.wait(1.0):
-            total = 0
-            for process in [me, *me.children(recursive=True)]:
-                try:
-                    total += process.memory_full_info().pss
-                except psutil.Error:
-                    continue  # it has ended
-            self.peak = max(self.peak, total / 2**30)
-
-
 def measure(rows: int, args: argparse.Namespace) -> dict[str, Any]:
     """Seconds and peak GiB of each stage at one size."""
     from lm_mixup.config import ClusterConfig, CurateConfig, DataConfig, NeighborsConfig, RayConfig
@@ -133,7 +105,7 @@ def measure(rows: int, args: argparse.Namespace) -> dict[str, Any]:
         if "curate" not in args.stages:
             curate(rate, rate, curated, passed, 0)
         for stage in (name for name in STAGES if name in args.stages):
-            with PeakMemory() as memory:
+            with harness.PeakMemory() as memory:
                 start = time.perf_counter()
                 outcome = work[stage]()
                 result[stage] = {"seconds": round(time.perf_counter() - start, 2)}
