@@ -2,7 +2,7 @@
 
     python benchmarks/build.py [--rows 144000] [--run-dir DIR]
 
-Memory is the proportional set size of the run's processes. There is no peer: the method's official code asks a
+Memory is the proportional set size of the run's processes. No peer: the method's official code asks a
 model behind a server for every row.
 """
 
