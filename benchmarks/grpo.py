@@ -31,7 +31,7 @@ LEARNING_RATE, BETA = 1e-5, 0.01
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = harness.parser(__doc__.splitlines()[0])
     parser.add_argument("--model", default="nano", help="folder or `nano`")
     parser.add_argument("--prompt", type=int, default=140, help="tokens of a prompt")
     parser.add_argument("--completion", type=int, default=128, help="most tokens of a completion")
@@ -40,8 +40,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=6, help="measured steps, after warm-up")
     parser.add_argument("--micro", type=int, default=16, help="completions of one TRL forward pass")
     parser.add_argument("--side", choices=SIDES, help="only this side, in this process")
-    parser.add_argument("--json", type=Path)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.quick:
+        args.prompts, args.steps = min(args.prompts, 8), min(args.steps, 5)
+    return args
 
 
 def prompt_ids(args: argparse.Namespace) -> list[list[int]]:

@@ -7,12 +7,14 @@ import json
 import os
 import platform
 import statistics
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import psutil
 
 T = TypeVar("T")
 
@@ -90,3 +92,29 @@ def topics(rows: int, width: int, seed: int = 0, rows_per_topic: int = 6, spread
     centres = fields[generator.integers(0, 40, count)] + generator.standard_normal((count, width))
     vectors = centres[generator.integers(0, count, rows)] + spread * generator.standard_normal((rows, width))
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+class PeakMemory:
+    """The highest proportional set size of this process and its children, in GiB, sampled every second."""
+
+    def __enter__(self) -> PeakMemory:
+        self.peak = 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        me = psutil.Process()
+        while not self._stop.wait(1.0):
+            total = 0
+            for process in [me, *me.children(recursive=True)]:
+                try:
+                    total += process.memory_full_info().pss
+                except psutil.Error:
+                    continue  # it has ended
+            self.peak = max(self.peak, total / 2**30)

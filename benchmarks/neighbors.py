@@ -6,7 +6,7 @@ import harness
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
-from lm_mixup.data.neighbors import knn
+from lm_mixup.data.knn import knn
 
 K = 16
 

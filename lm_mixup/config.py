@@ -459,9 +459,14 @@ class TeacherConfig(ChatConfig):
 
 
 class NeighborsConfig(Section):
-    """Exact nearest neighbours of every pool row."""
+    """Nearest neighbours of every pool row."""
 
     k: int = Field(16, ge=1, description="Neighbours kept of each row.")
+    exact_below: int = Field(
+        300_000, ge=2, description="Most rows that are compared with all others; beyond, with near cells."
+    )
+    cell_rows: int = Field(1024, ge=2, description="Rows of a cell of the approximate search.")
+    probes: int = Field(32, ge=1, description="Nearest cells that each row is looked up in.")
     num_actors: int = resources(1, ge=1)
     num_cpus: float = resources(1.0, gt=0, description="CPUs an actor.")
     num_gpus: float = resources(0.0, ge=0, description="GPUs an actor (fractions allowed).")

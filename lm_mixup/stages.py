@@ -176,7 +176,7 @@ def _embed(c: Context) -> Outcome:
 def _neighbors(c: Context) -> Outcome:
     from lm_mixup.data.neighbors import neighbors
 
-    return neighbors(c.stage("embed"), c.out, c.config.neighbors)
+    return neighbors(c.stage("embed"), c.out, c.config.neighbors, c.config.seed)
 
 
 def _curate(c: Context) -> Outcome:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lm_mixup.data.neighbors import knn
+from lm_mixup.data.knn import knn
 
 
 def long_tail_scores(embeddings: np.ndarray, k: int) -> np.ndarray:

@@ -17,8 +17,9 @@ from lm_mixup.config import (
 )
 from lm_mixup.data.cluster import cluster
 from lm_mixup.data.embed import embed, embedding_table, vectors_of
+from lm_mixup.data.knn import knn
 from lm_mixup.data.longtail import long_tail_scores
-from lm_mixup.data.neighbors import knn, neighbors
+from lm_mixup.data.neighbors import neighbors
 from lm_mixup.data.rate_distilled import rate_distilled
 from lm_mixup.data.select import select
 from lm_mixup.runs import Outcome, Receipt, RunDir, StageDir, summarise
@@ -169,7 +170,7 @@ def test_neighbours_of_all_parts_agree_with_one_search(ray_session, tmp_path):
     run = RunDir(tmp_path)
     _, embedded = stage_pair(run, 64)
     out = run.stage("neighbors")
-    neighbors(embedded, out, NeighborsConfig(k=6, num_actors=2, num_cpus=0.5))
+    neighbors(embedded, out, NeighborsConfig(k=6, num_actors=2, num_cpus=0.5), seed=0)
     found = out.read().to_pylist()
     table = embedded.read()
     vectors, ids = vectors_of(table), table["id"].to_pylist()

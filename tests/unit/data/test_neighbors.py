@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from lm_mixup.config import NeighborsConfig
 from lm_mixup.data.embed import embedding_table, vectors_of
-from lm_mixup.data.neighbors import Bank, knn, make_work
+from lm_mixup.data.knn import knn
+from lm_mixup.data.neighbors import Bank, make_work
 from lm_mixup.runs import Receipt, RunDir, StageDir
 
 

@@ -1,0 +1,155 @@
+"""How time and memory of the data stages grow with the pool: neighbours, curation and clusters of N rows.
+
+    python benchmarks/scale.py [--rows 10000 100000 300000] [--width 256] [--stages cluster neighbors curate]
+
+Embeddings are synthetic (topics within fields), scores are those topics' own with one in five off. Every size
+runs in a process of its own on a Ray of its own. Memory is the proportional set size of all its processes, so
+the object store is counted once. The growth exponent is the slope of log seconds over log rows from the first
+size to the last; 1 is linear.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import harness
+import numpy as np
+import pyarrow as pa
+
+STAGES = ("neighbors", "curate", "cluster")
+ROWS_PER_PART = 8_192
+
+
+def arguments() -> argparse.Namespace:
+    parser = harness.parser(__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, nargs="+", help="sizes of the pool")
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--side", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    args.rows = args.rows or ([4_000, 16_000] if args.quick else [10_000, 100_000, 300_000])
+    return args
+
+
+def write_pool(run: Any, rows: int, width: int) -> None:
+    """The stages that the measured ones read: `embed` and `rate`, without holding all rows."""
+    from lm_mixup.data.embed import embedding_table
+    from lm_mixup.runs import Receipt
+
+    embed, rate = run.stage("embed"), run.stage("rate")
+    generator = np.random.default_rng(0)
+    topics = max(rows // 6, 1)
+    fields = generator.standard_normal((40, width)).astype(np.float32)
+    for part, start in enumerate(range(0, rows, ROWS_PER_PART)):
+        count = min(ROWS_PER_PART, rows - start)
+        topic = generator.integers(0, topics, count)
+        centres = np.stack([_direction(int(t), width) + fields[t % 40] for t in topic])
+        vectors = centres + generator.standard_normal((count, width)).astype(np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        off = generator.random(count) < 0.2
+        score = np.where(off, generator.integers(0, 6, count), topic % 6).astype(np.int8)
+        ids = [f"row{start + i:09d}" for i in range(count)]
+        table = pa.table(
+            {
+                "id": ids,
+                "source": ["pool"] * count,
+                "task_type": ["qa"] * count,
+                "prompt": ids,
+                "completion": ids,
+                "score": score,
+            }
+        )
+        embed.write_part(part, embedding_table(ids, vectors), None, Receipt(part, count, count, 0))
+        rate.write_part(part, table, None, Receipt(part, count, count, 0))
+
+
+def _direction(topic: int, width: int) -> np.ndarray:
+    return np.random.default_rng([1, topic]).standard_normal(width, dtype=np.float32)
+
+
+def measure(rows: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Seconds and peak GiB of each stage at one size."""
+    from lm_mixup.config import ClusterConfig, CurateConfig, DataConfig, NeighborsConfig, RayConfig
+    from lm_mixup.data.cluster import cluster
+    from lm_mixup.data.curate import curate
+    from lm_mixup.data.neighbors import neighbors
+    from lm_mixup.ray_cluster import start_ray
+    from lm_mixup.runs import RunDir
+
+    start_ray(RayConfig())
+    cores = len(os.sched_getaffinity(0))
+    data = DataConfig(rows_per_part=ROWS_PER_PART)
+    # Clusters need a curated score: without curation the rated one.
+    passed = CurateConfig(enabled=False, num_actors=cores)
+    result: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        run = RunDir(folder)
+        write_pool(run, rows, args.width)
+        embed, rate, near, curated = (run.stage(name) for name in ("embed", "rate", "neighbors", "curate"))
+        work = {
+            "neighbors": lambda: neighbors(embed, near, NeighborsConfig(num_actors=cores), 0),
+            "curate": lambda: curate(rate, near, curated, CurateConfig(num_actors=cores), 0),
+            "cluster": lambda: cluster(
+                curated, embed, run.stage("cluster"), ClusterConfig(low_below=6, num_tasks=cores), data, 0
+            ),
+        }
+        if "curate" not in args.stages:
+            curate(rate, rate, curated, passed, 0)
+        for stage in (name for name in STAGES if name in args.stages):
+            with harness.PeakMemory() as memory:
+                start = time.perf_counter()
+                outcome = work[stage]()
+                result[stage] = {"seconds": round(time.perf_counter() - start, 2)}
+            result[stage]["gib"] = round(memory.peak, 2)
+            told = ("recall", "clusters", "residual", "cohesion/mean", "triples")
+            result[stage] |= {key: outcome.metrics[key] for key in told if key in outcome.metrics}
+    return result
+
+
+def exponent(sizes: list[int], seconds: list[float]) -> float:
+    """Slope of log seconds over log rows."""
+    return math.log(seconds[-1] / seconds[0]) / math.log(sizes[-1] / sizes[0])
+
+
+def main() -> None:
+    args = arguments()
+    if args.side:
+        args.json.write_text(json.dumps(measure(args.side, args)), encoding="utf-8")
+        return
+    found = {}
+    for rows in args.rows:
+        with tempfile.NamedTemporaryFile(suffix=".json") as out:
+            command = [sys.executable, __file__, "--side", str(rows), "--width", str(args.width)]
+            command += ["--stages", *args.stages, "--json", out.name]
+            subprocess.run(command, check=True, stdout=sys.stderr)
+            found[rows] = json.loads(Path(out.name).read_text(encoding="utf-8"))
+    growth = {}
+    print(f"scale: width {args.width}, {len(os.sched_getaffinity(0))} cores")
+    for stage in (name for name in STAGES if name in args.stages):
+        print(f"{stage}\n{'rows':>12}{'seconds':>10}{'rows/s':>10}{'GiB':>8}")
+        for rows in args.rows:
+            row = found[rows][stage]
+            more = "  ".join(f"{key} {value}" for key, value in row.items() if key not in ("seconds", "gib"))
+            print(f"{rows:12,}{row['seconds']:10.1f}{rows / row['seconds']:10,.0f}{row['gib']:8.2f}  {more}")
+        if len(args.rows) > 1:
+            growth[stage] = round(
+                exponent(args.rows, [found[rows][stage]["seconds"] for rows in args.rows]), 3
+            )
+            print(f"growth exponent {growth[stage]}")
+    if args.json:
+        result = {"name": "scale", "machine": harness.machine(), "config": {"width": args.width}}
+        result |= {"ours": {str(rows): found[rows] for rows in args.rows}, "exponent": growth}
+        args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,307 @@
+"""Nearest neighbours in large pools: a row is compared with the rows of the cells nearest to it.
+
+The inverted-file search (IVF; Jégou et al. 2011) spread over Ray tasks. Rows are shuffled into cells of near
+rows, as in clustering; cells that lie near each other share a bucket; a task takes the rows of one bucket and
+looks them up in the buckets that hold their `probes` nearest cells. With cells of m rows the cost is
+2·N·(N/m + probes·m)·d operations in place of 2·N²·d. How many neighbours are missed is measured on sampled
+rows and stands in the manifest.
+
+What comes out depends on the rows, their parts and the seed alone: cells, buckets and blocks do not know how
+many tasks there are.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lm_mixup.config import NeighborsConfig
+from lm_mixup.data.cells import CellPlan, plan_cells, run_tasks, shuffle
+from lm_mixup.data.embed import vectors_of
+from lm_mixup.data.knn import SLACK, best, neighbor_table, search
+from lm_mixup.parts import PartResult, map_parts
+from lm_mixup.progress import say, track
+from lm_mixup.runs import Outcome, StageDir
+
+_MOST_CELLS = 4_096
+_BUCKET_ROWS = 16_384
+_MOST_BUCKETS = 512
+_BLOCK_PARTS = 8
+_MOST_BLOCKS = 512
+_SAMPLED_ROWS = 1_000
+_LOW_RECALL = 0.95
+_TIE = 1e-5  # similarities closer than this are the same to one who computes them in another order
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows whose true neighbours are known.
+
+    Attributes:
+        index: int64 [S], bank indices, ascending.
+        least: float32 [S], similarity of the k-th nearest row.
+    """
+
+    index: np.ndarray
+    least: np.ndarray
+
+
+def approximate_neighbors(embed: StageDir, out: StageDir, config: NeighborsConfig, seed: int) -> Outcome:
+    """Finds nearly all of the k nearest rows of every row, itself left out. Rows as in `neighbors`.
+
+    Metrics: `recall`, the share of the true k nearest rows that were found, over 1,000 sampled rows.
+
+    Memory: a task holds one bucket and the candidates of its rows, or 262,144 sampled vectors; a writer holds
+    all ids. The vectors, in fp16, lie once in the object store, which spills to disk.
+    """
+    import ray
+
+    parts = embed.parts()
+    edges = _edges(embed)
+    total, limit = int(edges[-1]), config.num_actors
+    size = max(_BLOCK_PARTS, -(-len(parts) // _MOST_BLOCKS))
+    task = ray.remote(load_block).options(num_cpus=config.num_cpus)
+    starts = range(0, len(parts), size)
+    loads = [partial(task.remote, embed, parts[at : at + size], int(edges[at])) for at in starts]
+    blocks = run_tasks(loads, limit)
+    plan = near_together(_plan(blocks, total, config, seed), total)
+    banks = _gather(shuffle(blocks, plan, limit), config)
+    sample = _sample(banks, total, config, seed)
+    found, hits = _search_all(banks, plan, sample, edges[[*starts, len(parts)]], config)
+    make_kwargs = {"embed": embed, "edges": edges, "block_parts": size, "found": found, "k": config.k}
+    map_parts(out, list(range(len(parts))), make_writer, make_kwargs, num_cpus=config.num_cpus)
+    recall = hits / (config.k * len(sample.index))
+    if recall < _LOW_RECALL:
+        say(f"  [yellow]neighbors[/]: {recall:.1%} of the nearest rows were found; raise neighbors.probes")
+    told = {"cells": len(plan.bucket_of), "probes": config.probes, "recall": round(recall, 4)}
+    return Outcome(metrics={"k": config.k, "method": "approximate", **told})
+
+
+def _edges(embed: StageDir) -> np.ndarray:
+    """int64 [parts + 1]: the bank index at which each part begins."""
+    receipts = embed.receipts()
+    return np.cumsum([0, *(receipts[part].rows_out for part in sorted(receipts))])
+
+
+def load_block(embed: StageDir, parts: Sequence[str], first: int) -> pa.Table:
+    """The rows {id, group, index, embedding} of some parts; all are of one group."""
+    table = pa.concat_tables([embed.read_part(part) for part in parts]).combine_chunks()
+    index = pa.array(np.arange(first, first + table.num_rows))
+    group = pa.array([""] * table.num_rows, pa.string())
+    return pa.table({"id": table["id"], "group": group, "index": index, "embedding": table["embedding"]})
+
+
+def _plan(blocks: Sequence[Any], total: int, config: NeighborsConfig, seed: int) -> CellPlan:
+    """Cells of about `cell_rows` rows, or of more where there would be too many; at least two."""
+    cell_rows = max(min(config.cell_rows, total // 2), math.ceil(total / _MOST_CELLS))
+    return plan_cells(blocks, {"": total}, cell_rows, config.num_actors, seed)
+
+
+def near_together(plan: CellPlan, total: int) -> CellPlan:
+    """Numbers the cells anew so that near ones have near numbers, and packs them into buckets.
+
+    The cells that the rows of one bucket are looked up in then lie in few other buckets.
+    """
+    centres = plan.centres[""]
+    count = len(centres)
+    per_bucket = max(1, _BUCKET_ROWS * count // total, -(-count // _MOST_BUCKETS))
+    order = np.concatenate(list(_halves(centres, np.arange(count), per_bucket)))
+    return replace(plan, centres={"": centres[order]}, bucket_of=np.arange(count) // per_bucket)
+
+
+def _halves(centres: np.ndarray, rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Cuts rows across their widest direction, again and again, until `size` are left together."""
+    if len(rows) <= size:
+        yield rows
+        return
+    centred = centres[rows] - centres[rows].mean(axis=0)
+    direction = centred[np.argmax((centred**2).sum(axis=1))]
+    for _ in range(8):  # power iteration
+        direction = centred.T @ (centred @ direction)
+        direction /= max(float(np.linalg.norm(direction)), 1e-12)
+    order = rows[np.argsort(centred @ direction, kind="stable")]
+    middle = -(-len(rows) // (2 * size)) * size  # whole buckets on the left
+    yield from _halves(centres, order[:middle], size)
+    yield from _halves(centres, order[middle:], size)
+
+
+def _gather(buckets: Sequence[Sequence[Any]], config: NeighborsConfig) -> list[Any]:
+    """One table a bucket in the object store: {index, cell, embedding}, by cell."""
+    import ray
+
+    task = ray.remote(gather_bucket).options(num_cpus=config.num_cpus)
+    return run_tasks([partial(task.remote, *pieces) for pieces in buckets], config.num_actors)
+
+
+def gather_bucket(*pieces: pa.Table) -> pa.Table:
+    """The rows of a bucket, sorted by cell and bank index; no row at all if its cells are empty."""
+    filled = [piece for piece in pieces if piece.num_rows]
+    if not filled:
+        return pa.table({"index": pa.array([], pa.int64()), "cell": pa.array([], pa.int64())})
+    rows = pa.concat_tables(filled).select(["index", "cell", "embedding"]).combine_chunks()
+    return rows.take(pc.sort_indices(rows, sort_keys=[("cell", "ascending"), ("index", "ascending")]))
+
+
+def _sample(banks: Sequence[Any], total: int, config: NeighborsConfig, seed: int) -> Sample:
+    """The true k-th similarity of some rows, from all rows."""
+    import ray
+
+    count = min(_SAMPLED_ROWS, total)
+    wanted = np.sort(np.random.default_rng(seed).choice(total, count, replace=False))
+    pick = ray.remote(rows_at).options(num_cpus=config.num_cpus)
+    picked = ray.get(run_tasks([partial(pick.remote, bank, wanted) for bank in banks], config.num_actors))
+    index = np.concatenate([found for found, _ in picked])
+    order = np.argsort(index)
+    queries = np.concatenate([vectors for found, vectors in picked if len(found)])[order]
+    look = ray.remote(nearest_of_bucket).options(num_cpus=config.num_cpus)
+    shared = ray.put(queries)
+    calls = [partial(look.remote, bank, shared, index[order], config) for bank in banks]
+    similarities = np.concatenate(ray.get(run_tasks(calls, config.num_actors)), axis=1)
+    k = min(config.k, total - 1)
+    return Sample(index[order], -np.partition(-similarities, k - 1, axis=1)[:, k - 1])
+
+
+def rows_at(bank: pa.Table, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Bank indices and vectors of the wanted rows of a bucket."""
+    chosen = bank.filter(pc.is_in(bank["index"], pa.array(wanted)))
+    vectors = vectors_of(chosen) if chosen.num_rows else np.zeros((0, 0), np.float32)
+    return chosen["index"].to_numpy(), vectors
+
+
+def nearest_of_bucket(
+    bank: pa.Table, queries: np.ndarray, own: np.ndarray, config: NeighborsConfig
+) -> np.ndarray:
+    """Similarities float32 [S, ≤ k + 1 + slack] of the rows nearest to each query, −inf for itself."""
+    if not bank.num_rows:
+        return np.zeros((len(queries), 0), np.float32)
+    found, alike = search(queries, vectors_of(bank), config.k + 1 + SLACK, _device(config))
+    return np.where(bank["index"].to_numpy()[found] == own[:, None], -np.inf, alike)
+
+
+def _device(config: NeighborsConfig) -> str:
+    return "cuda" if config.num_gpus > 0 else "cpu"
+
+
+def _search_all(
+    banks: Sequence[Any], plan: CellPlan, sample: Sample, edges: np.ndarray, config: NeighborsConfig
+) -> tuple[list[list[Any]], int]:
+    """Neighbours of all rows: references by block of parts; and the hits of the sampled rows."""
+    import ray
+
+    count = len(edges) - 1
+    task = ray.remote(search_bucket).options(
+        num_returns=count + 1, num_cpus=config.num_cpus, num_gpus=config.num_gpus
+    )
+    shared = ray.put((plan, sample, edges))
+    calls = [partial(task.remote, shared, list(banks), bucket, config) for bucket in range(len(banks))]
+    with track("neighbors", total=len(banks)) as advance:
+        found = run_tasks(calls, config.num_actors, advance)
+    hits = sum(ray.get([pieces[count] for pieces in found]))
+    return [[pieces[block] for pieces in found] for block in range(count)], hits
+
+
+def search_bucket(
+    shared: tuple[CellPlan, Sample, np.ndarray], banks: list[Any], bucket: int, config: NeighborsConfig
+) -> list[Any]:
+    """Neighbours of a bucket's rows {index, neighbors, similarities}, by block; last, its sample's hits."""
+    import ray
+
+    plan, sample, edges = shared
+    rows = ray.get(banks[bucket])
+    count = len(edges) - 1
+    if not rows.num_rows:
+        return [*[_found_table(np.zeros(0, np.int64), None, None)] * count, 0]
+    own = rows["index"].to_numpy()
+    near, alike = _in_nearest_cells(vectors_of(rows), own, plan, banks, config)
+    sampled = np.isin(own, sample.index)
+    least = sample.least[np.searchsorted(sample.index, own[sampled])]
+    hits = int((alike[sampled] >= least[:, None] - _TIE).sum())
+    order = np.argsort(own)
+    cuts = np.searchsorted(own[order], edges)
+    places = [order[start:stop] for start, stop in itertools.pairwise(cuts.tolist())]
+    return [*(_found_table(own[place], near[place], alike[place]) for place in places), hits]
+
+
+def _in_nearest_cells(
+    queries: np.ndarray, own: np.ndarray, plan: CellPlan, banks: Sequence[Any], config: NeighborsConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices and similarities [M, k] of the best rows in the `probes` cells nearest to each query."""
+    import ray
+
+    cells = _nearest_cells(queries, plan.centres[""], config.probes)
+    keep = config.k + 1 + SLACK
+    near = np.full((*cells.shape, keep), -1, np.int64)
+    alike = np.full((*cells.shape, keep), -np.inf, np.float32)
+    asked, slots = np.divmod(np.argsort(cells, axis=None, kind="stable"), cells.shape[1])
+    asked_cells = cells[asked, slots]
+    for bucket in np.unique(plan.bucket_of[asked_cells]).tolist():
+        bank = ray.get(banks[bucket])
+        bank_cells, bank_index = bank["cell"].to_numpy(), bank["index"].to_numpy()
+        for cell in np.unique(asked_cells[plan.bucket_of[asked_cells] == bucket]).tolist():
+            first, last = np.searchsorted(bank_cells, [cell, cell + 1])
+            if first == last:
+                continue
+            who = slice(*np.searchsorted(asked_cells, [cell, cell + 1]))
+            vectors = vectors_of(bank.slice(first, last - first))
+            found, values = search(queries[asked[who]], vectors, keep, _device(config))
+            near[asked[who], slots[who], : found.shape[1]] = bank_index[first:last][found]
+            alike[asked[who], slots[who], : found.shape[1]] = values
+    return _best_of(near.reshape(len(queries), -1), alike.reshape(len(queries), -1), config.k, own)
+
+
+def _nearest_cells(queries: np.ndarray, centres: np.ndarray, probes: int) -> np.ndarray:
+    """int64 [M, min(probes, cells)]."""
+    return search(queries, centres, probes, "cpu")[0]
+
+
+def _best_of(near: np.ndarray, alike: np.ndarray, k: int, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The k best of many candidates; most fall to a partition, which is cheaper than sorting them."""
+    keep = min(k + 1 + SLACK, alike.shape[1])
+    top = np.argpartition(-alike, keep - 1, axis=1)[:, :keep]
+    rows = np.arange(len(near))[:, None]
+    return best(near[rows, top], alike[rows, top], k, own)
+
+
+def _found_table(own: np.ndarray, near: np.ndarray | None, alike: np.ndarray | None) -> pa.Table:
+    width = 0 if near is None else near.shape[1]
+    kinds = (pa.list_(pa.int64(), width), pa.list_(pa.float32(), width))
+    near = np.zeros((0, width), np.int64) if near is None else near
+    alike = np.zeros((0, width), np.float32) if alike is None else alike
+    lists = [
+        pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=kind)
+        for values, kind in zip((near, alike), kinds, strict=True)
+    ]
+    return pa.table({"index": own, "neighbors": lists[0], "similarities": lists[1]})
+
+
+def make_writer(
+    embed: StageDir, edges: np.ndarray, block_parts: int, found: list[list[Any]], k: int
+) -> Callable[[int], PartResult]:
+    """Reads all ids; the function writes the neighbours of one part."""
+    import ray
+
+    parts = embed.parts()
+    ids = pa.concat_arrays([chunk for part in parts for chunk in embed.read_part(part, ["id"])["id"].chunks])
+
+    def write(part: int) -> PartResult:
+        first, last = int(edges[part]), int(edges[part + 1])
+        pieces = [piece for piece in ray.get(found[part // block_parts]) if piece.num_rows]
+        rows = pa.concat_tables(pieces)
+        rows = rows.filter((pc.field("index") >= first) & (pc.field("index") < last)).sort_by("index")
+        near, alike = (
+            rows[name].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, k)
+            for name in ("neighbors", "similarities")
+        )
+        return PartResult(
+            neighbor_table(ids.slice(first, last - first), ids, near, alike), rows_in=last - first
+        )
+
+    return write

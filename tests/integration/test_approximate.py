@@ -1,0 +1,83 @@
+"""The approximate neighbour table on a real Ray: recall, and the same rows however the work is spread."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from lm_mixup.config import NeighborsConfig
+from lm_mixup.data import approximate
+from lm_mixup.data.embed import embedding_table, vectors_of
+from lm_mixup.data.knn import knn
+from lm_mixup.data.neighbors import neighbors
+from lm_mixup.runs import Outcome, Receipt, RunDir, StageDir
+
+ROWS, WIDTH, K = 3_000, 32, 8
+
+
+@pytest.fixture(autouse=True)
+def several_buckets(monkeypatch):
+    monkeypatch.setattr(approximate, "_BUCKET_ROWS", 500)
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory) -> StageDir:
+    """Rows about 300 topics, in parts of unlike size, one of them a repeated row."""
+    generator = np.random.default_rng(3)
+    centres = generator.standard_normal((300, WIDTH))
+    vectors = centres[generator.integers(0, 300, ROWS)] + 0.6 * generator.standard_normal((ROWS, WIDTH))
+    vectors[17] = vectors[2_900]
+    stage = RunDir(tmp_path_factory.mktemp("run")).stage("embed")
+    edges = [0, 700, 701, 1_500, 2_400, ROWS]
+    for part, (start, stop) in enumerate(itertools.pairwise(edges)):
+        table = embedding_table([f"row{i:05d}" for i in range(start, stop)], vectors[start:stop])
+        stage.write_part(part, table, None, Receipt(part, stop - start, stop - start, 0))
+    return stage
+
+
+def found(embedded: StageDir, name: str, **options) -> tuple[StageDir, Outcome]:
+    out = embedded.run.stage(name)
+    config = NeighborsConfig(k=K, exact_below=100, cell_rows=100, num_cpus=0.5, **options)
+    return out, neighbors(embedded, out, config, seed=0)
+
+
+def test_nearly_all_of_the_nearest_rows_are_found(embedded, ray_session):
+    out, outcome = found(embedded, "some", probes=14)
+    rows, vectors = out.read(), vectors_of(embedded.read())
+    ids = embedded.read(["id"])["id"].to_pylist()
+    assert rows["id"].to_pylist() == ids
+    assert out.read_part(out.parts()[1])["id"].to_pylist() == ["row00700"]
+    truth, _ = knn(vectors, vectors, K, exclude_self=True)
+    pairs = zip(rows["neighbor_ids"].to_pylist(), truth, strict=True)
+    hits = [len({int(name[3:]) for name in near} & set(true.tolist())) for near, true in pairs]
+    recall = sum(hits) / (K * ROWS)
+    assert recall > 0.97
+    assert outcome.metrics["recall"] == pytest.approx(recall, abs=0.02)  # of 1,000 rows
+    assert not any(own in near for own, near in zip(ids, rows["neighbor_ids"].to_pylist(), strict=True))
+    assert rows["neighbor_ids"][17].as_py()[0] == "row02900"
+    for at in (0, 17, 700, 2_999):
+        near = [int(name[3:]) for name in rows["neighbor_ids"][at].as_py()]
+        np.testing.assert_allclose(rows["similarities"][at].as_py(), vectors[near] @ vectors[at], atol=1e-5)
+
+
+def test_all_cells_give_the_exact_table(embedded, ray_session):
+    out, outcome = found(embedded, "all", probes=1_000)
+    assert outcome.metrics["recall"] == 1.0
+    vectors = vectors_of(embedded.read())
+    truth, _ = knn(vectors, vectors, K, exclude_self=True)
+    near = np.array([[int(name[3:]) for name in row] for row in out.read()["neighbor_ids"].to_pylist()])
+    assert (near == truth).mean() > 0.999  # rows equally near within rounding may swap
+
+
+def test_rows_do_not_depend_on_the_number_of_tasks(embedded, ray_session):
+    one, _ = found(embedded, "one", probes=4, num_actors=1)
+    two, _ = found(embedded, "two", probes=4, num_actors=2)
+    assert [one.read_part(part) for part in one.parts()] == [two.read_part(part) for part in two.parts()]
+
+
+def test_few_probes_find_less_and_say_so(embedded, ray_session, capsys):
+    _, outcome = found(embedded, "few", probes=1)
+    assert outcome.metrics["recall"] < 0.9
+    assert "raise neighbors.probes" in capsys.readouterr().err

@@ -1,0 +1,36 @@
+"""The statistics of the GRPO gain, and the config that turns the quality reward's sign."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
+
+import grpo_gain
+
+from lm_mixup.config_file import load_config
+
+CONFIG = str(Path(__file__).parents[3] / "configs" / "quickstart.yaml")
+
+
+def test_the_interval_is_students():
+    mean, half = grpo_gain.interval([0.1, 0.2, 0.3])
+    assert mean == pytest.approx(0.2)
+    assert half == pytest.approx(4.303 * 0.1 / math.sqrt(3))
+    assert math.isnan(grpo_gain.interval([0.1])[1])
+
+
+def test_the_sign_of_every_quality_weight_is_turned_and_nothing_else():
+    plain = load_config(CONFIG).rewards
+    turned = load_config(CONFIG, grpo_gain.flipped_weights(argparse.Namespace(config=CONFIG, set=[]))).rewards
+    assert turned.weights.quality == -plain.weights.quality < 0
+    assert turned.task_weights.keys() == plain.task_weights.keys()
+    for task, weights in plain.task_weights.items():
+        assert turned.task_weights[task] == weights.model_copy(update={"quality": -weights.quality})
+    kept = {"weights", "task_weights"}
+    assert turned.model_dump(exclude=kept) == plain.model_dump(exclude=kept)
