@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from lm_mixup.config import BuildConfig
 from lm_mixup.data.embed import vectors_of
-from lm_mixup.data.neighbors import knn
+from lm_mixup.data.knn import knn
 from lm_mixup.parts import PartResult, Work, map_parts
 from lm_mixup.runs import Outcome, StageDir
 
