@@ -29,10 +29,16 @@ _HEADS: Final[dict[TaskType, str]] = {
     "tfq": r"(?:Q|Question|S|Statement):",
     "cs": r"(?:C|Category):",
 }
+# What else must stand in an input that begins with such a mark.
+_TAILS: Final[dict[TaskType, str]] = {
+    "qa": r"(?:A|Answer):",
+    "mcq": r"(?:Answer:|A\))",
+    "tfq": r"Answer:",
+    "cs": r"(?:S|Statement):",
+}
 _VERDICT: Final = re.compile(r"(?i)\bAnswer:[ \t]*(?:true|false)\b[^\n]*")
 _RULE: Final = re.compile(r"\n[ \t]*(?:-{3,}|={3,}|\*{3,}|#{3,})[ \t]*(?:\n|$)")
 _BLANK: Final = re.compile(r"\n[ \t]*\n")
-_LINE: Final = re.compile(r"\n")
 
 # What begins a line of its own in a target, where it was written on one line.
 _BREAKS: Final[dict[TaskType, str]] = {
@@ -53,8 +59,8 @@ def split_inputs(task_type: TaskType, text: str, separator: str | None = None) -
     """The inputs that a text was joined from, and how they were told apart.
 
     The first way that gives two texts or more is taken: `separator`; `numbered`; `marked`; `ruled`;
-    `blank_lines`; and, for paragraphs, `lines`. Text before the first mark goes with the first input, so
-    nothing but numbers and rules is lost.
+    `blank_lines`. Text before the first mark goes with the first input, so nothing but numbers and rules is
+    lost.
 
     Args:
         task_type: Says which marks an input begins with.
@@ -73,7 +79,6 @@ def split_inputs(task_type: TaskType, text: str, separator: str | None = None) -
             "marked": [_RULE.sub("\n", piece) for piece in _marked(task_type, text)],
             "ruled": _RULE.split(text),
             "blank_lines": _BLANK.split(text),
-            "lines": _LINE.split(text) if task_type == "para" else [],
         }
     for way, pieces in ways.items():
         inputs = [piece.strip() for piece in pieces if piece.strip()]
@@ -153,14 +158,18 @@ def _numbered(text: str) -> list[str]:
 def _marked(task_type: TaskType, text: str) -> list[str]:
     """Pieces that each begin with the mark of their task type; of true/false, or end with a verdict.
 
-    Marks within lines count only where lines begin with fewer than two.
+    Marks within lines count only where lines begin with fewer than two. Texts of which one has the first mark
+    and not the second are not told apart by marks: such a mark is a chance word.
     """
     if task_type == "para":
         return []
     for place in (r"(?im)^[ \t]*", r"(?i)(?:^|(?<=\s))"):
         heads = [found.start() for found in re.finditer(place + _HEADS[task_type], text)]
-        if len(heads) >= LEAST_INPUTS:
-            return _cut(text, heads[1:])
+        pieces = _cut(text, heads[1:])
+        if len(heads) >= LEAST_INPUTS and all(
+            re.search(rf"(?i)(?:^|\s){_TAILS[task_type]}", piece) for piece in pieces
+        ):
+            return pieces
     if task_type == "tfq":
         return _cut(text, [found.end() for found in _VERDICT.finditer(text)])
     return []

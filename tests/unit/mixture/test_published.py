@@ -222,7 +222,12 @@ def test_marked_inputs_are_told_apart_however_they_are_joined(task_type, joint):
         ("para", "Paragraph 1: one\n\nParagraph 2: two", ["one", "two"], "numbered"),
         ("qa", "1. Q: a?\n A: b\n 1) c\n2. Q: d?\nA: e", ["Q: a?\n A: b\n 1) c", "Q: d?\nA: e"], "numbered"),
         ("para", "one.\r\n\r\ntwo.\r\n \r\nthree.", ["one.", "two.", "three."], "blank_lines"),
-        ("para", "one.\ntwo.", ["one.", "two."], "lines"),
+        (
+            "cs",
+            "Category: a. Tell.\nb\n\nSay c\nd\n\nCategory: e. Tell.\nf",
+            ["Category: a. Tell.\nb", "Say c\nd", "Category: e. Tell.\nf"],
+            "blank_lines",
+        ),
         ("para", "one.\n====\ntwo.\n\nstill two.", ["one.", "two.\n\nstill two."], "ruled"),
         ("qa", "what is a? it is b\n\nwhat is c?", ["what is a? it is b", "what is c?"], "blank_lines"),
         ("cs", "C: a\nS: vitamin C: good\nC: b\nS: d", ["C: a\nS: vitamin C: good", "C: b\nS: d"], "marked"),
@@ -235,6 +240,9 @@ def test_inputs_by_hand(task_type, text, inputs, way):
 
 def test_a_separator_is_all_that_counts_once_it_is_given():
     assert split_inputs("para", "a ||| b\n\nc", "|||") == (["a", "b\n\nc"], "separator")
+    assert split_inputs("para", "one.\ntwo.", "\n") == (["one.", "two."], "separator")
+    with pytest.raises(Unreadable, match="one_input"):  # lines of one text, or texts of one line?
+        split_inputs("para", "one.\ntwo.")
     with pytest.raises(Unreadable, match="one_input"):
         split_inputs("qa", "Q: a?\nA: b\nQ: c?\nA: d", "|||")
 
