@@ -102,6 +102,10 @@ def _check_inputs(names: Iterable[str], config: Config, run: RunDir) -> None:
         from lm_mixup.mixture.generate import check_teacher
 
         check_teacher(config.build, config.teacher)
+    if "grpo" in names:
+        from lm_mixup.rewards.custom import check_custom
+
+        check_custom(config.rewards.custom)
     if "ingest" in names and config.augment.pool != "world":
         from lm_mixup.data.pool_files import list_units
 

@@ -242,6 +242,15 @@ def _sections(*names: str) -> Callable[[Context], Any]:
     return lambda c: [getattr(c.config, name).identity() for name in names]
 
 
+def _grpo_identity(c: Context) -> Any:
+    """The sections, and the text of every custom reward function."""
+    from lm_mixup.rewards.custom import source_digest
+
+    custom = c.config.rewards.custom
+    digests = [source_digest(name, reward) for name, reward in custom.items()]
+    return [*_sections("grpo", "model", "rewards", "embedder")(c), *digests]
+
+
 STAGES: tuple[Stage, ...] = (
     Stage("passages", (), _build, _passages),
     Stage("generate", ("passages",), _rated_build, _generate),
@@ -249,7 +258,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("mixture", ("generate", "degrade"), _build, _mixture),
     Stage("sft", ("mixture",), _sections("sft", "model"), _sft),
     Stage("library", ("generate", "degrade"), _sections("library", "rewards", "embedder"), _library),
-    Stage("grpo", ("mixture", "sft", "library"), _sections("grpo", "model", "rewards", "embedder"), _grpo),
+    Stage("grpo", ("mixture", "sft", "library"), _grpo_identity, _grpo),
     Stage(
         "ingest",
         (),

@@ -287,9 +287,7 @@ def _train_tokenizer(texts: Iterable[str], vocab_size: int, max_positions: int) 
     return tokenizer
 
 
-def _names_alike(
-    vocab: dict[str, int], merges: list[tuple[str, str]]
-) -> tuple[dict[str, int], Any]:
+def _names_alike(vocab: dict[str, int], merges: list[tuple[str, str]]) -> tuple[dict[str, int], Any]:
     """Drops the tokens that join a space with a capital letter, and what is merged from them.
 
     Then a name is the same tokens at the start of a line and behind a space, and can be copied from the one

@@ -23,6 +23,7 @@ from lm_mixup.grpo.rollout import Prompt, RolloutPool
 from lm_mixup.grpo.validation import Validation
 from lm_mixup.parts import PartResult, map_parts
 from lm_mixup.progress import say, track
+from lm_mixup.rewards.custom import check_custom
 from lm_mixup.rewards.workers import RewardWorkers
 from lm_mixup.runs import Outcome, StageDir
 
@@ -34,6 +35,7 @@ PROMPT = pa.schema(
         ("token_ids", pa.list_(pa.int32())),
         ("reference", pa.string()),
         ("entities", pa.list_(pa.string())),
+        ("inputs", pa.list_(pa.string())),
     ]
 )
 
@@ -65,11 +67,12 @@ def grpo(
         seed: The run's seed.
 
     Raises:
-        InputError: No prompt fits.
+        InputError: No prompt fits, or a custom reward cannot be loaded.
     """
+    check_custom(rewards.custom)
     items = [(mixture, part) for part in mixture.parts()]
     map_parts(out, items, _make_encode, {"policy": policy, "model": model, "limit": config.max_prompt_length})
-    prompts, held_out = _read_prompts(out, config.eval_prompts)
+    prompts, held_out = _read_prompts(out, config.eval_prompts, with_inputs=bool(rewards.custom))
     if not prompts:
         raise InputError(
             f"{mixture.run.uri}/mixture: no row of the grpo split fits grpo.max_prompt_length="
@@ -98,7 +101,8 @@ def _make_encode(policy: str, model: ModelConfig, limit: int) -> Callable[[tuple
         kept, refused = [], []
         for row in rows.to_pylist():
             token_ids = encode_prompt(tokenizer, row["instruction"], row["inputs"])
-            prompt = {key: row[key] for key in ("id", "task_type", "split")} | {"reference": row["output"]}
+            prompt = {key: row[key] for key in ("id", "task_type", "split", "inputs")}
+            prompt["reference"] = row["output"]
             prompt["entities"] = [row[key] for key in ("entity", "partner_entity") if row[key]]
             if len(token_ids) > limit:
                 refused.append(prompt | {"reason": "prompt_too_long", "tokens": len(token_ids)})
@@ -110,13 +114,21 @@ def _make_encode(policy: str, model: ModelConfig, limit: int) -> Callable[[tuple
     return encode
 
 
-def _read_prompts(out: StageDir, eval_prompts: int) -> tuple[list[Prompt], list[Prompt]]:
-    """The grpo prompts, and the first of the test prompts for validation, by id."""
-    rows = sorted(out.read().to_pylist(), key=lambda row: row["id"])
+def _read_prompts(
+    out: StageDir, eval_prompts: int, *, with_inputs: bool
+) -> tuple[list[Prompt], list[Prompt]]:
+    """The grpo prompts, and the first of the test prompts for validation, by id; texts of inputs if asked."""
+    columns = [name for name in PROMPT.names if with_inputs or name != "inputs"]
+    rows = sorted(out.read(columns).to_pylist(), key=lambda row: row["id"])
     by_split: dict[str, list[Prompt]] = {"grpo": [], "test": []}
     for row in rows:
         prompt = Prompt(
-            row["id"], row["task_type"], row["token_ids"], row["reference"], tuple(row["entities"])
+            row["id"],
+            row["task_type"],
+            row["token_ids"],
+            row["reference"],
+            tuple(row["entities"]),
+            tuple(row.get("inputs", ())),
         )
         by_split[row["split"]].append(prompt)
     return by_split["grpo"], by_split["test"][:eval_prompts]
