@@ -387,6 +387,18 @@ class GrpoConfig(Section):
         return self
 
 
+class TrackingConfig(Section):
+    """Where the metrics of SFT and GRPO are shown beside their metrics.jsonl."""
+
+    report_to: list[Literal["tensorboard", "wandb"]] = Field(
+        default_factory=lambda: ["tensorboard"],
+        description="Trackers. `wandb` reads its own environment: WANDB_API_KEY, WANDB_MODE=offline, …",
+    )
+    project: str = Field("lm-mixup", description="W&B project.")
+    entity: str | None = Field(None, description="W&B user or team; default: your own.")
+    name: str | None = Field(None, description="W&B group of the stages; default: the run directory's name.")
+
+
 class AugmentConfig(Section):
     """The pool to be distilled."""
 
@@ -608,6 +620,7 @@ class Config(Section):
     library: LibraryConfig = Field(default_factory=LibraryConfig)
     rewards: RewardsConfig = Field(default_factory=RewardsConfig)
     grpo: GrpoConfig = Field(default_factory=GrpoConfig)
+    tracking: TrackingConfig = resources(TrackingConfig())
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
     ingest: IngestConfig = Field(default_factory=IngestConfig)
     rate: RateConfig = Field(default_factory=RateConfig)

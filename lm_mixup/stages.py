@@ -80,7 +80,8 @@ def _mixture(c: Context) -> Outcome:
 def _sft(c: Context) -> Outcome:
     from lm_mixup.train.sft import sft
 
-    return sft(c.stage("mixture"), c.out, c.config.sft, c.config.model, c.config.seed)
+    config = c.config
+    return sft(c.stage("mixture"), c.out, config.sft, config.model, config.seed, config.tracking)
 
 
 def _library(c: Context) -> Outcome:
@@ -112,6 +113,7 @@ def _grpo(c: Context) -> Outcome:
         config.rewards,
         config.embedder,
         config.seed,
+        config.tracking,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lm_mixup.config import EmbedderConfig, GrpoConfig, ModelConfig, RewardsConfig
+from lm_mixup.config import EmbedderConfig, GrpoConfig, ModelConfig, RewardsConfig, TrackingConfig
 from lm_mixup.errors import InputError
 from lm_mixup.grpo import checkpoint
 from lm_mixup.grpo.alarms import raised
@@ -26,6 +26,7 @@ from lm_mixup.progress import say, track
 from lm_mixup.rewards.custom import check_custom
 from lm_mixup.rewards.workers import RewardWorkers
 from lm_mixup.runs import Outcome, StageDir
+from lm_mixup.tracking import mirrored
 
 PROMPT = pa.schema(
     [
@@ -50,6 +51,7 @@ def grpo(
     rewards: RewardsConfig,
     embedder: EmbedderConfig,
     seed: int,
+    tracking: TrackingConfig | None = None,
 ) -> Outcome:
     """Trains the policy by GRPO on MIXTURE's grpo split and writes `grpo/model`.
 
@@ -65,6 +67,7 @@ def grpo(
         rewards: The `rewards` section.
         embedder: The embedder that the library was made with.
         seed: The run's seed.
+        tracking: The `tracking` section; default: its defaults.
 
     Raises:
         InputError: No prompt fits, or a custom reward cannot be loaded.
@@ -79,7 +82,7 @@ def grpo(
             f"{config.max_prompt_length}; raise it, or build.grpo_fraction or build.samples"
         )
     with _live_parts(library, policy, _probe(prompts[0]), config, model, rewards, embedder, seed) as parts:
-        progress = _run(parts, prompts, held_out, out.local, config, seed)
+        progress = _run(parts, prompts, held_out, out.local, config, tracking or TrackingConfig(), seed)
     drawn = progress.step * config.prompts_per_step
     return Outcome(
         metrics=_summary(out.local) | {"steps": progress.step, "num_tokens": progress.num_tokens},
@@ -165,18 +168,25 @@ def _run(
     held_out: Sequence[Prompt],
     folder: Path,
     config: GrpoConfig,
+    tracking: TrackingConfig,
     seed: int,
 ) -> Progress:
     """Resumes from the newest checkpoint, runs the loop with what is written beside it, saves the model."""
     progress = checkpoint.load_latest(folder / "checkpoints", parts.learner)
     log = MetricsLog(folder / "metrics.jsonl", progress.step)
     validation = Validation(folder, parts, held_out, progress.step)
-    with track("grpo", config.max_steps, progress.step) as advance:
+    lines, settings = [*log.lines, *validation.tracked], config.model_dump(mode="json")
+    with (
+        mirrored(folder, tracking, settings, lines) as mirror,
+        track("grpo", config.max_steps, progress.step) as advance,
+    ):
+        validation.on_line = mirror
 
         def on_step(step: int, num_tokens: int, metrics: dict[str, Any]) -> None:
             nonlocal progress
             progress = Progress(step, num_tokens)
             log.write(metrics)
+            mirror(metrics)
             for text in raised(log.lines, synchronous=config.mode != "async").values():
                 say(f"  [bold yellow]grpo step {step}[/]: {text}")
             last = step == config.max_steps
@@ -188,7 +198,6 @@ def _run(
 
         done = (progress.step, progress.num_tokens)
         train(parts, prompts, config, seed, *done, validation.before, on_step)
-    log.close()
     parts.learner.save_model(folder / "model")
     if config.keep_best:
         validation.use_best(folder / "model")
