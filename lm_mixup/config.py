@@ -391,7 +391,7 @@ class TrackingConfig(Section):
     """Where the metrics of SFT and GRPO are shown beside their metrics.jsonl."""
 
     report_to: list[Literal["tensorboard", "wandb"]] = Field(
-        default_factory=lambda: ["tensorboard"],
+        ["tensorboard"],
         description="Trackers. `wandb` reads its own environment: WANDB_API_KEY, WANDB_MODE=offline, …",
     )
     project: str = Field("lm-mixup", description="W&B project.")

@@ -194,9 +194,16 @@ def rewards_of(values: Any, count: int) -> Floats:
     for row, value in enumerate(listed):
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             raise ValueError(f"gave {value!r:.40} for completion {row}, which is not a number")
-        if abs(value) > sys.float_info.max or not math.isfinite(value):
+        if not _is_finite(value):
             raise ValueError(f"gave {value!r:.40} for completion {row}, which is not finite")
     return np.array([float(value) for value in listed], dtype=np.float64)
+
+
+def _is_finite(value: numbers.Real) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond every float
+        return False
 
 
 def _source(name: str, reward: CustomReward) -> Source:
