@@ -89,12 +89,11 @@ class _TensorBoard:
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=0)
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=0, flush_secs=5)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         for key, value in values.items():
             self._writer.add_scalar(key, value, step)
-        self._writer.flush()
 
     def close(self, *, failed: bool) -> None:
         self._writer.close()
