@@ -9,6 +9,8 @@ This module imports neither Ray, torch nor vLLM: `lm-mixup config` answers in we
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -213,6 +215,47 @@ class RewardWeights(Section):
     format: float = 0.1
 
 
+class CustomReward(Section):
+    """A reward of your own: a function, or an HTTP endpoint. See docs/training.md."""
+
+    path: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$",
+        description="Import path `package.module:function` of a `(batch) -> list[float]`, sync or async.",
+    )
+    url: str | None = Field(
+        None, pattern="^https?://", description='Gets a batch as JSON, answers `{"rewards": [...]}`.'
+    )
+    weight: float = Field(allow_inf_nan=False, description="0.0 means 0.0: measured, and without effect.")
+    task_weights: dict[TaskType, float] = Field(
+        default_factory=dict, description="Weights for single task types, in place of `weight`."
+    )
+    api_key_env: str | None = resources(
+        None, description="Name of the environment variable that holds the endpoint's key."
+    )
+    timeout_s: float = resources(
+        60.0, gt=0, description="Longest wait for one answer of an endpoint or an async function."
+    )
+    max_retries: int = resources(
+        2, ge=0, description="Times a batch that failed is tried again before the run stops."
+    )
+
+    @field_validator("task_weights")
+    @classmethod
+    def _finite(cls, weights: dict[TaskType, float]) -> dict[TaskType, float]:
+        if not all(math.isfinite(weight) for weight in weights.values()):
+            raise ValueError("weights must be finite")
+        return weights
+
+    @model_validator(mode="after")
+    def _one_source(self) -> CustomReward:
+        if (self.path is None) == (self.url is None):
+            raise ValueError("give either path (package.module:function) or url (http://…)")
+        if self.path is not None and self.api_key_env is not None:
+            raise ValueError("api_key_env belongs to a url; a function reads the environment by itself")
+        return self
+
+
 def _task_weights() -> dict[TaskType, RewardWeights]:
     fallback = RewardWeights(quality=0.8, alignment=0.0, format=0.2)
     return {"mcq": fallback, "tfq": fallback, "para": fallback}
@@ -225,6 +268,9 @@ class RewardsConfig(Section):
     task_weights: dict[TaskType, RewardWeights] = Field(
         default_factory=_task_weights,
         description="Weights of single task types, whole sets that replace `weights`.",
+    )
+    custom: dict[str, CustomReward] = Field(
+        default_factory=dict, description="Rewards beyond the three, by name, each with its weight."
     )
     composition: Literal["weighted_sum", "normalize_then_sum"] = "weighted_sum"
     neighbors: int = Field(16, ge=1, description="Nearest library samples that vote on a completion's score.")
@@ -248,6 +294,26 @@ class RewardsConfig(Section):
     max_retries: int = resources(
         2, ge=0, description="Times a failed reward batch is tried again before the run stops."
     )
+
+    @field_validator("custom")
+    @classmethod
+    def _names(cls, custom: dict[str, CustomReward]) -> dict[str, CustomReward]:
+        for name in custom:
+            if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
+                raise ValueError(f"{name!r} is no name: letters, digits and _, a letter first")
+            if name in RewardWeights.model_fields:
+                raise ValueError(f"{name} is the name of a built-in reward; choose another")
+        return custom
+
+    @model_validator(mode="after")
+    def _patient(self) -> RewardsConfig:
+        for name, reward in self.custom.items():
+            if reward.timeout_s * (1 + reward.max_retries) > self.timeout_s:
+                raise ValueError(
+                    f"timeout_s ({self.timeout_s:g}, for a whole batch) must not be less than "
+                    f"custom.{name}.timeout_s × (1 + max_retries)"
+                )
+        return self
 
 
 class LibraryConfig(Section):
@@ -330,6 +396,18 @@ class GrpoConfig(Section):
         if self.prompts_per_step * self.num_generations % self.learner_ranks:
             raise ValueError("prompts_per_step × num_generations must be a multiple of learner_ranks")
         return self
+
+
+class TrackingConfig(Section):
+    """Where the metrics of SFT and GRPO are shown beside their metrics.jsonl."""
+
+    report_to: list[Literal["tensorboard", "wandb"]] = Field(
+        ["tensorboard"],
+        description="Trackers. `wandb` reads its own environment: WANDB_API_KEY, WANDB_MODE=offline, …",
+    )
+    project: str = Field("lm-mixup", description="W&B project.")
+    entity: str | None = Field(None, description="W&B user or team; default: your own.")
+    name: str | None = Field(None, description="W&B group of the stages; default: the run directory's name.")
 
 
 class AugmentConfig(Section):
@@ -558,6 +636,7 @@ class Config(Section):
     library: LibraryConfig = Field(default_factory=LibraryConfig)
     rewards: RewardsConfig = Field(default_factory=RewardsConfig)
     grpo: GrpoConfig = Field(default_factory=GrpoConfig)
+    tracking: TrackingConfig = resources(TrackingConfig())
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
     ingest: IngestConfig = Field(default_factory=IngestConfig)
     rate: RateConfig = Field(default_factory=RateConfig)

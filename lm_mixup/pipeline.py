@@ -106,6 +106,14 @@ def _check_inputs(names: Iterable[str], config: Config, run: RunDir) -> None:
         from lm_mixup.mixture.published import list_files, mixture_folder
 
         list_files(mixture_folder(config.build.mixture), config.build.mixture)
+    if "grpo" in names:
+        from lm_mixup.rewards.custom import check_custom
+
+        check_custom(config.rewards.custom)
+    if "sft" in names or "grpo" in names:
+        from lm_mixup.tracking import check_tracking
+
+        check_tracking(config.tracking)
     if "ingest" in names and config.augment.pool != "world":
         from lm_mixup.data.pool_files import list_units
 

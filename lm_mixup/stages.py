@@ -121,7 +121,8 @@ def _rate_mixture(c: Context) -> Outcome:
 def _sft(c: Context) -> Outcome:
     from lm_mixup.train.sft import sft
 
-    return sft(c.stage("mixture"), c.out, c.config.sft, c.config.model, c.config.seed)
+    config = c.config
+    return sft(c.stage("mixture"), c.out, config.sft, config.model, config.seed, config.tracking)
 
 
 def _library(c: Context) -> Outcome:
@@ -152,6 +153,7 @@ def _grpo(c: Context) -> Outcome:
         config.rewards,
         config.embedder,
         config.seed,
+        config.tracking,
     )
 
 
@@ -308,6 +310,15 @@ def _sections(*names: str) -> Callable[[Context], Any]:
     return lambda c: [getattr(c.config, name).identity() for name in names]
 
 
+def _grpo_identity(c: Context) -> Any:
+    """The sections, and the text of every custom reward function."""
+    from lm_mixup.rewards.custom import source_digest
+
+    custom = c.config.rewards.custom
+    digests = [source_digest(name, reward) for name, reward in custom.items()]
+    return [*_sections("grpo", "model", "rewards", "embedder")(c), *digests]
+
+
 STAGES: tuple[Stage, ...] = (
     Stage("passages", (), _build, _passages, _is_built),
     Stage("generate", ("passages",), _rated_build, _generate, _is_built),
@@ -324,7 +335,7 @@ STAGES: tuple[Stage, ...] = (
         _sections("library", "rewards", "embedder"),
         _library,
     ),
-    Stage("grpo", ("mixture", "sft", "library"), _sections("grpo", "model", "rewards", "embedder"), _grpo),
+    Stage("grpo", ("mixture", "sft", "library"), _grpo_identity, _grpo),
     Stage(
         "ingest",
         (),

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from lm_mixup.backends.chat import ChatFailure, Reply, Request
 from lm_mixup.backends.limits import Ticket, caller
 from lm_mixup.backends.replies import ReplyLog
-from lm_mixup.config import ChatConfig
+from lm_mixup.config import ChatConfig, CustomReward
 from lm_mixup.errors import InputError
 from lm_mixup.redact import redact, url_secrets
 
@@ -251,7 +251,7 @@ class Server:
         return f"{type(error).__name__}: {text:.200}"
 
 
-def key_of(config: ChatConfig, section: str) -> str | None:
+def key_of(config: ChatConfig | CustomReward, section: str) -> str | None:
     """The key in the environment variable that the config names; None where it names none.
 
     Raises:

@@ -12,8 +12,8 @@ from lm_mixup.config import GrpoConfig, RewardsConfig
 from lm_mixup.grpo.advantages import group_advantages, zero_signal_groups
 from lm_mixup.grpo.episodes import Episode
 from lm_mixup.grpo.rollout import Group
-from lm_mixup.rewards.combine import COMPONENTS, weight_matrix
-from lm_mixup.rewards.workers import RewardBatch, RewardScores
+from lm_mixup.rewards.batch import RewardBatch, RewardScores
+from lm_mixup.rewards.combine import component_names, weight_matrix
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ def reward_batch(groups: Sequence[Group]) -> RewardBatch:
         completions=[completion.text for _, _, completion in flat],
         references=[prompt.reference for _, prompt, _ in flat],
         groups=[index for index, _, _ in flat],
+        inputs=[prompt.inputs for _, prompt, _ in flat],
     )
 
 
@@ -61,7 +62,8 @@ def make_batch(
     rewards = scores.total.reshape(len(groups), -1)
     if config.advantage != "gdpo":
         return Batch(groups, scores, group_advantages(rewards, config.advantage), zero_signal_groups(rewards))
-    components = np.stack([scores.components[name].reshape(rewards.shape) for name in COMPONENTS])
+    names = component_names(weights)
+    components = np.stack([scores.components[name].reshape(rewards.shape) for name in names])
     by_group = weight_matrix([g.prompt.task_type for g in groups], weights)
     advantages = group_advantages(rewards, "gdpo", components=components, weights=by_group)
     return Batch(groups, scores, advantages, zero_signal_groups(advantages))
@@ -92,7 +94,8 @@ def refilled(
     rows = [(batch.scores, slice(g * n, (g + 1) * n)) for batch, g in chosen]
     total = np.concatenate([scores.total[row] for scores, row in rows])
     components = {
-        name: np.concatenate([scores.components[name][row] for scores, row in rows]) for name in COMPONENTS
+        name: np.concatenate([scores.components[name][row] for scores, row in rows])
+        for name in component_names(weights)
     }
     return make_batch(
         [batch.groups[g] for batch, g in chosen], RewardScores(total, components), weights, config

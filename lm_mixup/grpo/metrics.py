@@ -88,32 +88,21 @@ def rollout_tokens(groups: Sequence[Group]) -> tuple[int, int]:
 
 
 class MetricsLog:
-    """An append-only JSONL file, a line a step, mirrored to TensorBoard beside it."""
+    """An append-only JSONL file, a line a step."""
 
     def __init__(self, path: Path, resume_step: int) -> None:
         """Opens the log, dropping lines after `resume_step`: those steps are done again."""
-        from torch.utils.tensorboard import SummaryWriter
-
         self._path = path
         self.lines = [line for line in read_metrics(path) if line["step"] <= resume_step]
         scratch = path.with_suffix(".tmp")
         scratch.write_text("".join(_line(metrics) for metrics in self.lines), encoding="utf-8")
         scratch.replace(path)
-        self._board = SummaryWriter(str(path.parent / "tensorboard"), purge_step=resume_step + 1)
 
     def write(self, metrics: Mapping[str, Any]) -> None:
         """Appends one step."""
         self.lines.append(dict(metrics))
         with self._path.open("a", encoding="utf-8") as file:
             file.write(_line(metrics))
-        for key, value in metrics.items():
-            if isinstance(value, int | float) and key != "step":
-                self._board.add_scalar(key, value, metrics["step"])
-        self._board.flush()
-
-    def close(self) -> None:
-        """Closes the TensorBoard file."""
-        self._board.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -30,6 +30,7 @@ class Prompt:
         token_ids: The encoded prompt.
         reference: The target's answer text.
         entities: What the row is about.
+        inputs: The poor texts that it merges; kept only where custom rewards may ask for them.
     """
 
     id: str
@@ -37,6 +38,7 @@ class Prompt:
     token_ids: list[int]
     reference: str
     entities: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

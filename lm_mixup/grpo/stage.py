@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lm_mixup.config import EmbedderConfig, GrpoConfig, ModelConfig, RewardsConfig
+from lm_mixup.config import EmbedderConfig, GrpoConfig, ModelConfig, RewardsConfig, TrackingConfig
 from lm_mixup.errors import InputError
 from lm_mixup.grpo import checkpoint
 from lm_mixup.grpo.alarms import raised
@@ -23,8 +23,10 @@ from lm_mixup.grpo.rollout import Prompt, RolloutPool
 from lm_mixup.grpo.validation import Validation
 from lm_mixup.parts import PartResult, map_parts
 from lm_mixup.progress import say, track
+from lm_mixup.rewards.custom import check_custom
 from lm_mixup.rewards.workers import RewardWorkers
 from lm_mixup.runs import Outcome, StageDir
+from lm_mixup.tracking import mirrored
 
 PROMPT = pa.schema(
     [
@@ -34,6 +36,7 @@ PROMPT = pa.schema(
         ("token_ids", pa.list_(pa.int32())),
         ("reference", pa.string()),
         ("entities", pa.list_(pa.string())),
+        ("inputs", pa.list_(pa.string())),
     ]
 )
 
@@ -48,6 +51,7 @@ def grpo(
     rewards: RewardsConfig,
     embedder: EmbedderConfig,
     seed: int,
+    tracking: TrackingConfig | None = None,
 ) -> Outcome:
     """Trains the policy by GRPO on MIXTURE's grpo split and writes `grpo/model`.
 
@@ -63,20 +67,22 @@ def grpo(
         rewards: The `rewards` section.
         embedder: The embedder that the library was made with.
         seed: The run's seed.
+        tracking: The `tracking` section; default: its defaults.
 
     Raises:
-        InputError: No prompt fits.
+        InputError: No prompt fits, or a custom reward cannot be loaded.
     """
+    check_custom(rewards.custom)
     items = [(mixture, part) for part in mixture.parts()]
     map_parts(out, items, _make_encode, {"policy": policy, "model": model, "limit": config.max_prompt_length})
-    prompts, held_out = _read_prompts(out, config.eval_prompts)
+    prompts, held_out = _read_prompts(out, config.eval_prompts, with_inputs=bool(rewards.custom))
     if not prompts:
         raise InputError(
             f"{mixture.run.uri}/mixture: no row of the grpo split fits grpo.max_prompt_length="
             f"{config.max_prompt_length}; raise it, or build.grpo_fraction or build.samples"
         )
     with _live_parts(library, policy, _probe(prompts[0]), config, model, rewards, embedder, seed) as parts:
-        progress = _run(parts, prompts, held_out, out.local, config, seed)
+        progress = _run(parts, prompts, held_out, out.local, config, tracking or TrackingConfig(), seed)
     drawn = progress.step * config.prompts_per_step
     return Outcome(
         metrics=_summary(out.local) | {"steps": progress.step, "num_tokens": progress.num_tokens},
@@ -98,7 +104,8 @@ def _make_encode(policy: str, model: ModelConfig, limit: int) -> Callable[[tuple
         kept, refused = [], []
         for row in rows.to_pylist():
             token_ids = encode_prompt(tokenizer, row["instruction"], row["inputs"])
-            prompt = {key: row[key] for key in ("id", "task_type", "split")} | {"reference": row["output"]}
+            prompt = {key: row[key] for key in ("id", "task_type", "split", "inputs")}
+            prompt["reference"] = row["output"]
             prompt["entities"] = [row[key] for key in ("entity", "partner_entity") if row[key]]
             if len(token_ids) > limit:
                 refused.append(prompt | {"reason": "prompt_too_long", "tokens": len(token_ids)})
@@ -110,13 +117,21 @@ def _make_encode(policy: str, model: ModelConfig, limit: int) -> Callable[[tuple
     return encode
 
 
-def _read_prompts(out: StageDir, eval_prompts: int) -> tuple[list[Prompt], list[Prompt]]:
-    """The grpo prompts, and the first of the test prompts for validation, by id."""
-    rows = sorted(out.read().to_pylist(), key=lambda row: row["id"])
+def _read_prompts(
+    out: StageDir, eval_prompts: int, *, with_inputs: bool
+) -> tuple[list[Prompt], list[Prompt]]:
+    """The grpo prompts, and the first of the test prompts for validation, by id; texts of inputs if asked."""
+    columns = [name for name in PROMPT.names if with_inputs or name != "inputs"]
+    rows = sorted(out.read(columns).to_pylist(), key=lambda row: row["id"])
     by_split: dict[str, list[Prompt]] = {"grpo": [], "test": []}
     for row in rows:
         prompt = Prompt(
-            row["id"], row["task_type"], row["token_ids"], row["reference"], tuple(row["entities"])
+            row["id"],
+            row["task_type"],
+            row["token_ids"],
+            row["reference"],
+            tuple(row["entities"]),
+            tuple(row.get("inputs", ())),
         )
         by_split[row["split"]].append(prompt)
     return by_split["grpo"], by_split["test"][:eval_prompts]
@@ -153,18 +168,25 @@ def _run(
     held_out: Sequence[Prompt],
     folder: Path,
     config: GrpoConfig,
+    tracking: TrackingConfig,
     seed: int,
 ) -> Progress:
     """Resumes from the newest checkpoint, runs the loop with what is written beside it, saves the model."""
     progress = checkpoint.load_latest(folder / "checkpoints", parts.learner)
     log = MetricsLog(folder / "metrics.jsonl", progress.step)
     validation = Validation(folder, parts, held_out, progress.step)
-    with track("grpo", config.max_steps, progress.step) as advance:
+    lines, settings = [*log.lines, *validation.tracked], config.model_dump(mode="json")
+    with (
+        mirrored(folder, tracking, settings, lines) as mirror,
+        track("grpo", config.max_steps, progress.step) as advance,
+    ):
+        validation.on_line = mirror
 
         def on_step(step: int, num_tokens: int, metrics: dict[str, Any]) -> None:
             nonlocal progress
             progress = Progress(step, num_tokens)
             log.write(metrics)
+            mirror(metrics)
             for text in raised(log.lines, synchronous=config.mode != "async").values():
                 say(f"  [bold yellow]grpo step {step}[/]: {text}")
             last = step == config.max_steps
@@ -176,7 +198,6 @@ def _run(
 
         done = (progress.step, progress.num_tokens)
         train(parts, prompts, config, seed, *done, validation.before, on_step)
-    log.close()
     parts.learner.save_model(folder / "model")
     if config.keep_best:
         validation.use_best(folder / "model")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,12 @@ class Validation:
         self._parts = parts
         self._prompts = prompts
         self._lines = [line for line in read_metrics(self._path) if line["step"] <= resume_step]
+        self.on_line: Callable[[dict[str, Any]], None] = lambda line: None
+
+    @property
+    def tracked(self) -> list[dict[str, Any]]:
+        """The lines so far under the names that trackers show: `eval/reward` and so on."""
+        return [_tracked(line) for line in self._lines]
 
     def before(self, step: int) -> None:
         """Validates the starting weights, where no step has been done."""
@@ -53,6 +59,7 @@ class Validation:
         line |= fact_recall(groups)
         best = all(line["reward"] > earlier["reward"] for earlier in self._lines)
         self._lines.append(line)
+        self.on_line(_tracked(line))
         scratch = self._path.with_suffix(".tmp")
         scratch.write_text("".join(json.dumps(line) + "\n" for line in self._lines), encoding="utf-8")
         scratch.replace(self._path)
@@ -65,6 +72,10 @@ class Validation:
         if best.is_dir():
             shutil.rmtree(model)
             shutil.copytree(best, model)
+
+
+def _tracked(line: dict[str, Any]) -> dict[str, Any]:
+    return {key if key == "step" else f"eval/{key}": value for key, value in line.items()}
 
 
 def fact_recall(groups: Sequence[Group]) -> dict[str, float]:

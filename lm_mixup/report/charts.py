@@ -9,31 +9,13 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 
 from lm_mixup.report import figures
-from lm_mixup.report.gather import Counts, RunFacts
+from lm_mixup.report.gather import Counts, Metrics, RunFacts
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 # Title, caption, unit, metric → name in the legend.
-_REWARDS = (
-    ("Reward", "Mean of each step; the line is its moving average.", "reward", {"reward": "reward"}),
-    (
-        "Components",
-        "The same, before they are weighted.",
-        "reward",
-        {f"rewards/{name}/mean": name for name in ("quality", "alignment", "format")},
-    ),
-)
-_VALIDATION = (
-    ("Held-out reward", "Greedy, on prompts never trained on.", "reward", {"reward": "reward"}),
-    (
-        "Held-out components",
-        "The same, with the share in perfect format.",
-        "reward",
-        {f"rewards/{name}/mean": name for name in ("quality", "alignment")}
-        | {"format/compliance": "in format"},
-    ),
-)
+_REWARD = {"reward": "reward"}
 _GRPO = (
     ("Completion length", "Mean, in tokens.", "tokens", {"completions/mean_length": "tokens"}),
     (
@@ -88,14 +70,32 @@ def _drawn(facts: RunFacts) -> Iterator[tuple[str, str, str, go.Figure | None]]:
     yield "clusters", "Cohesion", note, figures.cohesion_histogram(facts.cohesion)
     for title, note, unit, series in _SFT:
         yield "sft", title, note, figures.curves(facts.sft, series, unit=unit, height=300)
-    for title, note, unit, series in _REWARDS:
-        yield "grpo", title, note, figures.curves(facts.grpo, series, unit=unit, smooth=True, height=320)
-    for title, note, unit, series in _VALIDATION:
-        yield "grpo", title, note, figures.curves(facts.validation, series, unit=unit)
+    yield from _reward_charts(facts)
     for title, note, unit, series in _GRPO:
         yield "grpo", title, note, figures.curves(facts.grpo, series, unit=unit)
     yield "time", "Stages", "Wall time, a bar a verb.", figures.stage_seconds(facts.stages)
     yield "time", "A GRPO step", "Where each step's time went.", figures.step_timing(facts.grpo)
+
+
+def _reward_charts(facts: RunFacts) -> Iterator[tuple[str, str, str, go.Figure | None]]:
+    note = "Mean of each step; the line is its moving average."
+    drawn = figures.curves(facts.grpo, _REWARD, unit="reward", smooth=True, height=320)
+    yield "grpo", "Reward", note, drawn
+    drawn = figures.curves(facts.grpo, _components(facts.grpo), unit="reward", smooth=True, height=320)
+    yield "grpo", "Components", "The same, before they are weighted.", drawn
+    note = "Greedy, on prompts never trained on."
+    yield "grpo", "Held-out reward", note, figures.curves(facts.validation, _REWARD, unit="reward")
+    series = _components(facts.validation)
+    series.pop("rewards/format/mean", None)  # the share in perfect format says more
+    series |= {"format/compliance": "in format"}
+    drawn = figures.curves(facts.validation, series, unit="reward")
+    yield "grpo", "Held-out components", "The same, with the share in perfect format.", drawn
+
+
+def _components(metrics: Metrics) -> dict[str, str]:
+    """Metric → name of each reward component, custom ones too, in the order of the log."""
+    keys = dict.fromkeys(key for line in metrics for key in line if key.startswith("rewards/"))
+    return {key: key.split("/")[1] for key in keys}
 
 
 def _json(figure: go.Figure) -> Markup:

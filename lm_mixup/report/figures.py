@@ -7,6 +7,7 @@ series are set here.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +113,7 @@ def curves(
     import plotly.graph_objects as go
 
     figure = _figure(xaxis_title="step", yaxis_title=unit, height=height)
-    for colour, (key, name) in zip(SERIES, series.items(), strict=False):
+    for colour, (key, name) in zip(itertools.cycle(SERIES), series.items(), strict=False):
         steps, values = points(metrics, key)
         if not steps:
             continue

@@ -12,19 +12,29 @@ from lm_mixup.tasks import TaskType
 
 Floats = NDArray[np.float64]
 
-COMPONENTS = ("quality", "alignment", "format")
 _EPSILON = 1e-4
 
 
-def weights_of(task_type: TaskType, config: RewardsConfig) -> RewardWeights:
-    """The weights of a task type: its own set where there is one, else the general one. 0.0 stays 0.0."""
-    return config.task_weights.get(task_type, config.weights)
+def component_names(config: RewardsConfig) -> tuple[str, ...]:
+    """The components of the reward: the three built-in ones, then the custom ones in the config's order."""
+    return (*RewardWeights.model_fields, *config.custom)
+
+
+def weights_of(task_type: TaskType, config: RewardsConfig) -> dict[str, float]:
+    """The weight of each component for a task type, in the order of `component_names`. 0.0 stays 0.0.
+
+    Of the built-in ones a task type may have its own whole set, of each custom one its own weight.
+    """
+    built_in: dict[str, float] = config.task_weights.get(task_type, config.weights).model_dump()
+    custom = {name: own.task_weights.get(task_type, own.weight) for name, own in config.custom.items()}
+    return built_in | custom
 
 
 def weight_matrix(task_types: Sequence[TaskType], config: RewardsConfig) -> Floats:
-    """The weights of each completion, float64 [C, N], components in the order of `COMPONENTS`."""
-    weights = [weights_of(task_type, config) for task_type in task_types]
-    return np.array([[getattr(w, name) for w in weights] for name in COMPONENTS], dtype=np.float64)
+    """The weights of each completion, float64 [C, N], components in the order of `component_names`."""
+    by_type = {task_type: weights_of(task_type, config) for task_type in set(task_types)}
+    rows = [[by_type[task_type][name] for task_type in task_types] for name in component_names(config)]
+    return np.array(rows, dtype=np.float64)
 
 
 def combine(
@@ -36,7 +46,7 @@ def combine(
     """The total reward of each completion, by the composition of the config.
 
     Args:
-        components: The rewards named in `COMPONENTS`, float64 [N] each.
+        components: The rewards named by `component_names`, float64 [N] each.
         task_types: [N].
         groups: [N], equal for completions of one prompt.
         config: Weights and composition.
@@ -44,7 +54,7 @@ def combine(
     Returns:
         float64 [N].
     """
-    stacked = np.stack([components[name] for name in COMPONENTS])
+    stacked = np.stack([components[name] for name in component_names(config)])
     weights = weight_matrix(task_types, config)
     if config.composition == "weighted_sum":
         return weighted_sum(stacked, weights)

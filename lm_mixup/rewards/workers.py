@@ -11,7 +11,6 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +20,9 @@ from lm_mixup.config import EmbedderConfig, RewardsConfig
 from lm_mixup.errors import InputError
 from lm_mixup.records import content_id
 from lm_mixup.rewards.alignment import alignment_reward, cosine
-from lm_mixup.rewards.combine import combine
+from lm_mixup.rewards.batch import RewardBatch, RewardScores, whole_groups
+from lm_mixup.rewards.combine import combine, component_names
+from lm_mixup.rewards.custom import CustomRewards
 from lm_mixup.rewards.format import answer_of, format_rewards
 from lm_mixup.rewards.library import check_library, load_library, require_task_types
 from lm_mixup.rewards.quality import Embeddings, Floats, TaskLibrary, judge
@@ -38,46 +39,6 @@ class RewardFailed(RuntimeError):
     """A batch could not be scored, however often it was tried."""
 
 
-@dataclass(frozen=True)
-class RewardBatch:
-    """Completions to be scored; four lists of equal length.
-
-    Attributes:
-        task_types: What each answer should be.
-        completions: The policy's raw texts.
-        references: The answer texts of the targets (`tasks.write_answer`).
-        groups: Equal for completions of one prompt.
-    """
-
-    task_types: Sequence[TaskType]
-    completions: Sequence[str]
-    references: Sequence[str]
-    groups: Sequence[int]
-
-    def __post_init__(self) -> None:
-        lengths = {len(self.task_types), len(self.completions), len(self.references), len(self.groups)}
-        if len(lengths) != 1:
-            raise ValueError(
-                f"the lists of a reward batch have lengths {sorted(lengths)}; they must be equal"
-            )
-
-    def __len__(self) -> int:
-        return len(self.completions)
-
-
-@dataclass(frozen=True)
-class RewardScores:
-    """Rewards in the order of the batch.
-
-    Attributes:
-        total: float64 [N].
-        components: `quality`, `alignment` and `format`, before weights, float64 [N] each.
-    """
-
-    total: Floats
-    components: dict[str, Floats] = field(default_factory=dict)
-
-
 def score_components(
     task_types: Sequence[TaskType],
     completions: Sequence[str],
@@ -86,7 +47,7 @@ def score_components(
     libraries: Mapping[TaskType, TaskLibrary],
     config: RewardsConfig,
 ) -> dict[str, Floats]:
-    """The three components of each completion.
+    """The three built-in components of each completion.
 
     Every readable answer is embedded once, for quality and alignment both. Where a completion has no
     readable answer (broken tags, or not the pattern of its task type), quality and alignment are 0: there is
@@ -119,7 +80,7 @@ def score_components(
 
 
 class _RewardActor:
-    """One process: an embedder and the libraries, loaded at the first call."""
+    """One process: an embedder, the libraries and the custom rewards, loaded at the first call."""
 
     def __init__(
         self,
@@ -131,10 +92,11 @@ class _RewardActor:
         self._library, self._rewards, self._config = library, rewards, embedder
         self._embed: Embed | None = None
         self._libraries: dict[TaskType, TaskLibrary] = {}
+        self._custom: CustomRewards | None = None
 
-    def load(self) -> Embed:
-        """Loads the embedder and the libraries, once."""
-        if self._embed is None:
+    def load(self) -> tuple[Embed, CustomRewards]:
+        """Loads the embedder, the libraries and the custom rewards, once."""
+        if self._custom is None or self._embed is None:
             from lm_mixup.backends.embedder import Embedder
 
             # the actor reserves a fraction of a CPU because it works while engine and learner wait for it;
@@ -151,7 +113,8 @@ class _RewardActor:
                 )
             self._libraries = load_library(self._library, self._config)
             self._embed = model.embed
-        return self._embed
+            self._custom = CustomRewards(self._rewards.custom)
+        return self._embed, self._custom
 
     def warm_up(self) -> None:
         """Loads ahead of the first call."""
@@ -159,22 +122,24 @@ class _RewardActor:
 
     def embed(self, texts: Sequence[str]) -> Embeddings:
         """Embeds references."""
-        return self.load()(texts)
+        embed, _ = self.load()
+        return embed(texts)
 
-    def score(
-        self, task_types: Sequence[TaskType], completions: Sequence[str], references: Embeddings
-    ) -> dict[str, Floats]:
-        """`score_components` with this actor's embedder and libraries."""
-        embed = self.load()
-        return score_components(task_types, completions, references, embed, self._libraries, self._rewards)
+    def score(self, batch: RewardBatch, references: Embeddings) -> dict[str, Floats]:
+        """All components: `score_components` with what this actor has loaded, and the custom ones."""
+        embed, custom = self.load()
+        built_in = score_components(
+            batch.task_types, batch.completions, references, embed, self._libraries, self._rewards
+        )
+        return built_in | custom.score(batch)
 
 
 class RewardWorkers:
     """A pool of reward actors.
 
-    Batches are cut into chunks of `rewards.batch_size`, whatever the number of actors, and results come back
-    in the order of the batch: so the number of actors changes the speed alone. Each reference is embedded
-    once in a run, by its content.
+    Batches are cut into chunks of whole groups, from `rewards.batch_size` completions on, whatever the number
+    of actors, and results come back in the order of the batch: so the number of actors changes the speed
+    alone. Each reference is embedded once in a run, by its content.
     """
 
     def __init__(
@@ -207,18 +172,18 @@ class RewardWorkers:
         """Scores a batch.
 
         Raises:
-            InputError: A task type has no library.
+            InputError: A task type has no library, or a custom reward failed.
             RewardFailed: A chunk failed `max_retries + 1` times.
         """
         require_task_types(self._info, batch.task_types)
         with self._lock:
             references = self._embed_references(batch.references)
-            cuts = self._cuts(len(batch))
-            chunks = [(batch.task_types[cut], batch.completions[cut], references[cut]) for cut in cuts]
+            cuts = whole_groups(batch.groups, self._config.batch_size)
+            chunks = [(batch.rows(cut), references[cut]) for cut in cuts]
             results = self._map("score", chunks)
         components = {
             name: np.concatenate([result[name] for result in results]) if results else np.zeros(0)
-            for name in ("quality", "alignment", "format")
+            for name in component_names(self._config)
         }
         return RewardScores(combine(components, batch.task_types, batch.groups, self._config), components)
 
@@ -230,15 +195,12 @@ class RewardWorkers:
             ray.kill(actor)
         self._actors = []
 
-    def _cuts(self, count: int) -> list[slice]:
-        size = self._config.batch_size
-        return [slice(start, start + size) for start in range(0, count, size)]
-
     def _embed_references(self, texts: Sequence[str]) -> Embeddings:
         keys = [content_id(text) for text in texts]
         new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._references}
         names, values = list(new), list(new.values())
-        cuts = self._cuts(len(values))
+        size = self._config.batch_size
+        cuts = [slice(start, start + size) for start in range(0, len(values), size)]
         for cut, vectors in zip(cuts, self._map("embed", [(values[cut],) for cut in cuts]), strict=True):
             self._references.update(zip(names[cut], vectors, strict=True))
         rows = [self._references[key] for key in keys]

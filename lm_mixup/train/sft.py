@@ -10,23 +10,32 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 from lm_mixup.backends.policy import check_model_path
-from lm_mixup.config import ModelConfig, SftConfig
+from lm_mixup.config import ModelConfig, SftConfig, TrackingConfig
 from lm_mixup.errors import InputError
 from lm_mixup.parts import map_parts
 from lm_mixup.progress import say, track
 from lm_mixup.runs import Outcome, StageDir
-from lm_mixup.train.checkpoint import last_checkpoint, read_metrics, step_of
+from lm_mixup.tracking import mirrored
+from lm_mixup.train.checkpoint import last_checkpoint, read_metrics, step_of, trim_metrics
 from lm_mixup.train.encode import EVAL_SPLIT, TRAIN_SPLIT, base_model, make_encoder
 from lm_mixup.train.job import SftJob
 
 _POLL_S = 0.5
 
 
-def sft(mixture: StageDir, out: StageDir, config: SftConfig, model: ModelConfig, seed: int) -> Outcome:
+def sft(
+    mixture: StageDir,
+    out: StageDir,
+    config: SftConfig,
+    model: ModelConfig,
+    seed: int,
+    tracking: TrackingConfig | None = None,
+) -> Outcome:
     """Fine-tunes the policy on MIXTURE.
 
     Writes the encoded rows as parts, `metrics.jsonl`, `checkpoints/` and `model/` (Hugging Face format).
@@ -37,6 +46,7 @@ def sft(mixture: StageDir, out: StageDir, config: SftConfig, model: ModelConfig,
         config: Section `sft`.
         model: Section `model`: what training starts from.
         seed: Of the data order and of what is initialised at random.
+        tracking: Section `tracking`; default: its defaults.
 
     Raises:
         InputError: No such model, or no row of the training split fits in `max_length`.
@@ -59,7 +69,8 @@ def sft(mixture: StageDir, out: StageDir, config: SftConfig, model: ModelConfig,
         )
     job = SftJob(out=out, config=config, model=model, base=base, seed=seed)
     if not job.final.is_dir():
-        _run_workers(job, total=planned_steps(config, counts[TRAIN_SPLIT]))
+        total = planned_steps(config, counts[TRAIN_SPLIT])
+        _run_workers(job, total, tracking or TrackingConfig())
     return _outcome(job, counts)
 
 
@@ -78,8 +89,8 @@ def _split_counts(out: StageDir) -> dict[str, int]:
     return counts
 
 
-def _run_workers(job: SftJob, total: int) -> None:
-    """Runs the Ray Train workers while the driver shows what they log."""
+def _run_workers(job: SftJob, total: int, tracking: TrackingConfig) -> None:
+    """Runs the Ray Train workers while the driver shows and mirrors what they log."""
     import ray
     from ray.train.torch import TorchConfig
     from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
@@ -107,8 +118,14 @@ def _run_workers(job: SftJob, total: int) -> None:
             worker_runtime_env={"env_vars": _worker_env(use_gpu)},
         ),
     )
+    done = step_of(last_checkpoint(job.checkpoints))
+    trim_metrics(job.metrics, done)  # the workers do so too, but the log is looked at before they are there
+    settings = job.config.model_dump(mode="json")
     try:
-        with _shown(job, total, step_of(last_checkpoint(job.checkpoints))):
+        with (
+            mirrored(job.out.local, tracking, settings, read_metrics(job.metrics)) as mirror,
+            _shown(job, total, done, mirror),
+        ):
             trainer.fit()
     finally:
         shutil.rmtree(storage, ignore_errors=True)
@@ -127,28 +144,37 @@ def _worker_env(use_gpu: bool) -> dict[str, str]:
 
 
 @contextmanager
-def _shown(job: SftJob, total: int, done: int) -> Iterator[None]:
-    """A progress bar that follows the workers' log."""
+def _shown(job: SftJob, total: int, done: int, mirror: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """A progress bar, and the trackers, that follow the workers' log."""
     ended = threading.Event()
-    with track("sft", total=total, completed=done) as advance:
-        follower = threading.Thread(target=_follow, args=(job, done, advance, ended), daemon=True)
-        follower.start()
+    with track("sft", total=total, completed=done) as advance, ThreadPoolExecutor(1) as thread:
+        following = thread.submit(_follow, job, done, advance, mirror, ended)
         try:
             yield
         finally:
             ended.set()
-            follower.join()
+        following.result()
 
 
-def _follow(job: SftJob, done: int, advance: Callable[..., None], ended: threading.Event) -> None:
-    last = False
+def _follow(
+    job: SftJob,
+    done: int,
+    advance: Callable[..., None],
+    mirror: Callable[[dict[str, Any]], None],
+    ended: threading.Event,
+) -> None:
+    """Takes each line up once, also when a worker that is replaced does some steps again."""
+    last, newest = False, (done, True)
     while not last:
         last = ended.wait(_POLL_S)
-        lines = [line for line in read_metrics(job.metrics) if "loss" in line]
-        if lines and lines[-1]["step"] > done:
-            newest = lines[-1]
-            advance(newest["step"] - done, f"loss {newest['loss']:.3f}")
-            done = newest["step"]
+        for line in read_metrics(job.metrics):
+            place = (line["step"], "eval_loss" in line)  # a step's evaluation comes after its loss
+            if place <= newest:
+                continue
+            if "loss" in line:
+                advance(line["step"] - newest[0], f"loss {line['loss']:.3f}")
+            mirror(line)
+            newest = place
 
 
 def _outcome(job: SftJob, counts: dict[str, int]) -> Outcome:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from reward_server import lengths, serving
 from safetensors.numpy import load_file, save_file
 
 from lm_mixup.backends.embedder import resolve_path
@@ -16,7 +18,7 @@ from lm_mixup.errors import InputError
 from lm_mixup.parts import PartResult, receipt_of
 from lm_mixup.records import content_id
 from lm_mixup.rewards.library import library, load_library
-from lm_mixup.rewards.workers import RewardBatch, RewardFailed, RewardWorkers
+from lm_mixup.rewards.workers import RewardBatch, RewardFailed, RewardScores, RewardWorkers
 from lm_mixup.runs import RunDir, summarise
 from lm_mixup.tasks import Qa, Tfq, write_answer, write_output
 
@@ -194,6 +196,42 @@ def test_two_actors_score_as_one_and_a_killed_one_is_replaced(ray_session, made,
         assert workers.score(RewardBatch([], [], [], [])).total.shape == (0,)
         with pytest.raises(InputError, match="task type cs"):
             workers.score(RewardBatch(["cs"], ["x"], ["C: a\nS: b"], [0]))
+    finally:
+        workers.shutdown()
+
+
+def with_custom(**settings) -> RewardsConfig:
+    return RewardsConfig.model_validate(BASE.model_dump() | {"num_actors": 2, "custom": {"own": settings}})
+
+
+def test_a_custom_reward_is_computed_in_the_actors_and_joins_the_sum(made, batch, expected):
+    with serving(lengths) as endpoint:
+        rewards = with_custom(url=endpoint.url, weight=2.0, task_weights={"tfq": 0.0})
+        workers = RewardWorkers(made, rewards, EmbedderConfig())
+        try:
+            scores = workers.score(batch)
+        finally:
+            workers.shutdown()
+    assert_equal(RewardScores(expected.total, scores.components), expected)
+    own = np.array([len(text) for text in batch.completions], dtype=np.float64)
+    np.testing.assert_array_equal(scores.components["own"], own)
+    np.testing.assert_allclose(
+        scores.total, expected.total + 2.0 * own * (np.array(batch.task_types) == "qa")
+    )
+    assert len(endpoint.seen) == 5  # four chunks of whole groups, and the rest
+    assert all(set(seen.body["groups"]).isdisjoint(other.body["groups"])
+               for seen, other in itertools.combinations(endpoint.seen, 2))  # fmt: skip
+
+
+def test_a_custom_reward_that_fails_stops_the_run_and_costs_no_actor(made, batch):
+    rewards = with_custom(path="builtins:len", weight=1.0, max_retries=0)
+    workers = RewardWorkers(made, rewards, EmbedderConfig())
+    actors = list(workers._actors)
+    try:
+        message = r"^rewards\.custom\.own: builtins:len gave a int in place of a list of numbers; tried once$"
+        with pytest.raises(InputError, match=message):
+            workers.score(batch)
+        assert workers._actors == actors
     finally:
         workers.shutdown()
 

@@ -1,5 +1,6 @@
 """What documents and cluster files say is true: commands parse, configs take the keys, files exist."""
 
+import dataclasses
 import importlib.util
 import itertools
 import json
@@ -7,6 +8,7 @@ import re
 import shlex
 import stat
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -69,6 +71,27 @@ def test_config_of_a_command_loads_with_its_overrides(arguments):
     overrides = [value for flag, value in itertools.pairwise(arguments) if flag == "--set"]
     config = load_config(ROOT / path, overrides)
     assert config.seed == 0
+
+
+def test_the_reward_of_the_guide_scores_and_its_config_loads(tmp_path, monkeypatch):
+    from lm_mixup.rewards.batch import RewardBatch
+    from lm_mixup.rewards.custom import CustomRewards
+
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (settings,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "my_rewards.py").write_text(code)
+    (tmp_path / "c.yaml").write_text(settings)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    custom = load_config("c.yaml").rewards.custom
+    assert (custom["brevity"].task_weights, custom["factual"].weight) == ({"cs": 0.0}, -0.5)
+    batch = RewardBatch(["qa"] * 2, ["a" * 4, "a" * 50], ["r"] * 2, [0, 0], [["b" * 8, "c" * 8]] * 2)
+    rewards = CustomRewards({"brevity": custom["brevity"]})
+    assert rewards.score(batch)["brevity"].tolist() == [0.75, 0.0]
+    table = text.split("| field | row i is |")[1].split("\n\n")[0]
+    fields = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+    assert set(fields) == {field.name for field in dataclasses.fields(RewardBatch)}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

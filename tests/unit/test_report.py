@@ -194,6 +194,14 @@ def test_points_join_long_runs_into_means():
     assert sum(values[:-1]) * 3 + values[-1] == pytest.approx(500)
 
 
+def test_every_reward_component_has_its_line():
+    names = ["quality", "alignment", "format", *(f"own_{i}" for i in range(5))]
+    lines = [{"step": step} | {f"rewards/{name}/mean": 0.5 for name in names} for step in (1, 2)]
+    series = charts._components(lines)
+    assert list(series.values()) == names
+    assert [trace.name for trace in figures.curves(lines, series).data] == names
+
+
 def test_moving_average_has_no_start_bias():
     assert figures.moving_average([2.0] * 50) == pytest.approx([2.0] * 50)
     assert figures.moving_average([1.0, 3.0]) == pytest.approx([1.0, (1.0 * 0.85 + 3.0) / 1.85])

@@ -22,7 +22,8 @@ WEIGHTS = RewardsConfig()
 
 def group(name: str, n: int = 2) -> Group:
     completions = [Completion([7, i], np.zeros(2, dtype=np.float32), f"{name}{i}", True) for i in range(n)]
-    return Group(Prompt(name, "qa", [1, 2, 3], f"reference {name}"), completions, weight_version=0)
+    prompt = Prompt(name, "qa", [1, 2, 3], f"reference {name}", inputs=(f"poor {name}",))
+    return Group(prompt, completions, weight_version=0)
 
 
 def scored(rewards: dict[str, list[float]], config: GrpoConfig = CONFIG) -> Batch:
@@ -36,6 +37,7 @@ def test_completions_are_flat_and_group_after_group():
     assert batch.completions == ["a0", "a1", "b0", "b1"]
     assert batch.groups == [0, 0, 1, 1]
     assert batch.references == ["reference a"] * 2 + ["reference b"] * 2
+    assert batch.inputs == [("poor a",)] * 2 + [("poor b",)] * 2
 
 
 def test_silent_groups_are_refilled_and_the_first_draw_comes_first():
@@ -68,6 +70,27 @@ def test_totals_that_tie_are_not_silent_under_gdpo_if_their_parts_differ():
     gdpo = make_batch([group("a")], scores, WEIGHTS, CONFIG.model_copy(update={"advantage": "gdpo"}))
     assert gdpo.silent.tolist() == [False]
     assert gdpo.advantages[0, 0] > 0 > gdpo.advantages[0, 1]  # quality weighs 0.5, alignment 0.4
+
+
+def test_a_custom_component_reaches_gdpo_refills_and_the_log():
+    own = RewardsConfig.model_validate({"custom": {"mine": {"path": "m:f", "weight": 1.0}}})
+    config = CONFIG.model_copy(update={"advantage": "gdpo"})
+
+    def batch(name: str, mine: list[float]) -> Batch:
+        zeros = np.zeros(2)
+        parts = {"quality": zeros, "alignment": zeros, "format": zeros, "mine": np.array(mine)}
+        return make_batch([group(name)], RewardScores(np.array(mine), parts), own, config)
+
+    first, more = batch("a", [4.0, 4.0]), batch("b", [1.0, 3.0])
+    assert first.silent.tolist() == [True] and more.silent.tolist() == [False]
+    joined = refilled(first, [more], 1, own, config)
+    assert joined.scores.components["mine"].tolist() == [1.0, 3.0]
+    assert joined.advantages[0, 1] > 0 > joined.advantages[0, 0]
+    assert rollout_metrics(first, [more], step=1)["rewards/mine/mean"] == 4.0
+    without = own.model_copy(
+        update={"custom": {"mine": own.custom["mine"].model_copy(update={"weight": 0.0})}}
+    )
+    assert make_batch(more.groups, more.scores, without, config).silent.tolist() == [True]
 
 
 class Rollouts:

@@ -78,7 +78,6 @@ def test_metrics_after_the_resumed_step_are_dropped_and_a_cut_line_is_ignored(tm
     path.write_text("".join(json.dumps({"step": s}) + "\n" for s in (1, 2, 3)) + '{"step": 4, "rew')
     log = MetricsLog(path, resume_step=2)
     log.write({"step": 3, "reward": 0.5})
-    log.close()
     assert read_metrics(path) == [{"step": 1}, {"step": 2}, {"step": 3, "reward": 0.5}]
 
 

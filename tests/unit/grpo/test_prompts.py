@@ -1,0 +1,57 @@
+"""The prompts of GRPO: encoded, refused where too long, with their poor texts where rewards ask for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+
+from lm_mixup import tasks
+from lm_mixup.backends.policy import create_nano, encode_prompt, load_tokenizer
+from lm_mixup.config import ModelConfig
+from lm_mixup.grpo.stage import _make_encode, _read_prompts
+from lm_mixup.parts import PartResult, receipt_of
+from lm_mixup.runs import RunDir
+
+INPUTS = ["What is gold?\nA metal.", "Its number?\n79"]
+
+
+def row(name: str, split: str, inputs: list[str]) -> dict:
+    instruction, output = tasks.INSTRUCTIONS["qa"], "Q: What is gold?\nA: A metal."
+    fields = {
+        "instruction": instruction,
+        "inputs": inputs,
+        "output": output,
+        "entity": "gold",
+        "partner_entity": None,
+    }
+    return {"id": name, "task_type": "qa", "split": split} | fields
+
+
+def test_prompts_keep_their_inputs_only_where_asked(tmp_path: Path):
+    rows = [
+        row("b", "grpo", INPUTS[::-1]),
+        row("a", "grpo", INPUTS),
+        row("c", "test", INPUTS),
+        row("d", "sft", INPUTS),
+        row("e", "grpo", INPUTS * 40),
+    ]
+    run = RunDir(tmp_path)
+    result = PartResult(pa.Table.from_pylist(rows), rows_in=len(rows))
+    run.stage("mixture").write_part(0, result.rows, None, receipt_of(0, result))
+    model = create_nano(tmp_path / "model", [INPUTS[0]] * 8, 0, vocab_size=300)
+    (part,) = run.stage("mixture").parts()
+    encoded = _make_encode(str(model), ModelConfig(), 512)((run.stage("mixture"), part))
+    assert encoded.rows_in == encoded.rows.num_rows + encoded.rejected.num_rows == 4
+    (refused,) = encoded.rejected.to_pylist()
+    assert (refused["id"], refused["reason"], refused["inputs"]) == ("e", "prompt_too_long", INPUTS * 40)
+    out = run.stage("grpo")
+    out.write_part(0, encoded.rows, encoded.rejected, receipt_of(0, encoded))
+    prompts, held_out = _read_prompts(out, 5, with_inputs=True)
+    assert [(p.id, p.inputs) for p in prompts] == [("a", tuple(INPUTS)), ("b", tuple(INPUTS[::-1]))]
+    assert [(p.id, p.inputs) for p in held_out] == [("c", tuple(INPUTS))]
+    tokenizer = load_tokenizer(model, ModelConfig())
+    assert prompts[0].token_ids == encode_prompt(tokenizer, tasks.INSTRUCTIONS["qa"], INPUTS)
+    assert (prompts[0].reference, prompts[0].entities) == ("Q: What is gold?\nA: A metal.", ("gold",))
+    without, _ = _read_prompts(out, 5, with_inputs=False)
+    assert [p.inputs for p in without] == [(), ()]
