@@ -19,7 +19,7 @@ from lm_mixup.errors import InputError
 from lm_mixup.progress import say
 from lm_mixup.redact import redact
 from lm_mixup.runs import Manifest, RunDir, fingerprint, summarise
-from lm_mixup.stages import BY_NAME, STAGES, VERBS, Context, Stage, distiller
+from lm_mixup.stages import BY_NAME, STAGES, VERBS, Context, Stage, distiller, preparations
 
 _PACKAGES = (
     "torch",
@@ -72,7 +72,8 @@ def run_verb(verb: str, config: Config, run: RunDir, options: Options) -> dict[s
     _write_run_json(run, config, options.command)
     results: dict[str, StageResult] = {}
     for name in names:
-        results[name] = run_stage(BY_NAME[name], config, run, fresh=options.fresh)
+        for stage in (*preparations(name, config), BY_NAME[name]):
+            results[stage.name] = run_stage(stage, config, run, fresh=options.fresh)
     write_report(run, config)
     return results
 
@@ -106,6 +107,10 @@ def _check_inputs(names: Iterable[str], config: Config, run: RunDir) -> None:
         from lm_mixup.data.pool_files import list_units
 
         list_units(config.augment.pool, split_bytes=1 << 30)
+    if "select" in names and config.select.method == "perplexity":
+        from lm_mixup.data.perplexity import measuring_model
+
+        measuring_model(config.select.perplexity, config.model)
     if "distill" in names and "sft" not in names:
         distiller(Context(run, config, run.stage("distill")))
     for position, name in enumerate(names):

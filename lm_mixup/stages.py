@@ -169,11 +169,27 @@ def _rate_distilled(c: Context) -> Outcome:
     )
 
 
+def _perplexity(c: Context) -> Outcome:
+    from lm_mixup.data.perplexity import perplexity
+
+    config = c.config
+    return perplexity(
+        c.stage("rate_distilled"), c.stage("curate"), c.out, config.select.perplexity, config.model
+    )
+
+
 def _select(c: Context) -> Outcome:
     from lm_mixup.data.select import select
 
     return select(
-        c.stage("rate_distilled"), c.stage("curate"), c.stage("embed"), c.out, c.config.select, c.config.seed
+        c.stage("rate_distilled"),
+        c.stage("curate"),
+        c.stage("embed"),
+        c.stage("neighbors"),
+        c.out,
+        c.config.select,
+        c.config.seed,
+        c.stage("perplexity") if c.config.select.method == "perplexity" else None,
     )
 
 
@@ -229,6 +245,25 @@ def _eval_versions(c: Context) -> list[list[str]]:
     return [_file_versions(pool) for pool in chosen.files] if chosen else []
 
 
+def _perplexity_identity(c: Context) -> Any:
+    """The model that measures, and what it has room for; not which end is taken."""
+    from lm_mixup.data.perplexity import measuring_model
+
+    config = c.config.select.perplexity
+    model = measuring_model(config, c.config.model)
+    return [model.identity(), _file_versions(model.path), config.max_length]
+
+
+def _select_identity(c: Context) -> Any:
+    manifests = [c.stage(stage.name).manifest() for stage in preparations("select", c.config)]
+    return [c.config.select.identity(), [found.fingerprint for found in manifests if found is not None]]
+
+
+def preparations(name: str, config: Config) -> tuple[Stage, ...]:
+    """Passes that come before a stage under this config alone; a run that needs none pays nothing."""
+    return (PERPLEXITY,) if name == "select" and config.select.method == "perplexity" else ()
+
+
 def _build(c: Context) -> Any:
     return [c.config.build.identity(), c.config.data.identity(), _file_versions(c.config.build.passages)]
 
@@ -279,8 +314,10 @@ STAGES: tuple[Stage, ...] = (
         lambda c: [_sections("rate", "embedder")(c), c.config.select.neighbors, c.config.select.min_score],
         _rate_distilled,
     ),
-    Stage("select", ("rate_distilled", "curate", "embed"), _sections("select"), _select),
+    Stage("select", ("rate_distilled", "curate", "embed", "neighbors"), _select_identity, _select),
 )
+# Not of every run: it goes before `select` where that asks for it.
+PERPLEXITY = Stage("perplexity", ("rate_distilled", "curate"), _perplexity_identity, _perplexity)
 BY_NAME = {stage.name: stage for stage in STAGES}
 
 GROUPS: dict[str, tuple[str, ...]] = {
