@@ -19,6 +19,18 @@ from lm_mixup.tasks import TASK_TYPES, TaskType
 
 T = TypeVar("T")
 
+SelectMethod = Literal[
+    "long_tail",
+    "score",
+    "random",
+    "longest",
+    "knn_diversity",
+    "alpagasus",
+    "deita",
+    "ds2",
+    "perplexity",
+]
+
 
 def resources(default: T, **kwargs: Any) -> T:
     """A field that changes speed or place but never the rows that come out."""
@@ -594,14 +606,47 @@ class DistillConfig(Section):
     tensor_parallel_size: int = resources(1, ge=1)
 
 
+class PerplexityConfig(Section):
+    """The pass over all rows that `select.method: perplexity` asks for, and no other method."""
+
+    model: str | None = Field(
+        None, description="Whose perplexity: a Hub name, folder or `nano`; default: model.path."
+    )
+    take: Literal["low", "mid", "high"] = Field(
+        "mid", description="Lowest first, nearest to the median first, or highest first."
+    )
+    max_length: int = Field(
+        2048, ge=16, description="Tokens of prompt and completion; longer rows are refused."
+    )
+    num_actors: int = resources(1, ge=1)
+    num_cpus: float = resources(1.0, gt=0, description="CPUs (and CPU threads) of an actor.")
+    tensor_parallel_size: int = resources(1, ge=1)
+    gpu_memory_utilization: float = resources(
+        0.8, gt=0, lt=1, description="vLLM's share of each GPU; prompts' logits need room beside it."
+    )
+    kv_cache_gib: int = resources(1, ge=1, description="vLLM's key-value cache on CPU, GiB.")
+
+
 class SelectConfig(Section):
     """The final training set."""
 
-    method: Literal["long_tail", "score", "random", "longest"] = "long_tail"
+    method: SelectMethod = Field("long_tail", description="How rows are ranked; docs/data.md has a table.")
     budget: int | str = Field("3%", description='Rows, or a percentage of the pool such as "3%".')
     original_ratio: float = Field(0.5, ge=0, le=1, description="Share of originals among the selected rows.")
-    min_score: int = Field(4, ge=0, le=5)
+    stratify_by: Literal["none", "source", "task_type"] = Field(
+        "none", description="Each side's rows are shared out over these in proportion to their candidates."
+    )
+    min_score: int = Field(
+        4, ge=0, le=5, description="Least score; originals under a method with a rule of its own need none."
+    )
     neighbors: int = Field(15, ge=1, description="Nearest neighbours of the long-tail score.")
+    score_threshold: float = Field(
+        4.5, ge=0, le=5, description="alpagasus: least rating of the judge, `overall` / 2."
+    )
+    similarity_threshold: float = Field(
+        0.9, gt=-1, le=1, description="deita: a row as similar as this to a chosen one is passed over."
+    )
+    perplexity: PerplexityConfig = Field(default_factory=PerplexityConfig)
 
     @field_validator("budget")
     @classmethod
@@ -647,3 +692,12 @@ class Config(Section):
     distill: DistillConfig = Field(default_factory=DistillConfig)
     select: SelectConfig = Field(default_factory=SelectConfig)
     report: ReportConfig = Field(default_factory=ReportConfig)
+
+    @model_validator(mode="after")
+    def _enough_neighbors(self) -> Config:
+        if self.select.method in ("knn_diversity", "ds2") and self.select.neighbors > self.neighbors.k:
+            raise ValueError(
+                f"select.neighbors ({self.select.neighbors}) must not exceed neighbors.k "
+                f"({self.neighbors.k}) with select.method {self.select.method}"
+            )
+        return self

@@ -118,6 +118,10 @@ def _check_inputs(names: Iterable[str], config: Config, run: RunDir) -> None:
         from lm_mixup.data.pool_files import list_units
 
         list_units(config.augment.pool, split_bytes=1 << 30)
+    if "select" in names and config.select.method == "perplexity":
+        from lm_mixup.data.perplexity import measuring_model
+
+        measuring_model(config.select.perplexity, config.model)
     if "distill" in names and "sft" not in names:
         distiller(Context(run, config, run.stage("distill")))
     for position, name in enumerate(names):

@@ -211,11 +211,27 @@ def _rate_distilled(c: Context) -> Outcome:
     )
 
 
+def _perplexity(c: Context) -> Outcome:
+    from lm_mixup.data.perplexity import perplexity
+
+    config = c.config
+    return perplexity(
+        c.stage("rate_distilled"), c.stage("curate"), c.out, config.select.perplexity, config.model
+    )
+
+
 def _select(c: Context) -> Outcome:
     from lm_mixup.data.select import select
 
     return select(
-        c.stage("rate_distilled"), c.stage("curate"), c.stage("embed"), c.out, c.config.select, c.config.seed
+        c.stage("rate_distilled"),
+        c.stage("curate"),
+        c.stage("embed"),
+        c.stage("neighbors"),
+        c.out,
+        c.config.select,
+        c.config.seed,
+        c.stage("perplexity") if _is_measured(c.config) else None,
     )
 
 
@@ -297,6 +313,19 @@ def _mixture_identity(c: Context) -> Any:
     return [build.mixture, build.mixture_separator, c.config.data.identity(), versions]
 
 
+def _is_measured(config: Config) -> bool:
+    return config.select.method == "perplexity"
+
+
+def _perplexity_identity(c: Context) -> Any:
+    """The model that measures, and what it has room for; not which end is taken."""
+    from lm_mixup.data.perplexity import measuring_model
+
+    config = c.config.select.perplexity
+    model = measuring_model(config, c.config.model)
+    return [model.identity(), _file_versions(model.path), config.max_length]
+
+
 def _build(c: Context) -> Any:
     return [c.config.build.identity(), c.config.data.identity(), _file_versions(c.config.build.passages)]
 
@@ -365,7 +394,13 @@ STAGES: tuple[Stage, ...] = (
         lambda c: [_sections("rate", "embedder")(c), c.config.select.neighbors, c.config.select.min_score],
         _rate_distilled,
     ),
-    Stage("select", ("rate_distilled", "curate", "embed"), _sections("select"), _select),
+    Stage("perplexity", ("rate_distilled", "curate"), _perplexity_identity, _perplexity, _is_measured),
+    Stage(
+        "select",
+        ("rate_distilled", "curate", "embed", "neighbors", "perplexity"),
+        _sections("select"),
+        _select,
+    ),
 )
 BY_NAME = {stage.name: stage for stage in STAGES}
 
@@ -390,6 +425,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "cluster",
         "distill",
         "rate_distilled",
+        "perplexity",
         "select",
     ),
 }

@@ -80,6 +80,7 @@ class Engine:
         tensor_parallel_size: GPUs the model is split over.
         trust_remote_code: Whether code that ships with the model may run.
         sleep_mode: Whether `sleep` may free the GPU between rollouts.
+        revision: Of a Hub name: a branch, tag or commit.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Engine:
         tensor_parallel_size: int = 1,
         trust_remote_code: bool = False,
         sleep_mode: bool = False,
+        revision: str | None = None,
     ) -> None:
         import torch
         from vllm import LLM
@@ -116,6 +118,8 @@ class Engine:
             }
         self._llm: Any = make_engine(
             model=model,
+            revision=revision,
+            tokenizer_revision=revision,
             dtype=dtype,
             max_model_len=max_model_len,
             tensor_parallel_size=tensor_parallel_size,
@@ -167,13 +171,20 @@ class Engine:
 
     def score(self, token_ids: Sequence[int]) -> np.ndarray:
         """Log π of each token given those before it: float32 [T − 1], at temperature 1."""
+        return self.score_batch([token_ids])[0]
+
+    def score_batch(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """As `score`, for several sequences; each less than `max_model_len` long."""
         from vllm import SamplingParams
 
         params = SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)
-        (output,) = self._llm.generate([{"prompt_token_ids": list(token_ids)}], params, use_tqdm=False)
-        entries = output.prompt_logprobs[1:]
-        values = [entry[token].logprob for entry, token in zip(entries, token_ids[1:], strict=True)]
-        return np.array(values, dtype=np.float32)
+        requests = [{"prompt_token_ids": list(token_ids)} for token_ids in sequences]
+        outputs = self._llm.generate(requests, params, use_tqdm=False)
+        scores = []
+        for output, token_ids in zip(outputs, sequences, strict=True):
+            entries = zip(output.prompt_logprobs[1:], token_ids[1:], strict=True)
+            scores.append(np.array([entry[token].logprob for entry, token in entries], dtype=np.float32))
+        return scores
 
     def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Replaces the weights by name and drops every cached prefix, which the old weights computed."""

@@ -139,8 +139,21 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, instruction: str, inputs: 
         instruction: What to do with the inputs (`tasks.INSTRUCTIONS`).
         inputs: The 2-20 poor texts.
     """
-    content = defuse(tokenizer, write_prompt(instruction, inputs))
-    messages = [{"role": "user", "content": content}]
+    return _user_turn(tokenizer, write_prompt(instruction, inputs))
+
+
+def encode_pair(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str
+) -> tuple[list[int], list[int]]:
+    """Token ids of an instruction row: the user's turn up to the opening of the assistant's, and the answer.
+
+    The answer is the completion alone, without an end-of-sequence token.
+    """
+    return _user_turn(tokenizer, prompt), _ids(tokenizer, defuse(tokenizer, completion))
+
+
+def _user_turn(tokenizer: PreTrainedTokenizerBase, content: str) -> list[int]:
+    messages = [{"role": "user", "content": defuse(tokenizer, content)}]
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     return _ids(tokenizer, str(text))
 

@@ -91,7 +91,7 @@ def vectors_for(ids: pa.ChunkedArray | pa.Array, embed: StageDir, part: str = ""
     found: list[pa.Array] = []
     places: list[np.ndarray] = []
     for candidate in sorted(embed.parts(), key=lambda path: not path.endswith(name)):
-        table = embed.read_part(candidate)
+        table = embed.read_part(candidate, ["id", "embedding"])
         where = pc.index_in(ids.take(pa.array(missing)), table["id"].combine_chunks())
         hit = where.is_valid().to_numpy(zero_copy_only=False)
         found.append(table["embedding"].combine_chunks().take(where.drop_null()))

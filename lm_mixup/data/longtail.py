@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 
 from lm_mixup.data.knn import knn
 
@@ -30,3 +31,20 @@ def mean_distance(similarities: np.ndarray) -> np.ndarray:
         return np.ones(len(similarities), dtype=np.float32)
     distances = 1.0 - similarities.astype(np.float64)
     return np.clip(distances, 0.0, 2.0).mean(axis=1).astype(np.float32)
+
+
+def listed_distance(similarities: pa.ListArray, k: int) -> np.ndarray:
+    """Mean cosine distance to the k nearest of rows whose neighbours are listed, as float32 [N].
+
+    Args:
+        similarities: A list of cosines a row, best first, as the stage `neighbors` writes them.
+        k: Neighbours that count; all of a shorter list. With none it is 1, as in `mean_distance`.
+    """
+    lengths = np.diff(similarities.offsets.to_numpy())
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    turn = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    near = turn < k
+    distances = 1.0 - similarities.flatten().to_numpy().astype(np.float64)[near]
+    total = np.bincount(row[near], weights=np.clip(distances, 0.0, 2.0), minlength=len(lengths))
+    counted = np.minimum(lengths, k)
+    return np.where(counted, total / np.maximum(counted, 1), 1.0).astype(np.float32)

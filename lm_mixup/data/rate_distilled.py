@@ -52,7 +52,7 @@ def rate_distilled(
     """
     shared = share_judge(rate, out)
     resolve_path(embedder.path)
-    kept = StageDir(out.run, f"{out.name}/kept")
+    kept = kept_of(out)
     map_parts(
         kept,
         distill.parts(),
@@ -63,6 +63,11 @@ def rate_distilled(
     )
     map_parts(out, kept.parts(), make_long_tail, {"kept": kept, "k": neighbors_k}, label="long tail")
     return Outcome(metrics=shared.metrics())
+
+
+def kept_of(out: StageDir) -> StageDir:
+    """The kept rows of a `rate_distilled` stage with their embeddings, {id, embedding, …}, part for part."""
+    return StageDir(out.run, f"{out.name}/kept")
 
 
 def _placement(shared: SharedJudge, embedder: EmbedderConfig) -> dict[str, Any]:

@@ -2,13 +2,15 @@
 
 Each side has a quota, budget × its share. A side with too few rows gives what it has and the other does not
 fill the gap: filling would turn a "5:5" into a set of originals, and shrinking the other side would throw
-away rows that were asked for. The shortfall stands in the metrics beside the share that came out.
+away rows that were asked for. Strata share out a side's quota by the same rule. The shortfalls stand in the
+metrics beside the share that came out.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,9 +19,12 @@ import pyarrow.compute as pc
 
 from lm_mixup import records
 from lm_mixup.config import SelectConfig
+from lm_mixup.data.candidates import Measure, Origin, candidates, long_tail_in_pool, measured_perplexity
+from lm_mixup.data.diverse import take_diverse
 from lm_mixup.data.embed import vectors_for, vectors_of
 from lm_mixup.data.longtail import long_tail_scores
-from lm_mixup.data.rankings import budget_rows, hash_of, quotas, rank
+from lm_mixup.data.rankings import budget_rows, fill, hash_of, quotas, rank, strata_quotas
+from lm_mixup.data.rate_distilled import kept_of
 from lm_mixup.progress import say
 from lm_mixup.runs import Outcome, Receipt, StageDir
 
@@ -29,15 +34,6 @@ _ROWS_PER_PART = 8_192
 # Characters that JSON leaves alone and many readers take for the end of a line.
 _LINE_ENDS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
 
-_CANDIDATE = pa.schema(
-    [
-        ("id", pa.string()),
-        ("content", pa.string()),
-        ("score", pa.int8()),
-        ("length", pa.int64()),
-        ("long_tail", pa.float32()),
-    ]
-)
 OUTPUT = pa.schema(
     [
         ("id", pa.string()),
@@ -48,137 +44,201 @@ OUTPUT = pa.schema(
         ("task_type", pa.string()),
         ("score", pa.int8()),
         ("long_tail", pa.float32()),
+        ("perplexity", pa.float64()),
     ]
 )
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one side gives.
+
+    Attributes:
+        rows: The chosen candidates.
+        quota: Rows it was asked for.
+        strata: {candidates, quota, rows, shortfall} of each stratum.
+        vectors: Under `deita`, those of all rows chosen so far, float32 [T, d].
+    """
+
+    rows: pa.Table
+    quota: int
+    strata: dict[str, dict[str, int]] = field(default_factory=dict)
+    vectors: np.ndarray | None = None
+
+    @property
+    def shortfall(self) -> int:
+        """Rows it lacks."""
+        return self.quota - self.rows.num_rows
 
 
 def select(
     distilled: StageDir,
     curated: StageDir,
     embed: StageDir,
+    neighbors: StageDir,
     out: StageDir,
     config: SelectConfig,
     seed: int,
+    perplexity: StageDir | None = None,
 ) -> Outcome:
     """Chooses the training set and writes it as parts and as `train.jsonl`.
 
     Input columns: of the distilled rows prompt, completion, parent_ids, task_type, score, long_tail; of the
-    curated ones id, prompt, completion, task_type, curated_score; and the embeddings, for long tail. Output:
-    `OUTPUT`, in an order that the seed shuffles. `train.jsonl` has prompt, completion, id, origin and
-    parent_ids. A percentage budget is of the rows of `curated`.
+    curated ones id, prompt, completion, task_type, curated_score; of both what the method reads (`overall`,
+    `complexity`). Output: `OUTPUT`, in an order that the seed shuffles. `train.jsonl` has prompt, completion,
+    id, origin and parent_ids. A percentage budget is of the rows of `curated`.
 
-    Never chosen: a score below `min_score`, a missing one, an empty prompt or completion, and the second of
-    two rows with the same text (a distilled row goes before an original). Under `long_tail`, originals are
-    ranked among a seeded sample of at most 100,000 candidates, or of the quota if that is more.
+    Never chosen: an empty prompt or completion, the second of two rows with the same text (a distilled row
+    goes before an original), and what the method refuses (`candidates`): a missing score or one below
+    `min_score`, or the method's own threshold. Under `long_tail`, originals are ranked among a seeded sample
+    of at most 100,000 candidates, or of the quota if that is more; `knn_diversity` and `ds2` read their
+    neighbours in the whole pool; under `deita`, originals are compared with the distilled rows too.
 
-    Memory of the driver: about 100 bytes a candidate, the sample's vectors, and the chosen rows.
+    Memory of the driver: about 200 bytes a candidate, the vectors that the method compares, and the chosen
+    rows.
+
+    Args:
+        distilled: Rated distilled rows.
+        curated: The rows of the pool.
+        embed: Their embeddings, for `long_tail` and `deita`.
+        neighbors: Their nearest neighbours, part for part the same rows, for `knn_diversity` and `ds2`.
+        out: Where the training set is written.
+        config: This stage's section.
+        seed: Of ties, samples and the final order.
+        perplexity: What `data.perplexity` wrote about the two, for that method.
     """
     left_out: Counter[str] = Counter()
-    ours = _candidates(distilled, "distilled", config.min_score, left_out)
-    pool_rows, theirs = _rows_of(curated), _candidates(curated, "original", config.min_score, left_out)
+    ours, theirs = _both_sides(distilled, curated, neighbors, perplexity, config, left_out)
+    pool_rows = _rows_of(curated)
     budget = budget_rows(config.budget, pool_rows)
     quota = quotas(budget, config.original_ratio)
 
-    ours = _best(ours, quota.distilled, config, seed, "distilled", left_out)
-    fresh = pc.invert(pc.is_in(theirs["content"], ours["content"].combine_chunks()))
+    new = _choose(ours, quota.distilled, config, seed, "distilled", left_out, kept_of(distilled), None)
+    fresh = pc.invert(pc.is_in(theirs["content"], new.rows["content"].combine_chunks()))
     left_out["original_duplicate"] += theirs.num_rows - (pc.sum(fresh).as_py() or 0)
     theirs = theirs.filter(fresh)
     if config.method == "long_tail" and quota.original:
         theirs = _sampled(theirs, max(MOST_ORIGINALS, quota.original), seed, left_out)
         theirs = _with_long_tail(theirs, embed, config.neighbors)
-    theirs = _best(theirs, quota.original, config, seed, "original", left_out)
+    old = _choose(theirs, quota.original, config, seed, "original", left_out, embed, new.vectors)
 
-    rows = _fetch(distilled, ours, "distilled") + _fetch(curated, theirs, "original")
+    rows = _fetch(distilled, new.rows, "distilled") + _fetch(curated, old.rows, "original")
     rows.sort(key=lambda row: (hash_of(seed, row["id"]), row["id"]))
     _write(out, rows)
-    short = {"distilled": quota.distilled - ours.num_rows, "original": quota.original - theirs.num_rows}
-    for origin, missing in short.items():
-        if missing:
-            say(f"  select: {missing} {origin} rows fewer than their share of the budget of {budget}")
-    rows_in = _rows_of(distilled) + pool_rows
-    metrics = {
+    return Outcome(
+        _metrics(budget, new, old),
+        rows_used=len(rows),
+        left_out={reason: count for reason, count in sorted(left_out.items()) if count},
+        rows_in=_rows_of(distilled) + pool_rows,
+        files=[*out.parts(), f"{out.name}/train.jsonl"],
+    )
+
+
+def _metrics(budget: int, new: Side, old: Side) -> dict[str, Any]:
+    sides = {"distilled": new, "original": old}
+    for origin, side in sides.items():
+        if side.shortfall:
+            say(f"  select: {side.shortfall} {origin} rows fewer than their share of the budget of {budget}")
+    total = new.rows.num_rows + old.rows.num_rows
+    return {
         "budget": budget,
-        "distilled": ours.num_rows,
-        "original": theirs.num_rows,
-        "shortfall/distilled": short["distilled"],
-        "shortfall/original": short["original"],
-        "original_share": round(theirs.num_rows / len(rows), 4) if rows else None,
+        "distilled": new.rows.num_rows,
+        "original": old.rows.num_rows,
+        "shortfall/distilled": new.shortfall,
+        "shortfall/original": old.shortfall,
+        "original_share": round(old.rows.num_rows / total, 4) if total else None,
+        **{f"strata/{origin}": side.strata for origin, side in sides.items() if side.strata},
     }
-    files = [*out.parts(), f"{out.name}/train.jsonl"]
-    left = {reason: count for reason, count in sorted(left_out.items()) if count}
-    return Outcome(metrics, rows_used=len(rows), left_out=left, rows_in=rows_in, files=files)
 
 
 def _rows_of(stage: StageDir) -> int:
     return sum(table.num_rows for table in stage.iter_parts(["prompt"]))
 
 
-def _candidates(stage: StageDir, origin: str, min_score: int, left_out: Counter[str]) -> pa.Table:
-    """The rows of a stage that may be chosen, without their text, sorted by id; the others are counted."""
-    score_column = "score" if origin == "distilled" else "curated_score"
-    wanted = ["prompt", "completion", score_column, "long_tail" if origin == "distilled" else "id"]
-    listed: list[dict[str, Any]] = []
-    for table in stage.iter_parts(wanted):
-        for row in table.to_pylist():
-            reason = _refusal(row, score_column, min_score)
-            if reason:
-                left_out[f"{origin}_{reason}"] += 1
-                continue
-            content = records.content_id(row["prompt"], row["completion"])
-            listed.append(
-                {
-                    "id": row.get("id", content),
-                    "content": content,
-                    "score": row[score_column],
-                    "length": len(row["completion"]),
-                    "long_tail": row.get("long_tail"),
-                }
-            )
-    # Sorted by id, so that which of two equal rows stays does not depend on the parts.
-    candidates = records.table(listed, _CANDIDATE).sort_by([("id", "ascending"), ("content", "ascending")])
-    first = np.unique(np.array(candidates["content"].to_pylist(), dtype=str), return_index=True)[1]
-    left_out[f"{origin}_duplicate"] += candidates.num_rows - len(first)
-    return candidates.take(pa.array(np.sort(first)))
+def _both_sides(
+    distilled: StageDir,
+    curated: StageDir,
+    neighbors: StageDir,
+    perplexity: StageDir | None,
+    config: SelectConfig,
+    left_out: Counter[str],
+) -> tuple[pa.Table, pa.Table]:
+    """The candidates of both sides, with the figures that the method ranks by."""
+    of_distilled: Measure | None = None
+    of_originals: Measure | None = None
+    if config.method in ("knn_diversity", "ds2"):
+        of_originals = long_tail_in_pool(neighbors, config.neighbors)
+    elif config.method == "perplexity":
+        if perplexity is None:
+            raise ValueError("select.method perplexity needs the perplexities")
+        of_distilled = measured_perplexity(perplexity, 0)
+        of_originals = measured_perplexity(perplexity, len(distilled.parts()))
+    parents = curated if config.stratify_by == "source" else None
+    return (
+        candidates(distilled, "distilled", config, left_out, of_distilled, parents),
+        candidates(curated, "original", config, left_out, of_originals),
+    )
 
 
-def _refusal(row: dict[str, Any], score_column: str, min_score: int) -> str | None:
-    """Why a row may not be chosen."""
-    if row[score_column] is None:
-        return "unrated"
-    if row[score_column] < min_score:
-        return f"score_below_{min_score}"
-    if not (row["prompt"] or "").strip() or not (row["completion"] or "").strip():
-        return "empty"
-    return None
-
-
-def _sampled(candidates: pa.Table, most: int, seed: int, left_out: Counter[str]) -> pa.Table:
+def _sampled(found: pa.Table, most: int, seed: int, left_out: Counter[str]) -> pa.Table:
     """At most so many candidates: those with the least hash of (seed, id)."""
-    if candidates.num_rows <= most:
-        return candidates
-    left_out["original_not_sampled"] += candidates.num_rows - most
-    return candidates.take(pa.array(np.sort(rank(candidates, "random", seed)[:most])))
+    if found.num_rows <= most:
+        return found
+    left_out["original_not_sampled"] += found.num_rows - most
+    return found.take(pa.array(np.sort(rank(found, "random", seed)[:most])))
 
 
-def _with_long_tail(candidates: pa.Table, embed: StageDir, k: int) -> pa.Table:
+def _with_long_tail(found: pa.Table, embed: StageDir, k: int) -> pa.Table:
     """The candidates with their long-tail score among each other."""
-    if not candidates.num_rows:
-        return candidates
-    vectors = vectors_of(pa.table({"embedding": vectors_for(candidates["id"], embed)}))
-    scores = long_tail_scores(vectors, k)
-    place = candidates.schema.get_field_index("long_tail")
-    return candidates.set_column(place, "long_tail", pa.array(scores, pa.float32()))
+    if not found.num_rows:
+        return found
+    scores = long_tail_scores(_vectors(found, np.arange(found.num_rows), embed), k)
+    place = found.schema.get_field_index("long_tail")
+    return found.set_column(place, "long_tail", pa.array(scores, pa.float32()))
 
 
-def _best(
-    candidates: pa.Table, quota: int, config: SelectConfig, seed: int, origin: str, left_out: Counter[str]
-) -> pa.Table:
-    """The first `quota` of the ranking."""
-    if candidates.num_rows <= quota:
-        return candidates
-    left_out[f"{origin}_over_budget"] += candidates.num_rows - quota
-    order = rank(candidates, config.method, seed) if quota else np.zeros(0, np.int64)
-    return candidates.take(pa.array(order[:quota]))
+def _vectors(found: pa.Table, rows: np.ndarray, embed: StageDir) -> np.ndarray:
+    """Embeddings of some candidates, float32 [M, d]."""
+    return vectors_of(pa.table({"embedding": vectors_for(found["id"].take(pa.array(rows)), embed)}))
+
+
+def _choose(
+    found: pa.Table,
+    quota: int,
+    config: SelectConfig,
+    seed: int,
+    origin: Origin,
+    left_out: Counter[str],
+    embed: StageDir,
+    before: np.ndarray | None,
+) -> Side:
+    """The best of one side's candidates, up to the quota and that of each stratum."""
+    names, strata = np.unique(np.array(found["stratum"].to_pylist(), dtype=str), return_inverse=True)
+    counts = np.bincount(strata, minlength=len(names))
+    room = strata_quotas(counts, quota)
+    vectors, too_similar = before, 0
+    if config.method == "deita":
+        order = rank(found, "deita", seed)
+        threshold = config.similarity_threshold
+        taken = take_diverse(
+            order, strata, room, lambda rows: _vectors(found, rows, embed), threshold, before
+        )
+        chosen, too_similar, vectors = taken.rows, taken.too_similar, taken.vectors
+    elif found.num_rows <= quota:
+        chosen = np.arange(found.num_rows)
+    else:
+        order = rank(found, config.method, seed, config.perplexity.take) if quota else np.arange(0)
+        chosen = fill(order, strata, room)
+    left_out[f"{origin}_too_similar"] += too_similar
+    left_out[f"{origin}_over_budget"] += found.num_rows - len(chosen) - too_similar
+    given = np.bincount(strata[chosen], minlength=len(names))
+    figures = zip(names.tolist(), counts.tolist(), room.tolist(), given.tolist(), strict=True)
+    told = {
+        name: {"candidates": count, "quota": share, "rows": rows, "shortfall": share - rows}
+        for name, count, share, rows in figures
+        if config.stratify_by != "none"
+    }
+    return Side(found.take(pa.array(chosen, pa.int64())), quota, told, vectors)
 
 
 def _fetch(stage: StageDir, chosen: pa.Table, origin: str) -> list[dict[str, Any]]:
@@ -202,6 +262,7 @@ def _fetch(stage: StageDir, chosen: pa.Table, origin: str) -> list[dict[str, Any
                     "task_type": row["task_type"],
                     "score": picked["score"],
                     "long_tail": picked["long_tail"],
+                    "perplexity": picked["perplexity"],
                 }
             )
     return rows

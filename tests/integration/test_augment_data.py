@@ -253,6 +253,12 @@ def test_embedding_keeps_parts_and_is_normalised_and_select_reads_it(rated, tmp_
     assert embedded.read().schema.field("embedding").type == pa.list_(pa.float16(), 384)
     raw = np.array(embedded.read()["embedding"].to_pylist(), dtype=np.float32)
     np.testing.assert_allclose(np.linalg.norm(raw, axis=1), 1.0, atol=2e-3)
-    outcome = select(distilled, curated, embedded, run.stage("select"), SelectConfig(budget=6), seed=0)
-    assert outcome.metrics["distilled"] == outcome.metrics["original"] == 3
-    assert outcome.files[-1] == "select/train.jsonl"
+    near = run.stage("neighbors")
+    neighbors(embedded, near, NeighborsConfig(k=3, num_cpus=0.5), seed=0)
+    for method in ("long_tail", "knn_diversity", "ds2", "deita"):
+        config = SelectConfig(method=method, budget=6, neighbors=3, similarity_threshold=0.999)
+        outcome = select(distilled, curated, embedded, near, run.stage(method), config, seed=0)
+        assert outcome.metrics["distilled"] == 3
+        assert outcome.metrics["original"] == (0 if method == "deita" else 3)  # these rows lack a complexity
+        assert outcome.files[-1] == f"{method}/train.jsonl"
+        assert outcome.rows_in == outcome.rows_used + sum(outcome.left_out.values())

@@ -1,4 +1,4 @@
-"""Long-tail scores by hand, rankings, budgets and quotas."""
+"""Long-tail scores by hand, rankings, budgets and quotas, and Deita's greedy pass against a plain one."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lm_mixup.data.longtail import long_tail_scores, mean_distance
-from lm_mixup.data.rankings import budget_rows, hash_of, quotas, rank
+from lm_mixup.data import diverse
+from lm_mixup.data.diverse import take_diverse
+from lm_mixup.data.longtail import listed_distance, long_tail_scores, mean_distance
+from lm_mixup.data.rankings import budget_rows, fill, hash_of, quotas, rank, strata_quotas
 
 ANGLES = np.deg2rad([0, 60, 90, 180])
 CIRCLE = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1).astype(np.float32)
@@ -49,13 +51,16 @@ def candidates(order=(0, 1, 2, 3)) -> pa.Table:
             "score": pa.array([4, 5, 4, 5], pa.int8()),
             "length": [30, 10, 40, 20],
             "long_tail": pa.array([0.1, 0.4, 0.3, 0.2], pa.float32()),
+            "overall": pa.array([10, 9, 10, 5], pa.int8()),
+            "complexity": pa.array([5, 6, 10, 9], pa.int8()),
+            "perplexity": [3.0, 1.5, 90.0, 8.0],
         }
     )
     return table.take(pa.array(order))
 
 
-def ranked(table: pa.Table, method: str, seed: int = 0) -> list[str]:
-    return table.take(pa.array(rank(table, method, seed)))["id"].to_pylist()
+def ranked(table: pa.Table, method: str, seed: int = 0, take: str = "mid") -> list[str]:
+    return table.take(pa.array(rank(table, method, seed, take)))["id"].to_pylist()
 
 
 def test_rankings_by_hand():
@@ -66,7 +71,38 @@ def test_rankings_by_hand():
     assert by_score == sorted(by_score, key=lambda key: (key in "ac", hash_of(0, key)))
 
 
-@pytest.mark.parametrize("method", ["long_tail", "score", "random", "longest"])
+def test_rankings_of_the_baselines_by_hand():
+    assert ranked(candidates(), "knn_diversity") == ["b", "c", "d", "a"]
+    assert ranked(candidates(), "deita") == ["c", "b", "a", "d"]  # 100, 54, 50, 45
+    assert ranked(candidates(), "ds2") == ["b", "d", "c", "a"]
+    assert ranked(candidates(), "alpagasus", 3) == ranked(candidates(), "random", 3)
+    assert ranked(candidates(), "perplexity", take="low") == ["b", "a", "d", "c"]
+    assert ranked(candidates(), "perplexity", take="high") == ["c", "d", "a", "b"]
+    middle = ranked(candidates(), "perplexity", take="mid")
+    assert (set(middle[:2]), set(middle[2:])) == ({"a", "d"}, {"b", "c"})
+
+
+def test_products_of_ratings_do_not_overflow():
+    table = candidates().set_column(5, "complexity", pa.array([13, 100, 1, 1], pa.int8()))
+    assert ranked(table, "deita") == ["b", "a", "c", "d"]
+
+
+@given(st.lists(st.floats(1, 1e6), min_size=1, max_size=30), st.data())
+def test_mid_takes_a_run_of_perplexities_about_the_median(values, data):
+    table = pa.table({"id": [f"r{i}" for i in range(len(values))], "perplexity": values})
+    count = data.draw(st.integers(1, len(values)))
+    taken = sorted(
+        table.take(pa.array(rank(table, "perplexity", 0, "mid")[:count]))["perplexity"].to_pylist()
+    )
+    below = (len(values) - count) / 2
+    runs = {int(np.floor(below)), int(np.ceil(below))}
+    assert taken in [sorted(values)[start : start + count] for start in runs]
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["long_tail", "score", "random", "longest", "knn_diversity", "alpagasus", "deita", "ds2", "perplexity"],
+)
 @given(order=st.permutations(range(4)), seed=st.integers(0, 50))
 def test_a_ranking_depends_on_the_set_of_rows_alone(method, order, seed):
     assert ranked(candidates(order), method, seed) == ranked(candidates(), method, seed)
@@ -106,3 +142,103 @@ def test_quotas_add_up_and_hold_the_ratio(budget, ratio):
 def test_the_papers_mixes(ratio, split):
     quota = quotas(10, ratio)
     assert (quota.distilled, quota.original) == split
+
+
+def test_listed_neighbours_give_what_a_search_gives():
+    lists = pa.array([[0.5, 0.0, -1.0], [0.9], []], pa.list_(pa.float32()))
+    np.testing.assert_allclose(listed_distance(lists, 2), [0.75, 0.1, 1.0], atol=1e-6)
+    np.testing.assert_allclose(listed_distance(lists.slice(1), 2), [0.1, 1.0], atol=1e-6)
+    assert listed_distance(lists, 2).dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("counts", "budget", "shares"),
+    [
+        ([60, 30, 10], 10, [6, 3, 1]),
+        ([50, 30, 20], 9, [4, 3, 2]),  # 4.5, 2.7, 1.8: remainders 0.7 and 0.8 go first
+        ([1, 1, 1], 2, [1, 1, 0]),
+        ([2, 5, 2], 3, [1, 2, 0]),
+        ([3, 0, 1], 8, [6, 0, 2]),
+        ([0, 0], 5, [0, 0]),
+        ([], 5, []),
+    ],
+)
+def test_largest_remainders_by_hand(counts, budget, shares):
+    assert strata_quotas(np.array(counts, dtype=np.int64), budget).tolist() == shares
+
+
+@given(st.lists(st.integers(0, 10**8), min_size=1, max_size=20), st.integers(0, 10**8))
+def test_strata_quotas_add_up_and_are_nearly_in_proportion(counts, budget):
+    shares = strata_quotas(np.array(counts), budget)
+    total = sum(counts)
+    assert shares.sum() == (budget if total else 0)
+    for share, count in zip(shares.tolist(), counts, strict=True):
+        assert not total or abs(share - budget * count / total) < 1 + 1e-6
+        assert budget > total or share <= count
+
+
+@given(
+    st.lists(st.integers(0, 3), max_size=40), st.lists(st.integers(0, 12), min_size=4, max_size=4), st.data()
+)
+def test_fill_gives_each_stratum_its_first_rows(strata, room, data):
+    order = data.draw(st.permutations(range(len(strata))))
+    left, expected = list(room), []
+    for row in order:
+        if left[strata[row]]:
+            left[strata[row]] -= 1
+            expected.append(row)
+    found = fill(np.array(order, np.int64), np.array(strata, np.int64), np.array(room))
+    assert found.tolist() == sorted(expected)
+
+
+@given(
+    angles=st.lists(st.integers(0, 35), max_size=40),
+    before=st.lists(st.integers(0, 35), max_size=3),
+    room=st.tuples(st.integers(0, 9), st.integers(0, 9)),
+    threshold=st.sampled_from([0.3, 0.7, 0.9, 0.99]),
+    block=st.sampled_from([1, 3, 256]),
+    seed=st.integers(0, 5),
+)
+def test_deita_is_the_greedy_pass_it_says(angles, before, room, threshold, block, seed):
+    """Multiples of ten degrees: no cosine lies at a threshold."""
+    vectors, there = (_on_circle(some) for some in (angles, before))
+    order = np.random.default_rng(seed).permutation(len(angles))
+    strata = np.arange(len(angles)) % 2
+    taken, alike, left = [], 0, list(room)
+    for row in order.tolist():
+        if not left[strata[row]]:
+            continue
+        if any(vectors[row] @ other >= threshold for other in [*there, *vectors[taken]]):
+            alike += 1
+            continue
+        taken.append(row)
+        left[strata[row]] -= 1
+    sizes = {"_BLOCK": block, "WINDOW": 2 * block, "_TILE": block}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in sizes.items():
+            patch.setattr(diverse, name, value)
+        found = take_diverse(
+            order, strata, np.array(room), lambda rows: vectors[rows], threshold, there if before else None
+        )
+    assert found.rows.tolist() == sorted(taken)
+    assert found.too_similar == alike
+    np.testing.assert_array_equal(found.vectors.reshape(-1, 2), np.concatenate([there, vectors[taken]]))
+
+
+def _on_circle(tens) -> np.ndarray:
+    angles = np.deg2rad(10.0 * np.array(tens, dtype=float))
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32).reshape(-1, 2)
+
+
+def test_deita_asks_for_no_more_vectors_than_it_needs():
+    asked = []
+
+    def fetch(rows):
+        asked.append(len(rows))
+        return np.eye(64, dtype=np.float32)[rows]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(diverse, "WINDOW", 8)
+        found = take_diverse(np.arange(64), np.zeros(64, np.int64), np.array([10]), fetch, 0.9)
+    assert found.rows.tolist() == list(range(10))
+    assert asked == [8, 8]
