@@ -70,13 +70,12 @@ class LearnerRank:
         import deepspeed
         import torch
 
-        from lm_mixup.train.deepspeed import deepspeed_config
+        from lm_mixup.train.deepspeed import NO_SHARED_MEMORY, deepspeed_config
 
-        os.environ |= {
+        os.environ |= NO_SHARED_MEMORY | {
             "RANK": str(rank),
             "LOCAL_RANK": "0",
             "WORLD_SIZE": str(world_size),
-            "LOCAL_SIZE": "1",
             "MASTER_ADDR": address,
             "MASTER_PORT": str(port),
         }
