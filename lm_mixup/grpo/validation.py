@@ -35,6 +35,8 @@ class Validation:
         self._parts = parts
         self._prompts = prompts
         self._lines = [line for line in read_metrics(self._path) if line["step"] <= resume_step]
+        if self._path.exists():
+            self._write()
 
     def before(self, step: int) -> None:
         """Validates the starting weights, where no step has been done."""
@@ -51,13 +53,15 @@ class Validation:
         line |= {f"rewards/{name}/mean": float(values.mean()) for name, values in scores.components.items()}
         line["format/compliance"] = float((scores.components["format"] >= 1.0).mean())
         line |= fact_recall(groups)
-        best = all(line["reward"] > earlier["reward"] for earlier in self._lines)
-        self._lines.append(line)
+        if all(line["reward"] > earlier["reward"] for earlier in self._lines):
+            self._parts.learner.save_model(self._folder / "best")
+        self._lines.append(line)  # last: what has a line is not validated again
+        self._write()
+
+    def _write(self) -> None:
         scratch = self._path.with_suffix(".tmp")
         scratch.write_text("".join(json.dumps(line) + "\n" for line in self._lines), encoding="utf-8")
         scratch.replace(self._path)
-        if best:
-            self._parts.learner.save_model(self._folder / "best")
 
     def use_best(self, model: Path) -> None:
         """Puts the best model in a finished model's place, if anything was validated."""
