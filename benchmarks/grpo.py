@@ -85,6 +85,7 @@ class Vowels:
 def run_ours(args: argparse.Namespace) -> dict[str, Any]:
     from lm_mixup.backends.policy import model_folder
     from lm_mixup.config import GrpoConfig, ModelConfig, RayConfig, RewardsConfig
+    from lm_mixup.grpo.checkpoint import Progress
     from lm_mixup.grpo.learner import Learner
     from lm_mixup.grpo.loop import Parts, train
     from lm_mixup.grpo.placement import reserve
@@ -114,7 +115,7 @@ def run_ours(args: argparse.Namespace) -> dict[str, Any]:
     learner = Learner(folder, model, config, 0, placement)
     parts = Parts(rollout, Vowels(), learner, rewards, probe=prompts[0].token_ids)  # type: ignore[arg-type]
     lines: list[dict[str, Any]] = []
-    train(parts, prompts, config, 0, 0, 0, lambda step: None, lambda step, tokens, line: lines.append(line))
+    train(parts, prompts, config, 0, Progress(), lambda step: None, lambda done, line: lines.append(line))
     kept = lines[WARM_UP:]
     keys = ("step", "rollout", "reward", "update", "sync")
     return {

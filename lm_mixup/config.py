@@ -387,6 +387,11 @@ class GrpoConfig(Section):
     gpu_memory_utilization: float = resources(0.45, gt=0, lt=1)
     kv_cache_gib: int = resources(1, ge=1, description="vLLM's key-value cache on CPU, GiB.")
     timeout_s: float = resources(1800.0, gt=0, description="Longest wait for any one part of a step.")
+    max_failures: int = resources(
+        3,
+        ge=0,
+        description="Times a learner that died starts again from the last checkpoint before the run stops.",
+    )
     placement_timeout_s: float = resources(
         300.0, gt=0, description="Longest wait for the cluster's resources."
     )

@@ -25,6 +25,8 @@ from lm_mixup.grpo.waiting import wait_for
 if TYPE_CHECKING:
     from lm_mixup.grpo.placement import Placement
 
+_ANSWER_S = 30.0  # a dead rank is known at once, or, with its machine, when Ray misses that
+
 
 class Learner:
     """The driver's handle on all learner ranks."""
@@ -37,19 +39,25 @@ class Learner:
         seed: int,
         placement: Placement,
     ) -> None:
+        self._make_args = (model_path, model, config, seed)
+        self._config = config
+        self._placement = placement
+        self._start()
+
+    def _start(self) -> None:
+        """Starts the ranks, each in its own bundle, and joins them to a process group."""
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        self._config = config
         rank_class: Any = ray.remote(LearnerRank)
         self.ranks: list[Any] = [
             rank_class.options(
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
-                    placement.group, placement_group_bundle_index=rank
+                    self._placement.group, placement_group_bundle_index=rank
                 ),
-                **placement.learner_options,
-            ).remote(model_path, model, config, seed)
-            for rank in range(config.learner_ranks)
+                **self._placement.learner_options,
+            ).remote(*self._make_args)
+            for rank in range(self._config.learner_ranks)
         ]
         address, port = self._wait(
             [self.ranks[0].open_port.remote()], "the first learner rank to load its model"
@@ -59,6 +67,19 @@ class Learner:
             [rank.join.remote(i, size, address, port) for i, rank in enumerate(self.ranks)],
             "the learner ranks to form their process group",
         )
+
+    def lost(self) -> list[int]:
+        """The ranks whose process is gone. One that hangs, waiting for another, is not."""
+        import ray
+
+        answers = [rank.__ray_ready__.remote() for rank in self.ranks]
+        ready, _ = ray.wait(answers, num_returns=len(answers), timeout=_ANSWER_S)
+        return [index for index, answer in enumerate(answers) if answer in ready and _died(answer)]
+
+    def restart(self) -> None:
+        """Puts a new group in the ranks' place, in the same bundles, with the weights of the very start."""
+        self.shutdown()
+        self._start()
 
     def _wait(self, refs: list[Any], what: str) -> list[Any]:
         return wait_for(refs, what, self._config.timeout_s)
@@ -91,13 +112,11 @@ class Learner:
 
     def weights(self) -> Any:
         """A Ray object reference to the weights by name: gathered by all ranks, held by rank 0."""
-        import ray
-
-        refs = [rank.weights.remote() for rank in self.ranks]
-        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=self._config.timeout_s, fetch_local=False)
-        if len(ready) < len(refs):
-            wait_for(refs, "the learner to gather its weights", 1.0)
-        return refs[0]
+        # The second result tells of a failure without a copy of the weights being brought to the driver. An
+        # engine that were handed a reference to a failed result would seem to have died itself.
+        refs = [rank.weights.options(num_returns=2).remote() for rank in self.ranks]
+        self._wait([done for _, done in refs], "the learner to gather its weights")
+        return refs[0][0]
 
     def save(self, folder: Path, tag: str) -> None:
         """Writes a checkpoint of all ranks."""
@@ -119,6 +138,16 @@ class Learner:
 
         for rank in self.ranks:
             ray.kill(rank)
+
+
+def _died(answer: Any) -> bool:
+    import ray
+
+    try:
+        ray.get(answer)
+    except ray.exceptions.RayActorError:
+        return True
+    return False
 
 
 def plan_steps(

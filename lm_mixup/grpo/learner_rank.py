@@ -70,13 +70,12 @@ class LearnerRank:
         import deepspeed
         import torch
 
-        from lm_mixup.train.deepspeed import deepspeed_config
+        from lm_mixup.train.deepspeed import NO_SHARED_MEMORY, deepspeed_config
 
-        os.environ |= {
+        os.environ |= NO_SHARED_MEMORY | {
             "RANK": str(rank),
             "LOCAL_RANK": "0",
             "WORLD_SIZE": str(world_size),
-            "LOCAL_SIZE": "1",
             "MASTER_ADDR": address,
             "MASTER_PORT": str(port),
         }
@@ -239,24 +238,25 @@ class LearnerRank:
         chosen = torch.log_softmax(logits, dim=-1).gather(-1, tokens[0, 1:, None]).squeeze(-1)
         return chosen.cpu().numpy().astype(np.float32)
 
-    def weights(self) -> dict[str, torch.Tensor] | None:
+    def weights(self) -> tuple[dict[str, torch.Tensor] | None, None]:
         """The current weights by Hugging Face name, adapters merged, on the CPU; None on ranks but 0.
 
-        Tied weights appear under every one of their names: vLLM keeps a packed copy of a tied output layer,
-        and renews it only when that layer is named.
+        The second result is always None: whoever waits for it need not fetch the first. Tied weights appear
+        under every one of their names: vLLM keeps a packed copy of a tied output layer, and renews it only
+        when that layer is named.
         """
         from lm_mixup.train.adapter import merge
 
         gathered = {name: tensor.cpu() for name, tensor in self._gather()}
         if self._rank != 0:
-            return None
+            return None, None
         weights = merge(gathered, self._config.lora)
         first_name: dict[int, str] = {}
         for name, parameter in self._policy.named_parameters(remove_duplicate=False):
             first = first_name.setdefault(id(parameter), name)
             if first != name:
                 weights[name] = weights[first]
-        return weights
+        return weights, None
 
     def _gather(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Full parameters in the same order on every rank, bucket by bucket under ZeRO-3."""

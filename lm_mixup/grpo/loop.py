@@ -9,6 +9,7 @@ from typing import Any
 
 from lm_mixup.config import GrpoConfig, RewardsConfig
 from lm_mixup.grpo.batch import Batch, make_batch, make_episodes, refilled, reward_batch
+from lm_mixup.grpo.checkpoint import Progress
 from lm_mixup.grpo.learner import Learner
 from lm_mixup.grpo.metrics import UPDATE_KEYS, Clock, rollout_metrics, rollout_tokens
 from lm_mixup.grpo.rollout import Group, Pending, Prompt, RolloutPool
@@ -32,39 +33,38 @@ def train(
     prompts: Sequence[Prompt],
     config: GrpoConfig,
     seed: int,
-    done_steps: int,
-    num_tokens: int,
+    progress: Progress,
     on_start: Callable[[int], None],
-    on_step: Callable[[int, int, dict[str, Any]], None],
+    on_step: Callable[[Progress, dict[str, Any]], None],
 ) -> None:
-    """Runs GRPO from step `done_steps + 1` to `config.max_steps`.
+    """Runs GRPO from the step after `progress.step` to `config.max_steps`.
 
     Every draw depends on (seed, step, prompt) alone, so a run that is resumed from a checkpoint goes on
     exactly as one that was never stopped. In `async` mode rollouts run ahead of the weights by at most
-    `max_staleness` steps, also in a fixed order; there the first steps of a resumed run are drawn anew, from
-    newer weights.
+    `max_staleness` steps, also in a fixed order. Those that are unspent at the end of a step belong to its
+    progress.
 
     Args:
         parts: Rollout actors, reward actors, learner, and the probe that weight syncs are verified with.
         prompts: The GRPO split.
         config: The `grpo` section.
         seed: The run's seed.
-        done_steps: Steps that the learner's weights have seen.
-        num_tokens: Prompt and completion tokens so far.
-        on_start: Called with `done_steps` once the engines hold the weights.
-        on_step: Called with (step, num_tokens, metrics) after every step.
+        progress: What was done before; the learner holds the weights of that.
+        on_start: Called with the steps that were done before, once the engines hold the weights.
+        on_step: Called with the progress and the metrics after every step.
     """
-    publish(parts, version=done_steps)
-    on_start(done_steps)
+    publish(parts, version=progress.step)
+    on_start(progress.step)
     ahead = config.max_staleness if config.mode == "async" else 0
-    started: deque[Pending] = deque()
-    for step in range(done_steps + 1, config.max_steps + 1):
+    num_tokens, unspent = progress.num_tokens, deque(progress.unspent)
+    for step in range(progress.step + 1, config.max_steps + 1):
         clock = Clock()
         with clock.part("rollout"):
-            for coming in range(step + len(started), min(step + ahead, config.max_steps) + 1):
+            started: deque[Pending] = deque()
+            for coming in range(step + len(unspent), min(step + ahead, config.max_steps) + 1):
                 drawn = prompts_of_step(prompts, coming, config.prompts_per_step, seed)
                 started.append(parts.rollout.start(drawn, prompt_seeds(drawn, coming, seed)))
-            groups = parts.rollout.finish(started.popleft())
+            groups = unspent.popleft() if unspent else parts.rollout.finish(started.popleft())
         first = score(parts, groups, config, clock)
         more = refill(parts, prompts, first, config, step, seed, clock)
         if not started:
@@ -77,6 +77,8 @@ def train(
             update = parts.learner.update(episodes, rate) if episodes else dict.fromkeys(UPDATE_KEYS)
         with clock.part("sync"):
             sync_difference = publish(parts, version=step)
+        with clock.part("rollout"):  # no wait: an engine takes weights once it has done what it was sent
+            unspent.extend(parts.rollout.finish(pending) for pending in started)
         drawn_groups = [group for batch in (first, *more) for group in batch.groups]
         prompt_tokens, completion_tokens = rollout_tokens(drawn_groups)
         num_tokens += prompt_tokens + completion_tokens
@@ -92,7 +94,7 @@ def train(
             "tokens_per_second/update": sum(e.length for e in episodes) / clock.seconds["update"],
             "num_tokens": num_tokens,
         }
-        on_step(step, num_tokens, metrics)
+        on_step(Progress(step, num_tokens, tuple(unspent)), metrics)
 
 
 def score(parts: Parts, groups: list[Group], config: GrpoConfig, clock: Clock) -> Batch:

@@ -171,10 +171,49 @@ def _run(
     tracking: TrackingConfig,
     seed: int,
 ) -> Progress:
+    """Trains to the end; when learner ranks die, again from the newest checkpoint with a new learner.
+
+    Raises:
+        RuntimeError: They died more than `grpo.max_failures` times.
+    """
+    import ray
+
+    failures = 0
+    while True:
+        try:
+            if failures:
+                parts.learner.restart()
+            return _train(parts, prompts, held_out, folder, config, tracking, seed)
+        except ray.exceptions.RayError as error:
+            lost = parts.learner.lost()
+            if not lost:
+                raise
+            failures += 1
+            ranks = "learner rank " + ", ".join(map(str, lost))
+            if failures > config.max_failures:
+                raise RuntimeError(
+                    f"{ranks} died, after {failures - 1} recoveries (grpo.max_failures="
+                    f"{config.max_failures}). A process that the system kills mostly lacks memory: lower "
+                    "grpo.micro_tokens, or use more learner ranks with grpo.zero_stage 3"
+                ) from error
+            step = checkpoint.newest_step(folder / "checkpoints")
+            times = f"failure {failures} of {config.max_failures} that are borne"
+            say(f"  {ranks} died; starting the learner again, from its checkpoint of step {step} ({times})")
+
+
+def _train(
+    parts: Parts,
+    prompts: Sequence[Prompt],
+    held_out: Sequence[Prompt],
+    folder: Path,
+    config: GrpoConfig,
+    tracking: TrackingConfig,
+    seed: int,
+) -> Progress:
     """Resumes from the newest checkpoint, runs the loop with what is written beside it, saves the model."""
     progress = checkpoint.load_latest(folder / "checkpoints", parts.learner)
-    log = MetricsLog(folder / "metrics.jsonl", progress.step)
     validation = Validation(folder, parts, held_out, progress.step)
+    log = MetricsLog(folder / "metrics.jsonl", progress.step)
     lines, settings = [*log.lines, *validation.tracked], config.model_dump(mode="json")
     with (
         mirrored(folder, tracking, settings, lines) as mirror,
@@ -182,9 +221,9 @@ def _run(
     ):
         validation.on_line = mirror
 
-        def on_step(step: int, num_tokens: int, metrics: dict[str, Any]) -> None:
+        def on_step(now: Progress, metrics: dict[str, Any]) -> None:
             nonlocal progress
-            progress = Progress(step, num_tokens)
+            progress, step = now, now.step
             log.write(metrics)
             mirror(metrics)
             for text in raised(log.lines, synchronous=config.mode != "async").values():
@@ -196,8 +235,7 @@ def _run(
                 checkpoint.save(folder / "checkpoints", parts.learner, progress, config.save_limit)
             advance(1, note=f"reward {metrics['reward']:.3f}")
 
-        done = (progress.step, progress.num_tokens)
-        train(parts, prompts, config, seed, *done, validation.before, on_step)
+        train(parts, prompts, config, seed, progress, validation.before, on_step)
     parts.learner.save_model(folder / "model")
     if config.keep_best:
         validation.use_best(folder / "model")

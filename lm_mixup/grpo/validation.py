@@ -36,6 +36,8 @@ class Validation:
         self._prompts = prompts
         self._lines = [line for line in read_metrics(self._path) if line["step"] <= resume_step]
         self.on_line: Callable[[dict[str, Any]], None] = lambda line: None
+        if self._path.exists():
+            self._write()
 
     @property
     def tracked(self) -> list[dict[str, Any]]:
@@ -57,14 +59,16 @@ class Validation:
         line |= {f"rewards/{name}/mean": float(values.mean()) for name, values in scores.components.items()}
         line["format/compliance"] = float((scores.components["format"] >= 1.0).mean())
         line |= fact_recall(groups)
-        best = all(line["reward"] > earlier["reward"] for earlier in self._lines)
-        self._lines.append(line)
+        if all(line["reward"] > earlier["reward"] for earlier in self._lines):
+            self._parts.learner.save_model(self._folder / "best")
+        self._lines.append(line)  # last: what has a line is not validated again
+        self._write()
         self.on_line(_tracked(line))
+
+    def _write(self) -> None:
         scratch = self._path.with_suffix(".tmp")
         scratch.write_text("".join(json.dumps(line) + "\n" for line in self._lines), encoding="utf-8")
         scratch.replace(self._path)
-        if best:
-            self._parts.learner.save_model(self._folder / "best")
 
     def use_best(self, model: Path) -> None:
         """Puts the best model in a finished model's place, if anything was validated."""

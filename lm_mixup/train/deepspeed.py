@@ -7,6 +7,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+# On CPU DeepSpeed sets up an all-reduce of its own for tensor-parallel inference, where LOCAL_SIZE is the
+# number of ranks: 66 MB of /dev/shm a rank that nothing ever removes. Training makes no use of it.
+NO_SHARED_MEMORY = {"LOCAL_SIZE": "0"}
+
 _BUCKET = 200_000_000  # elements of one reduce or gather, as DeepSpeed's own guide sets it for large models
 
 

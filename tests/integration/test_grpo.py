@@ -88,13 +88,12 @@ def run(
 ) -> list[dict]:
     lines: list[dict] = []
 
-    def on_step(step: int, num_tokens: int, metrics: dict) -> None:
+    def on_step(done: Progress, metrics: dict) -> None:
         lines.append(metrics)
-        if folder is not None and step == 2:
-            checkpoint.save(folder, parts.learner, Progress(step, num_tokens), limit=1)
+        if folder is not None and done.step == 2:
+            checkpoint.save(folder, parts.learner, done, limit=1)
 
-    args = (progress.step, progress.num_tokens, lambda step: None, on_step)
-    train(parts, prompts, config, SEED, *args)
+    train(parts, prompts, config, SEED, progress, lambda step: None, on_step)
     return lines
 
 
