@@ -25,9 +25,10 @@ def rank(candidates: pa.Table, method: Method, seed: int) -> np.ndarray:
     """Orders candidates, best first.
 
     Args:
-        candidates: {id, and the column the method reads: `long_tail`, `score` or `length`}.
-        method: `long_tail`: farthest from its neighbours first; `score`: highest first; `longest`: longest
-            completion first; `random`: a seeded shuffle.
+        candidates: {id, and the columns the method reads: `long_tail`, `score` and `expected`, or `length`}.
+        method: `long_tail`: farthest from its neighbours first; `score`: highest first, of equal ones that
+            with the highest rating before rounding (a missing one comes last); `longest`: longest completion
+            first; `random`: a seeded shuffle.
         seed: Of the shuffle that `random` is and that breaks all ties.
 
     Returns:
@@ -37,11 +38,13 @@ def rank(candidates: pa.Table, method: Method, seed: int) -> np.ndarray:
     match method:
         case "random":
             return np.argsort(shuffle, kind="stable")
-        case "long_tail" | "score":
-            merit = candidates[method].to_numpy()
+        case "long_tail":
+            merits = [candidates["long_tail"]]
+        case "score":
+            merits = [candidates["expected"].fill_null(0), candidates["score"]]
         case "longest":
-            merit = candidates["length"].to_numpy()
-    return np.lexsort((shuffle, -merit.astype(np.float64)))
+            merits = [candidates["length"]]
+    return np.lexsort((shuffle, *(-merit.to_numpy().astype(np.float64) for merit in merits)))
 
 
 def hash_of(seed: int, key: str) -> float:

@@ -34,6 +34,7 @@ _CANDIDATE = pa.schema(
         ("id", pa.string()),
         ("content", pa.string()),
         ("score", pa.int8()),
+        ("expected", pa.float32()),
         ("length", pa.int64()),
         ("long_tail", pa.float32()),
     ]
@@ -63,7 +64,8 @@ def select(
     """Chooses the training set and writes it as parts and as `train.jsonl`.
 
     Input columns: of the distilled rows prompt, completion, parent_ids, task_type, score, long_tail; of the
-    curated ones id, prompt, completion, task_type, curated_score; and the embeddings, for long tail. Output:
+    curated ones id, prompt, completion, task_type, curated_score; of both, if there, expected; and the
+    embeddings, for long tail. Output:
     `OUTPUT`, in an order that the seed shuffles. `train.jsonl` has prompt, completion, id, origin and
     parent_ids. A percentage budget is of the rows of `curated`.
 
@@ -116,7 +118,8 @@ def _rows_of(stage: StageDir) -> int:
 def _candidates(stage: StageDir, origin: str, min_score: int, left_out: Counter[str]) -> pa.Table:
     """The rows of a stage that may be chosen, without their text, sorted by id; the others are counted."""
     score_column = "score" if origin == "distilled" else "curated_score"
-    wanted = ["prompt", "completion", score_column, "long_tail" if origin == "distilled" else "id"]
+    wanted = ["prompt", "completion", score_column, "expected"]
+    wanted.append("long_tail" if origin == "distilled" else "id")
     listed: list[dict[str, Any]] = []
     for table in stage.iter_parts(wanted):
         for row in table.to_pylist():
@@ -130,6 +133,7 @@ def _candidates(stage: StageDir, origin: str, min_score: int, left_out: Counter[
                     "id": row.get("id", content),
                     "content": content,
                     "score": row[score_column],
+                    "expected": row.get("expected"),
                     "length": len(row["completion"]),
                     "long_tail": row.get("long_tail"),
                 }

@@ -14,7 +14,7 @@ from lm_mixup.data.embed import embedding_table
 from lm_mixup.data.select import select
 from lm_mixup.runs import Receipt, RunDir, StageDir
 
-CURATED = records.extend(records.INSTRUCTION, records.CURATION)
+CURATED = records.extend(records.INSTRUCTION, records.RATING, records.CURATION)
 DISTILLED = records.extend(records.DISTILLED, records.RATING, pa.schema([("long_tail", pa.float32())]))
 
 

@@ -47,6 +47,7 @@ def candidates(order=(0, 1, 2, 3)) -> pa.Table:
         {
             "id": ["a", "b", "c", "d"],
             "score": pa.array([4, 5, 4, 5], pa.int8()),
+            "expected": pa.array([None] * 4, pa.float32()),
             "length": [30, 10, 40, 20],
             "long_tail": pa.array([0.1, 0.4, 0.3, 0.2], pa.float32()),
         }
@@ -64,6 +65,13 @@ def test_rankings_by_hand():
     by_score = ranked(candidates(), "score")
     assert set(by_score[:2]) == {"b", "d"}
     assert by_score == sorted(by_score, key=lambda key: (key in "ac", hash_of(0, key)))
+
+
+def test_the_rating_before_rounding_tells_equal_scores_apart_and_never_outdoes_a_score():
+    table = candidates().set_column(2, "expected", pa.array([9.9, 8.6, 8.5, 9.2], pa.float32()))
+    assert ranked(table, "score", 0) == ranked(table, "score", 1) == ["d", "b", "a", "c"]
+    table = table.set_column(2, "expected", pa.array([8.5, None, None, 9.2], pa.float32()))
+    assert ranked(table, "score") == ["d", "b", "a", "c"]
 
 
 @pytest.mark.parametrize("method", ["long_tail", "score", "random", "longest"])
