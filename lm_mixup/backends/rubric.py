@@ -35,16 +35,16 @@ FEATURES: Final = (
     "refusal",  # declines, or names itself a language model
 )
 
-# How the numbers below came about. The weights of `overall` were fitted once, by ridge regression on 15,771
-# of 20,000 Alpaca rows, to the mean 0-5 score of three LLM judges (the raw scores published with DS2, arXiv
-# 2410.10877), each held to the sign that its feature has by its meaning: a feature that only goes along with
-# good rows of that corpus must not speak against better ones. Left out were every fifth row, and every row
-# that has its text in common with the pairs which the rater is tested on. Five weights, the last line of
-# `overall`, are set by hand and the rest fitted around them: the corpus holds next to no refusals, loops or
-# cut-off texts and cannot teach what they are worth, and it credits the answer with the length of the
-# question. `FULL` is the 75% quantile of what is gained without `dense`, which is set by hand likewise: the
-# corpus holds next to no dense short answers. The cuts are the 3, 7, 12, 20, 30, 42, 58, 78 and 93% quantiles
-# of the rows fitted on, so all ratings are used. What it measures up to stands in docs/rating.md.
+# How the numbers below came about. The weights of `overall` were fitted once, by ridge regression (penalty 5)
+# on 15,771 of 20,000 Alpaca rows, to the mean 0-5 score of three LLM judges (the raw scores published with
+# DS2, arXiv 2410.10877), each held to the sign that its feature has by its meaning: a feature that only goes
+# along with good rows of that corpus must not speak against better ones. Left out were every fifth row, and
+# every row that has its text in common with the pairs which the rater is tested on. Five weights, the last
+# line of `overall`, are set by hand and the rest fitted around them: the corpus holds next to no refusals,
+# loops or cut-off texts and cannot teach what they are worth, and it credits the answer with the length of
+# the question. `FULL` is the 75% quantile of what is gained without `dense`, which is set by hand likewise:
+# the corpus holds next to no dense short answers. The cuts are the 3, 7, 12, 20, 30, 42, 58, 78 and 93%
+# quantiles of the rows fitted on, so all ratings are used. What it measures up to stands in docs/rating.md.
 QUALITIES: Final[Mapping[str, Mapping[str, float]]] = {
     "rarity": {"long_words": 1.0, "novelty": 1.0, "vague": -0.5, "repetition": -0.5},
     "complexity": {
