@@ -90,6 +90,30 @@ class EmbedderConfig(Section):
     num_gpus: float = resources(0.0, ge=0, description="GPUs an actor (fractions allowed).")
 
 
+class EmbedDecontaminateConfig(Section):
+    """Refusing rows that say the same as an evaluation item in other words."""
+
+    files: list[str] = Field(
+        default_factory=list,
+        description="Evaluation sets, as in `ingest.decontaminate`; default: those named there.",
+    )
+    min_similarity: float = Field(
+        0.8, gt=0, le=1, description="Cosine to an evaluation item from which a row is refused."
+    )
+    columns: list[str] = Field(
+        default_factory=list,
+        description="Columns that make up an item's text; default: the question, under its common names.",
+    )
+
+
+class EmbedConfig(Section):
+    """The embeddings of the pool; `embedder` is the model."""
+
+    decontaminate: EmbedDecontaminateConfig | None = Field(
+        None, description="Refuse rows whose embedding is close to an evaluation item's; off if null."
+    )
+
+
 class RayConfig(Section):
     """Where Ray runs. Without an address, the cluster in RAY_ADDRESS or else a local one."""
 
@@ -690,6 +714,7 @@ class Config(Section):
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
     ingest: IngestConfig = Field(default_factory=IngestConfig)
     rate: RateConfig = Field(default_factory=RateConfig)
+    embed: EmbedConfig = Field(default_factory=EmbedConfig)
     teacher: TeacherConfig = Field(default_factory=TeacherConfig)
     neighbors: NeighborsConfig = Field(default_factory=NeighborsConfig)
     curate: CurateConfig = Field(default_factory=CurateConfig)
@@ -706,3 +731,18 @@ class Config(Section):
                 f"({self.neighbors.k}) with select.method {self.select.method}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _evaluation_sets(self) -> Config:
+        if self.embed.decontaminate and not self.eval_files():
+            raise ValueError(
+                "embed.decontaminate.files: name evaluation sets, here or in ingest.decontaminate"
+            )
+        return self
+
+    def eval_files(self) -> list[str]:
+        """The evaluation sets that embeddings are compared with: none if that is off."""
+        if self.embed.decontaminate is None:
+            return []
+        ngrams = self.ingest.decontaminate
+        return self.embed.decontaminate.files or (ngrams.files if ngrams else [])

@@ -122,6 +122,11 @@ def _check_inputs(names: Iterable[str], config: Config, run: RunDir) -> None:
         from lm_mixup.data.perplexity import measuring_model
 
         measuring_model(config.select.perplexity, config.model)
+    if "embed" in names:
+        from lm_mixup.data.pool_files import list_units
+
+        for files in config.eval_files():
+            list_units(files, split_bytes=1 << 30, key="embed.decontaminate.files")
     if "distill" in names and "sft" not in names:
         distiller(Context(run, config, run.stage("distill")))
     for position, name in enumerate(names):

@@ -24,13 +24,15 @@ INSTRUCTION = pa.schema(
     ]
 )
 
-# An unrated row has nulls here and says why in `error`; it never has a zero.
+# An unrated row has nulls here and says why in `error`; it never has a zero. `expected` is `overall` before
+# it was rounded, or the same number where the judge gives whole ones only: it tells rows of one rating apart.
 RATING = pa.schema(
     [
         ("rarity", pa.int8()),
         ("complexity", pa.int8()),
         ("informativeness", pa.int8()),
         ("overall", pa.int8()),
+        ("expected", pa.float32()),
         ("score", pa.int8()),
         ("rater", pa.string()),
         ("error", pa.string()),

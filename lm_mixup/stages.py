@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lm_mixup.config import Config
+from lm_mixup.config import Config, EmbedDecontaminateConfig
 from lm_mixup.errors import InputError
 from lm_mixup.progress import say
 from lm_mixup.runs import Outcome, RunDir, StageDir
@@ -172,7 +172,20 @@ def _rate(c: Context) -> Outcome:
 def _embed(c: Context) -> Outcome:
     from lm_mixup.data.embed import embed
 
-    return embed(c.stage("ingest"), c.out, c.config.embedder)
+    return embed(c.stage("ingest"), c.out, c.config.embedder, _eval_sets(c))
+
+
+def _eval_sets(c: Context) -> EmbedDecontaminateConfig | None:
+    """What embeddings are compared with, the files filled in."""
+    chosen = c.config.embed.decontaminate
+    return chosen.model_copy(update={"files": c.config.eval_files()}) if chosen else None
+
+
+def _embed_identity(c: Context) -> Any:
+    known: list[Any] = [c.config.embedder.identity()]
+    if chosen := _eval_sets(c):
+        known += [chosen.identity(), [_file_versions(pool) for pool in chosen.files]]
+    return known
 
 
 def _neighbors(c: Context) -> Outcome:
@@ -184,7 +197,10 @@ def _neighbors(c: Context) -> Outcome:
 def _curate(c: Context) -> Outcome:
     from lm_mixup.data.curate import curate
 
-    return curate(c.stage("rate"), c.stage("neighbors"), c.out, c.config.curate, c.config.seed)
+    config = c.config
+    return curate(
+        c.stage("rate"), c.stage("neighbors"), c.out, config.curate, config.seed, embed=c.stage("embed")
+    )
 
 
 def _cluster(c: Context) -> Outcome:
@@ -378,9 +394,9 @@ STAGES: tuple[Stage, ...] = (
         _ingest,
     ),
     Stage("rate", ("ingest",), _sections("rate"), _rate),
-    Stage("embed", ("ingest",), _sections("embedder"), _embed),
+    Stage("embed", ("ingest",), _embed_identity, _embed),
     Stage("neighbors", ("embed",), _sections("neighbors"), _neighbors),
-    Stage("curate", ("rate", "neighbors"), _sections("curate"), _curate),
+    Stage("curate", ("rate", "embed", "neighbors"), _sections("curate"), _curate),
     Stage("cluster", ("curate", "embed"), _sections("cluster", "data"), _cluster),
     Stage(
         "distill",

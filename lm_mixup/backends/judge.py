@@ -28,17 +28,28 @@ Row = tuple[str, str]
 
 @dataclass(frozen=True)
 class Rating:
-    """Four ratings, each an integer from 1 to 10."""
+    """Four ratings, each an integer from 1 to 10.
+
+    Attributes:
+        rarity: How uncommon the row's knowledge or phrasing is.
+        complexity: How much reasoning or detail it holds.
+        informativeness: How much it tells.
+        overall: Its quality taken together.
+        expected: `overall` before it was rounded, from a judge that knows it.
+    """
 
     rarity: int
     complexity: int
     informativeness: int
     overall: int
+    expected: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("rarity", "complexity", "informativeness", "overall"):
             if not 1 <= getattr(self, name) <= 10:
                 raise ValueError(f"{name} must be within 1-10, got {getattr(self, name)}")
+        if self.expected is not None and not abs(self.expected - self.overall) <= 0.5:
+            raise ValueError(f"expected {self.expected} does not round to overall {self.overall}")
 
 
 class RatingFailure(str):
@@ -92,25 +103,33 @@ def rating_columns(judge_name: str, verdicts: Sequence[Verdict]) -> dict[str, li
         rated = isinstance(verdict, Rating)
         for name in ("rarity", "complexity", "informativeness", "overall"):
             columns[name].append(getattr(verdict, name) if rated else None)
+        columns["expected"].append(_expected(verdict) if isinstance(verdict, Rating) else None)
         columns["score"].append(compress_score(verdict.overall) if isinstance(verdict, Rating) else None)
         columns["rater"].append(judge_name)
         columns["error"].append(None if rated else str(verdict))
     return columns
 
 
+def _expected(rating: Rating) -> float:
+    return float(rating.overall) if rating.expected is None else rating.expected
+
+
 class OfflineJudge:
     """Rates by documented surface features: thousands of rows a second, the same on every machine."""
 
-    name = "offline-1"
+    name = "offline-2"
 
     def rate(self, rows: Sequence[Row]) -> list[Verdict]:
         """Rates rows; one whose completion is empty is refused, as there is nothing to rate."""
         return [
-            Rating(**rate_row(prompt, completion))
-            if completion.strip()
-            else RatingFailure("empty_completion")
+            _rated(prompt, completion) if completion.strip() else RatingFailure("empty_completion")
             for prompt, completion in rows
         ]
+
+
+def _rated(prompt: str, completion: str) -> Rating:
+    ratings, expected = rate_row(prompt, completion)
+    return Rating(**ratings, expected=expected)
 
 
 _TASK = (

@@ -38,6 +38,7 @@ CANDIDATE = pa.schema(
         ("id", pa.string()),
         ("content", pa.string()),
         ("score", pa.int8()),
+        ("expected", pa.float32()),
         ("length", pa.int64()),
         ("long_tail", pa.float32()),
         ("overall", pa.int8()),
@@ -89,7 +90,7 @@ def candidates(
 
 
 def _columns(origin: Origin, config: SelectConfig) -> list[str]:
-    columns = {"prompt", "completion", *OWN_RULE.get(config.method, ())}
+    columns = {"prompt", "completion", "expected", *OWN_RULE.get(config.method, ())}
     columns |= {"score", "long_tail"} if origin == "distilled" else {"curated_score", "id"}
     if config.stratify_by == "task_type":
         columns.add("task_type")
@@ -121,8 +122,8 @@ def _candidate(row: Row, config: SelectConfig, sources: dict[str, str]) -> Row:
         stratum = sources.get((row["parent_ids"] or [""])[0])
     elif config.stratify_by != "none":
         stratum = row[config.stratify_by]
-    taken = {name: row.get(name) for name in ("score", "long_tail", "overall", "complexity", "perplexity")}
-    return taken | {
+    figures = ("score", "expected", "long_tail", "overall", "complexity", "perplexity")
+    return {name: row.get(name) for name in figures} | {
         "id": row.get("id", content),
         "content": content,
         "length": len(row["completion"]),

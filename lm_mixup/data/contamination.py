@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from lm_mixup.config import DecontaminateConfig
+from lm_mixup.config import DecontaminateConfig, EmbedDecontaminateConfig
 from lm_mixup.data.ngrams import Hashes, ngram_hashes, words
 from lm_mixup.data.pool_files import list_units, read_unit
 from lm_mixup.data.pool_rows import PoolRow, Refused, parse_line
@@ -69,10 +69,20 @@ def read_eval_index(config: DecontaminateConfig) -> EvalIndex:
     return index
 
 
-def read_eval_items(config: DecontaminateConfig) -> Iterator[tuple[str, list[str]]]:
-    """Id and texts of the items of all evaluation sets, in order; the id is `file:number` where none is."""
+def read_eval_items(
+    config: DecontaminateConfig | EmbedDecontaminateConfig, section: str = "ingest.decontaminate"
+) -> Iterator[tuple[str, list[str]]]:
+    """Id and texts of the items of all evaluation sets, in order; the id is `file:number` where none is.
+
+    Args:
+        config: Names the sets, and their columns of text.
+        section: What error messages call it.
+
+    Raises:
+        InputError: A set is missing, damaged, or has no column of text that is known.
+    """
     for pool in config.files:
-        units, _ = list_units(pool, _LINE_BYTES, key="ingest.decontaminate.files")
+        units, _ = list_units(pool, _LINE_BYTES, key=f"{section}.files")
         uri, number = "", 0
         for unit in units:
             number = number if unit.uri == uri else 0
@@ -81,7 +91,7 @@ def read_eval_items(config: DecontaminateConfig) -> Iterator[tuple[str, list[str
                 number += 1
                 record = _record(raw, f"{unit.uri}:{number}")
                 if record is not None:
-                    texts = _texts(record, config.columns, f"{unit.uri}:{number}")
+                    texts = _texts(record, config.columns, f"{unit.uri}:{number}", section)
                     yield str(record.get("id") or f"{unit.uri}:{number}"), texts
 
 
@@ -98,7 +108,7 @@ def _record(raw: Any, where: str) -> Mapping[str, Any] | None:
     return record
 
 
-def _texts(record: Mapping[str, Any], columns: Sequence[str], where: str) -> list[str]:
+def _texts(record: Mapping[str, Any], columns: Sequence[str], where: str, section: str) -> list[str]:
     names = columns or [name for name in _QUESTIONS if isinstance(record.get(name), str)][:1]
     if not columns and "instruction" in names and isinstance(record.get("input"), str):
         return [f"{record['instruction']} {record['input']}"]
@@ -107,7 +117,7 @@ def _texts(record: Mapping[str, Any], columns: Sequence[str], where: str) -> lis
         has = ", ".join(str(name) for name in list(record)[:8])
         raise InputError(
             f"evaluation set {where}: no text in {', '.join(names) or 'a column of a known name'}; name its "
-            f"text columns in ingest.decontaminate.columns (it has {has})"
+            f"text columns in {section}.columns (it has {has})"
         )
     return found
 

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lm_mixup.config import CurateConfig
 from lm_mixup.data.hoc import count_triples, fit_consensus, posterior
@@ -57,11 +58,20 @@ class Noise:
     prior: npt.NDArray[np.float64]
 
 
-def curate(rated: StageDir, neighbors: StageDir, out: StageDir, config: CurateConfig, seed: int) -> Outcome:
+def curate(
+    rated: StageDir,
+    neighbors: StageDir,
+    out: StageDir,
+    config: CurateConfig,
+    seed: int,
+    *,
+    embed: StageDir | None = None,
+) -> Outcome:
     """Adds a curated score and its confidence to every row.
 
     Input columns: id, prompt, completion, score; id, neighbor_ids, similarities. Output columns: all of the
-    rated rows', and `records.CURATION`; both null where the rating failed. Metrics: `transition`, `prior`,
+    rated rows', and `records.CURATION`; both null where the rating failed. Rejected: the rows that `embed`
+    refused after they were rated, with its reason, match and similarity. Metrics: `transition`, `prior`,
     `triples`, and the rows `flagged` (another score is likelier) and `corrected`.
 
     The ratings of the whole pool, 17 bytes a row, are held by the driver and by each machine.
@@ -72,26 +82,67 @@ def curate(rated: StageDir, neighbors: StageDir, out: StageDir, config: CurateCo
         out: Where the parts are written.
         config: This stage's section.
         seed: Not used: nothing here is drawn at random.
+        embed: The embeddings, part for part of the same rows, if rows were refused there.
 
     Raises:
-        ValueError: The parts of the two stages do not hold the same rows.
+        ValueError: The parts of the two stages do not hold the same rows, those refused left out.
     """
     del seed
     import ray
 
+    pairs = Pairs(rated, neighbors, embed)
     noise, shared, metrics = None, None, dict[str, Any]()
     if config.enabled:
         ratings = _gather_ratings(rated)
         shared = ray.put(ratings)
-        noise, metrics = _estimate_noise(rated, neighbors, shared, config)
+        noise, metrics = _estimate_noise(pairs, shared, config)
     map_parts(
         out,
-        list(zip(rated.parts(), neighbors.parts(), strict=True)),
+        pairs.names(),
         make_work,
-        {"rated": rated, "neighbors": neighbors, "config": config, "noise": noise, "ratings": [shared]},
+        {"pairs": pairs, "config": config, "noise": noise, "ratings": [shared]},
         num_actors=config.num_actors,
     )
     return Outcome(metrics=metrics)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Reads a part of the rated rows and the same part of their neighbours, rows refused since left out."""
+
+    rated: StageDir
+    neighbors: StageDir
+    embed: StageDir | None = None
+
+    def names(self) -> list[tuple[str, str]]:
+        """The parts."""
+        return list(zip(self.rated.parts(), self.neighbors.parts(), strict=True))
+
+    def read(
+        self, pair: tuple[str, str], columns: list[str] | None = None
+    ) -> tuple[pa.Table, pa.Table, pa.Table | None]:
+        """The rated rows, their neighbours, and the rated rows that the embed stage refused."""
+        rows, nearest = self.rated.read_part(pair[0], columns), self.neighbors.read_part(pair[1])
+        if self.embed is None:
+            return rows, nearest, None
+        path = f"{self.embed.name}/rejected/{pair[1].rsplit('/', 1)[-1]}"
+        if not self.embed.run.exists(path):
+            return rows, nearest, None
+        refused = self.embed.read_part(path, ["id", "reason", "match", "similarity"])
+        kept, left_out = split_refused(rows, refused)
+        return kept, nearest, left_out
+
+
+def split_refused(rows: pa.Table, refused: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """The rows that are not among the refused ones {id, reason, match, similarity}, and those that are.
+
+    The latter get the columns that say why.
+    """
+    at = pc.index_in(rows["id"].combine_chunks(), refused["id"].combine_chunks())
+    left_out = rows.filter(at.is_valid())
+    for name in ("reason", "match", "similarity"):
+        left_out = left_out.append_column(name, refused[name].take(at.drop_null()))
+    return rows.filter(at.is_null()), left_out
 
 
 def _gather_ratings(rated: StageDir) -> Ratings:
@@ -109,20 +160,17 @@ def _gather_ratings(rated: StageDir) -> Ratings:
     return Ratings(keys[order], texts[order], scores[order])
 
 
-def _estimate_noise(
-    rated: StageDir, neighbors: StageDir, shared: Any, config: CurateConfig
-) -> tuple[Noise | None, dict[str, Any]]:
+def _estimate_noise(pairs: Pairs, shared: Any, config: CurateConfig) -> tuple[Noise | None, dict[str, Any]]:
     """The noise, from the triples of all parts; None where there are too few."""
     import ray
 
     def count(pair: tuple[str, str], ratings: Ratings) -> npt.NDArray[np.float64]:
-        rows = rated.read_part(pair[0], ["id", "prompt", "completion", "score"])
-        votes = votes_of(rows, neighbors.read_part(pair[1]), ratings, config)
+        rows, nearest, _ = pairs.read(pair, ["id", "prompt", "completion", "score"])
+        votes = votes_of(rows, nearest, ratings, config)
         return count_triples(votes[:, :3], NUM_CLASSES)
 
-    pairs = zip(rated.parts(), neighbors.parts(), strict=True)
     counted = ray.remote(count)
-    counts = np.sum(ray.get([counted.remote(pair, shared) for pair in pairs]), axis=0)
+    counts = np.sum(ray.get([counted.remote(pair, shared) for pair in pairs.names()]), axis=0)
     triples = round(float(counts.sum()))
     if triples < MIN_TRIPLES:
         return None, {"triples": triples}
@@ -132,7 +180,7 @@ def _estimate_noise(
 
 
 def make_work(
-    rated: StageDir, neighbors: StageDir, config: CurateConfig, noise: Noise | None, ratings: list[Any]
+    pairs: Pairs, config: CurateConfig, noise: Noise | None, ratings: list[Any]
 ) -> Callable[[tuple[str, str]], PartResult]:
     """The function that curates a pair of parts, rated rows and neighbours."""
     import ray
@@ -140,11 +188,15 @@ def make_work(
     known: Ratings | None = ray.get(ratings[0]) if ratings[0] is not None else None
 
     def work(pair: tuple[str, str]) -> PartResult:
-        rows = rated.read_part(pair[0])
+        rows, nearest, refused = pairs.read(pair)
         if noise is None or known is None:
-            return pass_through(rows)
-        votes = votes_of(rows, neighbors.read_part(pair[1]), known, config)
-        return curate_table(rows, votes, noise, config.min_confidence)
+            result = pass_through(rows)
+        else:
+            votes = votes_of(rows, nearest, known, config)
+            result = curate_table(rows, votes, noise, config.min_confidence)
+        if refused is None:
+            return result
+        return replace(result, rejected=refused, rows_in=result.rows_in + refused.num_rows)
 
     return work
 

@@ -1,8 +1,13 @@
-"""Embeds instruction rows: one fp16 unit vector a row, kept for every later search."""
+"""Embeds instruction rows: one fp16 unit vector a row, kept for every later search.
+
+Where the config asks for it, rows that are close to an evaluation item are refused here, where the vectors
+are: no row is embedded twice, and no process holds the vectors of the pool.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,48 +15,142 @@ import pyarrow.compute as pc
 
 from lm_mixup import tasks
 from lm_mixup.backends.embedder import Embedder, resolve_path
-from lm_mixup.config import EmbedderConfig
+from lm_mixup.config import EmbedDecontaminateConfig, EmbedderConfig
+from lm_mixup.data.eval_vectors import EvalVectors, read_distinct_items, refuse_similar
+from lm_mixup.errors import InputError
 from lm_mixup.parts import PartResult, map_parts
 from lm_mixup.runs import Outcome, StageDir
 
+_ITEMS_PER_PART = 2048
 
-def embed(source: StageDir, out: StageDir, config: EmbedderConfig, *, id_column: str = "id") -> Outcome:
+Items = Sequence[tuple[str, str]]
+
+
+def embed(
+    source: StageDir,
+    out: StageDir,
+    config: EmbedderConfig,
+    decontaminate: EmbedDecontaminateConfig | None = None,
+    *,
+    id_column: str = "id",
+) -> Outcome:
     """Embeds `tasks.write_input(prompt, completion)` of every row: the text the policy would be given.
 
     Input columns: `id_column`, prompt, completion. Output columns: id, embedding (fixed-size list of float16,
-    of length 1). Part i of the output holds the rows of part i of the source, in order.
+    of length 1). Part i of the output holds the rows of part i of the source, in order. Rejected, as
+    `contaminated_embedding`: id, prompt, completion, match (the id of the evaluation item), similarity. The
+    items' vectors lie in the stage's folder `evals`.
 
     Args:
         source: The rows.
         out: Where the parts are written.
         config: The embedder.
+        decontaminate: Evaluation sets that rows are compared with, if they are.
         id_column: The column that becomes `id`.
 
     Raises:
-        InputError: The embedder's path does not exist.
+        InputError: The embedder's path does not exist; an evaluation set is missing, damaged or too large, or
+            every row is close to one.
     """
     resolve_path(config.path)  # fails here and at once, not inside an actor
-    map_parts(
+    metrics: dict[str, Any] = {"embedder": config.path}
+    shared, least = None, 1.0
+    if decontaminate:
+        import ray
+
+        items, count = read_distinct_items(decontaminate)
+        metrics |= {"eval_items": count, "eval_items_distinct": len(items)}
+        shared, least = ray.put(_embed_items(out, items, config)), decontaminate.min_similarity
+    _map(
         out,
         source.parts(),
         make_work,
-        {"source": source, "config": config, "id_column": id_column},
+        {"source": source, "config": config, "id_column": id_column, "evals": [shared], "least": least},
+        config,
+    )
+    if decontaminate and not any(receipt.rows_out for receipt in out.receipts().values()):
+        raise InputError("every row is close to an evaluation item; raise embed.decontaminate.min_similarity")
+    return Outcome(metrics=metrics)
+
+
+def _map(
+    out: StageDir,
+    items: Sequence[Any],
+    work: Callable[..., Any],
+    kwargs: dict[str, Any],
+    config: EmbedderConfig,
+    label: str | None = None,
+) -> None:
+    """`parts.map_parts` in actors that hold an embedder."""
+    map_parts(
+        out,
+        items,
+        work,
+        kwargs,
         num_actors=config.num_actors,
         num_cpus=config.num_cpus,
         num_gpus=config.num_gpus,
+        label=label,
     )
-    return Outcome(metrics={"embedder": config.path})
 
 
-def make_work(source: StageDir, config: EmbedderConfig, id_column: str) -> Callable[[str], PartResult]:
-    """Loads the embedder; the function embeds one part."""
+def make_work(
+    source: StageDir,
+    config: EmbedderConfig,
+    id_column: str,
+    evals: Sequence[Any] = (None,),
+    least: float = 1.0,
+) -> Callable[[str], PartResult]:
+    """Loads the embedder; the function embeds one part.
+
+    Args:
+        source: The rows.
+        config: The embedder.
+        id_column: The column that becomes `id`.
+        evals: One reference to the `EvalVectors` that rows are compared with, or None.
+        least: Cosine from which a row is refused.
+    """
+    import ray
+
     embedder = Embedder(config)
+    known: EvalVectors | None = ray.get(evals[0]) if evals[0] is not None else None
 
     def work(part: str) -> PartResult:
         rows = source.read_part(part, [id_column, "prompt", "completion"])
         pairs = zip(rows["prompt"].to_pylist(), rows["completion"].to_pylist(), strict=True)
         vectors = embedder.embed([tasks.write_input(prompt, completion) for prompt, completion in pairs])
-        return PartResult(embedding_table(rows[id_column], vectors), rows_in=rows.num_rows)
+        if known is None:
+            return PartResult(embedding_table(rows[id_column], vectors), rows_in=rows.num_rows)
+        return decontaminated(rows.rename_columns({id_column: "id"}), vectors, known, least)
+
+    return work
+
+
+def decontaminated(rows: pa.Table, vectors: np.ndarray, evals: EvalVectors, least: float) -> PartResult:
+    """The EMBED rows of the rows {id, prompt, completion} that are not close to an evaluation item."""
+    keep, refused, reached = refuse_similar(rows, vectors, evals, least)
+    kept = embedding_table(rows["id"].filter(pa.array(keep)), vectors[keep])
+    return PartResult(kept, refused, rows.num_rows, reached)
+
+
+def _embed_items(out: StageDir, items: Items, config: EmbedderConfig) -> EvalVectors:
+    """The evaluation items' vectors: embedded in actors as rows are, and kept, should the run be resumed."""
+    folder = StageDir(out.run, f"{out.name}/evals")
+    parts = [items[start : start + _ITEMS_PER_PART] for start in range(0, len(items), _ITEMS_PER_PART)]
+    _map(folder, parts, make_items_work, {"config": config}, config, label="embed: evaluation sets")
+    tables = list(folder.iter_parts())
+    ids = [name for table in tables for name in table["id"].to_pylist()]
+    return EvalVectors(ids, np.concatenate([vectors_of(table) for table in tables]))
+
+
+def make_items_work(config: EmbedderConfig) -> Callable[[Items], PartResult]:
+    """Loads the embedder; the function embeds some evaluation items."""
+    embedder = Embedder(config)
+
+    def work(items: Items) -> PartResult:
+        vectors = embedder.embed([text for _, text in items])
+        ids = pa.array([name for name, _ in items], pa.string())
+        return PartResult(embedding_table(ids, vectors), rows_in=len(items))
 
     return work
 

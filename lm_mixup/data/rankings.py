@@ -27,7 +27,8 @@ def rank(
 
     * `long_tail`, `knn_diversity`: farthest from its nearest neighbours first (they differ in whose
       neighbours, and in which rows are candidates). The second is the kNN baseline of DS2, arXiv 2410.10877.
-    * `score`: highest first. `longest`: longest completion first ("Long is more for alignment", arXiv
+    * `score`: highest first, of equal ones that with the highest rating before rounding (where there is none,
+      last). `longest`: longest completion first ("Long is more for alignment", arXiv
       2402.04833). `random`: a seeded shuffle.
     * `alpagasus`: a seeded shuffle, since the method is a threshold that all candidates have passed (arXiv
       2307.08701).
@@ -39,8 +40,8 @@ def rank(
       ("mid-ppl", arXiv 2410.16208 and 2503.01807).
 
     Args:
-        candidates: {id, and the columns the method reads: `long_tail`, `score`, `length`, `overall`,
-            `complexity` or `perplexity`}, without nulls in those.
+        candidates: {id, and the columns the method reads: `long_tail`, `score` and `expected`, `length`,
+            `overall`, `complexity` or `perplexity`}, without nulls in those but `expected`.
         method: As above.
         seed: Of the shuffle that breaks all ties.
         take: Which end of the perplexities.
@@ -55,7 +56,7 @@ def rank(
         case "long_tail" | "knn_diversity":
             merits = [_column(candidates, "long_tail")]
         case "score":
-            merits = [_column(candidates, "score")]
+            merits = [_column(candidates, "score"), _column(candidates, "expected", missing=0.0)]
         case "longest":
             merits = [_column(candidates, "length")]
         case "deita":
@@ -67,8 +68,9 @@ def rank(
     return np.lexsort((shuffle, *(-merit for merit in reversed(merits))))
 
 
-def _column(candidates: pa.Table, name: str) -> np.ndarray:
-    return np.asarray(candidates[name].to_numpy(), dtype=np.float64)
+def _column(candidates: pa.Table, name: str, missing: float | None = None) -> np.ndarray:
+    column = candidates[name] if missing is None else candidates[name].fill_null(missing)
+    return np.asarray(column.to_numpy(), dtype=np.float64)
 
 
 def _perplexity_merit(perplexity: np.ndarray, shuffle: np.ndarray, take: str) -> np.ndarray:

@@ -14,7 +14,7 @@ from lm_mixup.backends.judge import (
     RatingFailure,
     rating_columns,
 )
-from lm_mixup.backends.rubric import CUTS, FEATURES, QUALITIES, features
+from lm_mixup.backends.rubric import CUTS, FEATURES, FULL, QUALITIES, features, unrounded
 from lm_mixup.records import RATING, compress_score
 
 
@@ -89,8 +89,9 @@ def test_any_text_has_features_in_range_and_one_verdict(prompt, completion):
 
 def test_weights_name_features_and_cuts_rise():
     assert set(QUALITIES) == set(CUTS) == {"rarity", "complexity", "informativeness", "overall"}
+    assert set(FULL) < set(QUALITIES)
     for quality, weights in QUALITIES.items():
-        assert set(weights) <= set(FEATURES)
+        assert set(weights) <= set(FEATURES) - {"dense"}
         assert len(CUTS[quality]) == 9 and all(low < high for low, high in pairwise(CUTS[quality]))
 
 
@@ -98,18 +99,67 @@ def read(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_agrees_with_real_judges_and_prefers_better_answers(shared_data):
+@given(st.lists(st.floats(-1, 3), min_size=2, max_size=20, unique=True))
+def test_the_rating_before_rounding_rises_and_rounds_to_the_rating(values):
+    cuts = CUTS["overall"]
+    numbers = [unrounded(value, cuts) for value in sorted(values)]
+    assert numbers == sorted(numbers) and all(1 < number < 10 for number in numbers)
+    for value, number in zip(sorted(values), numbers, strict=True):
+        assert abs(number - (1 + sum(value >= cut for cut in cuts))) <= 0.5
+
+
+def test_the_rating_before_rounding_by_hand():
+    cuts = [float(cut) for cut in range(9)]
+    asked = [0.0, 0.25, 1.0, 7.5, 8.0]
+    assert [unrounded(value, cuts) for value in asked] == pytest.approx([1.5, 1.75, 2.5, 9.0, 9.5])
+    assert unrounded(-1.0, cuts) == pytest.approx(1 + 0.5 / 2.718281828)
+    assert unrounded(9.0, cuts) == pytest.approx(10 - 0.5 / 2.718281828)
+
+
+def test_of_equal_ratings_the_row_that_tells_more_is_ahead():
+    text = "Rivers carry sediment from mountains down to the plains and build deltas at their mouths."
+    more = f"{text} Floods renew the fertile soil."
+    short, long = OfflineJudge().rate([("What do rivers do?", one) for one in (text, more)])
+    assert short.expected < long.expected
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        ("Paris lies on the Seine, about 100 miles from the coast.", "paris lies on the seine!!"),
+        ("The heart pumps blood through the vessels.", "The heart pumps blood through the"),
+        ("Trees store carbon while they grow tall.", "Trees trees trees trees trees trees trees trees."),
+        ("A prime has two divisors, itself and one.", "What is a prime number, tell me what it is."),
+    ],
+)
+def test_what_speaks_against_a_row_lowers_it(better, worse):
+    prompt = "What is a prime number, tell me what it is."
+    high, low = OfflineJudge().rate([(prompt, better), (prompt, worse)])
+    assert high.expected > low.expected
+
+
+def correlation(numbers, rows):
     from scipy.stats import spearmanr
 
-    rows = read(shared_data / "alpaca_rated_20k.jsonl")[::10]
     means = [sum(row["scores"].values()) / len(row["scores"]) for row in rows]
+    return spearmanr(numbers, means)[0]
+
+
+def test_agrees_with_real_judges_on_rows_it_was_not_fitted_to(shared_data):
+    rows = read(shared_data / "alpaca_rated_20k.jsonl")[::5]
     ratings = OfflineJudge().rate([(row["prompt"], row["completion"]) for row in rows])
-    assert spearmanr([rating.overall for rating in ratings], means)[0] >= 0.55
+    assert correlation([rating.expected for rating in ratings], rows) >= 0.60  # measured: 0.607
+    assert correlation([rating.overall for rating in ratings], rows) >= 0.59  # measured: 0.602
     assert {rating.overall for rating in ratings} == set(range(1, 11))
+
+
+def test_prefers_the_better_of_two_answers(shared_data):
     pairs = read(shared_data / "pairs_600.jsonl")
     high, low = (OfflineJudge().rate([(p["prompt"], p[side]) for p in pairs]) for side in ("high", "low"))
-    decided = [a.overall > b.overall for a, b in zip(high, low, strict=True) if a.overall != b.overall]
-    assert sum(decided) / len(decided) >= 0.8 and len(decided) >= 400
+    both = list(zip(high, low, strict=True))
+    assert sum(a.expected > b.expected for a, b in both) / len(both) >= 0.81  # measured: 0.823
+    decided = [a.overall > b.overall for a, b in both if a.overall != b.overall]
+    assert sum(decided) / len(decided) >= 0.85 and len(decided) >= 450  # measured: 0.873 of 464
 
 
 def test_thousands_of_rows_a_second(shared_data):
@@ -117,7 +167,7 @@ def test_thousands_of_rows_a_second(shared_data):
     rows = [(row["prompt"], row["completion"]) for row in pool]
     start = time.process_time()
     OfflineJudge().rate(rows)
-    assert 5000 / (time.process_time() - start) > 500  # 5,000 to 8,000 on an idle core; tests share theirs
+    assert 5000 / (time.process_time() - start) > 500  # 4,000 to 6,000 on an idle core; tests share theirs
 
 
 def test_columns_of_a_failure_are_null_with_a_reason():
@@ -126,6 +176,7 @@ def test_columns_of_a_failure_are_null_with_a_reason():
     assert (
         columns["score"] == [5, None] and columns["overall"] == [9, None] and columns["rarity"] == [1, None]
     )
+    assert columns["expected"] == [9.0, None]  # of a judge that gives whole numbers
     assert columns["error"] == [None, "request_failed: no"] and columns["rater"] == ["me", "me"]
 
 
@@ -133,3 +184,10 @@ def test_columns_of_a_failure_are_null_with_a_reason():
 def test_ratings_out_of_range_are_errors(overall):
     with pytest.raises(ValueError, match="overall"):
         Rating(1, 1, 1, overall)
+
+
+def test_a_rating_that_does_not_round_to_overall_is_an_error():
+    assert rating_columns("me", [Rating(1, 1, 1, 4, 3.75)])["expected"] == [3.75]
+    for wrong in (2.4, float("nan")):
+        with pytest.raises(ValueError, match="does not round"):
+            Rating(1, 1, 1, 3, wrong)

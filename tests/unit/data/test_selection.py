@@ -49,6 +49,7 @@ def candidates(order=(0, 1, 2, 3)) -> pa.Table:
         {
             "id": ["a", "b", "c", "d"],
             "score": pa.array([4, 5, 4, 5], pa.int8()),
+            "expected": pa.array([None] * 4, pa.float32()),
             "length": [30, 10, 40, 20],
             "long_tail": pa.array([0.1, 0.4, 0.3, 0.2], pa.float32()),
             "overall": pa.array([10, 9, 10, 5], pa.int8()),
@@ -83,7 +84,7 @@ def test_rankings_of_the_baselines_by_hand():
 
 
 def test_products_of_ratings_do_not_overflow():
-    table = candidates().set_column(5, "complexity", pa.array([13, 100, 1, 1], pa.int8()))
+    table = candidates().set_column(6, "complexity", pa.array([13, 100, 1, 1], pa.int8()))
     assert ranked(table, "deita") == ["b", "a", "c", "d"]
 
 
@@ -97,6 +98,13 @@ def test_mid_takes_a_run_of_perplexities_about_the_median(values, data):
     below = (len(values) - count) / 2
     runs = {int(np.floor(below)), int(np.ceil(below))}
     assert taken in [sorted(values)[start : start + count] for start in runs]
+
+
+def test_the_rating_before_rounding_tells_equal_scores_apart_and_never_outdoes_a_score():
+    table = candidates().set_column(2, "expected", pa.array([9.9, 8.6, 8.5, 9.2], pa.float32()))
+    assert ranked(table, "score", 0) == ranked(table, "score", 1) == ["d", "b", "a", "c"]
+    table = table.set_column(2, "expected", pa.array([8.5, None, None, 9.2], pa.float32()))
+    assert ranked(table, "score") == ["d", "b", "a", "c"]
 
 
 @pytest.mark.parametrize(
