@@ -135,6 +135,16 @@ def test_the_pass_comes_before_select_and_is_not_repeated_for_another_budget(ran
     assert ran(configured(perplexity={"max_length": 512})) == ["perplexity", "select"]
 
 
+def test_new_weights_are_measured_anew(ran, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    config = configured(perplexity={"model": str(folder)})
+    assert "perplexity" in ran(config)
+    (folder / "model.safetensors").write_bytes(b"weights")
+    assert ran(config) == ["perplexity", "select"]
+
+
 def test_another_method_makes_no_pass(ran, tmp_path):
     assert "perplexity" not in ran(Config())
     assert not (tmp_path / "run" / "perplexity").exists()
