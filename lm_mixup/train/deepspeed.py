@@ -13,9 +13,9 @@ _BUCKET = 200_000_000  # elements of one reduce or gather, as DeepSpeed's own gu
 def leave_out_shared_memory_op() -> None:
     """Keeps DeepSpeed from its own all-reduce over shared memory, before it joins a process group.
 
-    On CPU it would compile that op on the first start, wait for ever on the lock that a compiler killed at work
-    left behind, and take 66 MB of /dev/shm a rank that nothing ever removes. It serves tensor-parallel inference;
-    training makes no use of it.
+    On CPU it would compile that op on the first start, wait for ever on the lock that a compiler killed at
+    work left behind, and take 66 MB of /dev/shm a rank that nothing ever removes. It serves tensor-parallel
+    inference; training makes no use of it.
     """
     import deepspeed.ops
 
