@@ -1,13 +1,15 @@
-"""`kill -9` of the driver in one stage after another; the same command goes on and finishes.
+"""`kill -9` of the driver in one stage after another, and of each kind of worker; the run ends as it should.
 
 One run directory is used throughout: each command is killed in the middle of the next stage on the list, and
-the last one is left to finish. No stage that was done before a kill is done again.
+the last one is left to finish. No stage that was done before a kill is done again. Then GRPO is done again in
+a copy, where its workers are killed in turn.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from lm_mixup.config import Config
@@ -28,6 +31,10 @@ STAGES = stages_of("run", Config())
 
 def lines(path: Path) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def reaches(path: Path, count: int) -> Callable[[], bool]:
+    return lambda: lines(path) >= count
 
 
 def begun(run: Path, stage: str) -> bool:
@@ -44,22 +51,43 @@ MIDDLE: dict[str, Callable[[Path], bool]] = {
 }
 
 
-def start(run: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "lm_mixup.cli", "run", str(TINY), "--run-dir", str(run)]
+def start(run: Path, *options: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "lm_mixup.cli", "run", str(TINY), "--run-dir", str(run), *options]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     with (run.parent / "log.txt").open("ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
 
 
+def wait_until(reached: Callable[[], bool], process: subprocess.Popen[bytes], run: Path, what: str) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not reached():
+        assert process.poll() is None, f"ended before {what}: {(run.parent / 'log.txt').read_text()[-2000:]}"
+        assert time.monotonic() < deadline, f"{what} was not reached"
+        time.sleep(0.02)
+
+
 def kill_in(run: Path, stage: str) -> None:
     process = start(run)
-    deadline = time.monotonic() + LIMIT_S
-    while not MIDDLE[stage](run):
-        assert process.poll() is None, f"ended before {stage}: {(run.parent / 'log.txt').read_text()[-2000:]}"
-        assert time.monotonic() < deadline, f"{stage} was not reached"
-        time.sleep(0.05)
+    if stage == "sft":  # first its worker, after the checkpoint of step 4
+        metrics = run / "sft" / "metrics.jsonl"
+        wait_until(reaches(metrics, 6), process, run, "step 5 of sft")
+        kill_worker(process, "TrainWorker")
+        wait_until(lambda: lines(metrics) < 6, process, run, "sft's second start")
+    wait_until(lambda: MIDDLE[stage](run), process, run, stage)
     process.send_signal(signal.SIGKILL)
     process.wait()
+
+
+def kill_worker(process: subprocess.Popen[bytes], kind: str) -> None:
+    """SIGKILL to every actor of a kind that a command has started."""
+    found = [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if kind in " ".join(child.cmdline())
+    ]
+    assert found, f"no {kind} runs"
+    for child in found:
+        child.kill()
 
 
 def manifests(run: Path) -> dict[str, tuple[int, dict]]:
@@ -71,9 +99,13 @@ def manifests(run: Path) -> dict[str, tuple[int, dict]]:
     return found
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("chaos") / "run"
+
+
 @pytest.mark.timeout(1200)
-def test_a_run_killed_in_five_stages_finishes_and_redoes_none(tmp_path: Path):
-    run = tmp_path / "run"
+def test_a_run_killed_in_five_stages_finishes_and_redoes_none(run: Path):
     before: dict[str, tuple[int, dict]] = {}
     for stage in MIDDLE:
         kill_in(run, stage)
@@ -90,6 +122,32 @@ def test_a_run_killed_in_five_stages_finishes_and_redoes_none(tmp_path: Path):
     assert steps == [1, 2, 3, 4]
     assert (run / "report" / "index.html").stat().st_size > 100_000
     check_accounts(RunDir(run))
+
+
+def grpo_logs(run: Path) -> dict[str, list[dict]]:
+    """What GRPO wrote of its steps, without what the clock decides."""
+    logs = {}
+    for name in ("metrics", "validation"):
+        read = [json.loads(line) for line in (run / "grpo" / f"{name}.jsonl").read_text().splitlines()]
+        timed = ("timing_s", "tokens_per_second")
+        logs[name] = [{k: v for k, v in line.items() if not k.startswith(timed)} for line in read]
+    return logs
+
+
+def test_grpo_ends_as_before_when_each_kind_of_its_workers_is_killed(run: Path, tmp_path: Path):
+    assert (run / "grpo" / "manifest.json").exists(), "needs the run of the test before"
+    again = tmp_path / "run"
+    shutil.copytree(run, again)
+    shutil.rmtree(again / "grpo")
+    process = start(again, "--until", "grpo")
+    for steps, kind in enumerate(("RolloutActor", "_RewardActor", "LearnerRank"), start=1):
+        wait_until(reaches(again / "grpo" / "metrics.jsonl", steps), process, again, f"step {steps} of grpo")
+        kill_worker(process, kind)
+    assert process.wait(timeout=LIMIT_S) == 0, (tmp_path / "log.txt").read_text()[-3000:]
+    said = (tmp_path / "log.txt").read_text()
+    assert "rollout actor 0 died; starting another" in said
+    assert "learner rank 0 died; starting the learner again, from its checkpoint of step 2" in said
+    assert grpo_logs(again) == grpo_logs(run)
 
 
 def check_accounts(run: RunDir) -> None:

@@ -6,10 +6,14 @@ tested is the loop, what it learns, how it resumes, and what it makes of an acto
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -20,8 +24,10 @@ from lm_mixup.grpo.checkpoint import Progress
 from lm_mixup.grpo.episodes import Episode
 from lm_mixup.grpo.learner import Learner
 from lm_mixup.grpo.loop import Parts, publish, train
+from lm_mixup.grpo.metrics import read_metrics
 from lm_mixup.grpo.placement import reserve
 from lm_mixup.grpo.rollout import Prompt, RolloutPool, WeightSyncError
+from lm_mixup.grpo.stage import _run
 from lm_mixup.rewards.workers import RewardBatch, RewardScores
 
 CONFIG = GrpoConfig(
@@ -173,14 +179,19 @@ def test_the_opposite_reward_moves_the_other_way(undisturbed, pool, model: str, 
 
 
 def test_rollouts_that_run_ahead_are_stale_by_no_more_than_allowed_and_still_learn(
-    undisturbed, pool, model: str, prompts: list[Prompt]
+    undisturbed, pool, model: str, prompts: list[Prompt], tmp_path: Path
 ):
     rollout, placement = pool
     config = CONFIG.model_copy(update={"mode": "async", "max_staleness": 2, "max_steps": 5})
     learner = Learner(model, ModelConfig(), config, SEED, placement)
     parts = Parts(rollout, CountsLetters(), learner, RewardsConfig(), prompts[0].token_ids)
-    lines = run(parts, prompts, Progress(), config=config)
+    lines = run(parts, prompts, Progress(), tmp_path, config)
+    learner.restart()
+    progress = checkpoint.load_latest(tmp_path, learner)
+    assert [[g.weight_version for g in groups] for groups in progress.unspent] == [[0] * 8, [1] * 8]
+    resumed = run(parts, prompts, progress, config=config)
     learner.shutdown()
+    assert without_timings(resumed) == without_timings(lines[2:])
     assert [line["staleness/max"] for line in lines] == [0, 1, 2, 2, 2]
     assert [line["weight_version"] for line in lines] == [1, 2, 3, 4, 5]
     assert lines[0]["reward"] == undisturbed[0][0]["reward"]
@@ -217,6 +228,65 @@ def test_a_rollout_actor_killed_mid_generation_changes_nothing(pool, model: str,
     assert [g.weight_version for g in disturbed] == [5] * len(prompts)
     tokens = [[c.token_ids for c in g.completions] for g in calm]
     assert [[c.token_ids for c in g.completions] for g in disturbed] == tokens
+
+
+def kill_learners(folder: Path, at_lines: list[int], mapped: list[str], timeout_s: float = 300.0) -> None:
+    """SIGKILL to the learner's process each time that the metrics have so many lines."""
+    ends = time.monotonic() + timeout_s
+    while at_lines and time.monotonic() < ends:
+        time.sleep(0.02)
+        if len(read_metrics(folder / "metrics.jsonl")) < at_lines[0]:
+            continue
+        for process in psutil.Process().children(recursive=True):
+            if "LearnerRank" in " ".join(process.cmdline()):
+                mapped += [mapping.path for mapping in process.memory_maps()]
+                process.kill()
+        del at_lines[0]
+
+
+def test_a_learner_killed_before_and_after_a_checkpoint_changes_nothing(
+    undisturbed, pool, model: str, prompts: list[Prompt], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    rollout, placement = pool
+    config = CONFIG.model_copy(update={"save_steps": 2})
+    learner = Learner(model, ModelConfig(), config, SEED, placement)
+    parts = Parts(rollout, CountsLetters(), learner, RewardsConfig(), prompts[0].token_ids)
+    kills, mapped = [1, 3], []
+    thread = threading.Thread(target=kill_learners, args=(tmp_path, kills, mapped), daemon=True)
+    thread.start()
+    progress = _run(parts, prompts, [], tmp_path, config, SEED)
+    thread.join()
+    learner.shutdown()
+    assert not kills, "the run ended before its learner was killed"
+    assert progress.step == 4
+    assert without_timings(read_metrics(tmp_path / "metrics.jsonl")) == without_timings(undisturbed[0])
+    said = [line.strip() for line in capsys.readouterr().err.splitlines() if "died" in line]
+    assert [line.partition("(")[0] for line in said] == [
+        f"learner rank 0 died; starting the learner again, from its checkpoint of step {step} "
+        for step in (0, 2)
+    ]
+    assert mapped and not [path for path in mapped if "deepspeed_allreduce" in path]
+
+
+def test_a_dead_rank_of_two_is_told_from_one_that_waits_for_it(ray_session, model: str):
+    config = CONFIG.model_copy(update={"rollout_actors": 1, "learner_ranks": 2, "zero_stage": 3})
+    placement = reserve(config, RewardsConfig())
+    learner = Learner(model, ModelConfig(), config, SEED, placement)
+    before = learner.logps(range(20, 60))
+    pid = ray_session.get(learner.ranks[1].__ray_call__.remote(lambda rank: os.getpid()))
+    os.kill(pid, signal.SIGKILL)
+    started = time.monotonic()
+    with pytest.raises(ray_session.exceptions.RayError):
+        learner.update(make_episodes(4), 1e-3)
+    assert learner.lost() == [1]
+    with pytest.raises(ray_session.exceptions.RayError):
+        learner.weights()  # no reference that an engine would trip over
+    assert time.monotonic() - started < 120
+    learner.restart()
+    assert learner.lost() == []
+    np.testing.assert_array_equal(learner.logps(range(20, 60)), before)
+    learner.shutdown()
+    placement.release()
 
 
 def make_episodes(groups: int) -> list[Episode]:

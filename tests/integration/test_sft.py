@@ -136,12 +136,13 @@ def test_two_workers_under_zero_2_equal_one(undisturbed, tmp_path, mixture, mode
 
 
 def test_a_killed_worker_is_replaced_and_changes_nothing(undisturbed, tmp_path, mixture, model):
-    killed = []
-    thread = threading.Thread(target=kill_one_worker, args=(tmp_path, killed), daemon=True)
+    killed, mapped = [], []
+    thread = threading.Thread(target=kill_one_worker, args=(tmp_path, killed, mapped), daemon=True)
     thread.start()
     out, outcome = run_sft(tmp_path, mixture, model, max_steps=30, save_steps=10, max_failures=1)
     thread.join()
     assert killed, "the run ended before the worker was killed"
+    assert mapped and not [path for path in mapped if "deepspeed_allreduce" in path]
     steps = [line["step"] for line in read_metrics(out.local / "metrics.jsonl") if "loss" in line]
     assert steps == list(range(1, 31))
     assert losses(out) == pytest.approx(losses(undisturbed[0]), abs=1e-6)
@@ -149,7 +150,7 @@ def test_a_killed_worker_is_replaced_and_changes_nothing(undisturbed, tmp_path, 
     assert outcome.metrics["eval_loss"] == pytest.approx(undisturbed[1].metrics["eval_loss"], abs=1e-6)
 
 
-def kill_one_worker(root, killed, timeout_s=300.0):
+def kill_one_worker(root, killed, mapped, timeout_s=300.0):
     """SIGKILL to the training worker once its first checkpoint is whole and it has gone on."""
     ends = time.monotonic() + timeout_s
     while time.monotonic() < ends:
@@ -160,6 +161,7 @@ def kill_one_worker(root, killed, timeout_s=300.0):
         for process in psutil.Process().children(recursive=True):
             if "TrainWorker" in " ".join(process.cmdline()):
                 killed.append(process.pid)
+                mapped += [mapping.path for mapping in process.memory_maps()]
                 process.kill()
         return
 
