@@ -30,15 +30,15 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, flo
     folder = tmp_path_factory.mktemp("nano")
     run = str(folder / "run")
     build = [sys.executable, "-m", "lm_mixup.cli", "build", str(ROOT / "configs/quickstart.yaml")]
-    subprocess.run([*build, "--run-dir", run, "--set", "build.samples=1500"], check=True, timeout=300)
+    subprocess.run([*build, "--run-dir", run, "--set", "build.samples=1500"], check=True, timeout=900)
     out = folder / "figures.json"
     bench = [sys.executable, str(ROOT / "benchmarks/closed_world.py"), run, "--limit", "80"]
-    subprocess.run([*bench, "--json", str(out)], check=True, timeout=300)
+    subprocess.run([*bench, "--json", str(out)], check=True, timeout=900)
     return json.loads(out.read_text())["nano"]
 
 
-def test_it_knows_the_formats_and_reads_some_of_its_inputs(figures):
-    # Its card says 74% and 27% of another test split; it is a base to start from.
-    assert figures["all"]["format"] >= 0.5
-    assert figures["all"]["recall"] >= 0.12
-    assert figures["all"]["other"] <= 1.5
+def test_it_keeps_the_formats_and_copies_what_its_inputs_say(figures):
+    # Its card says 98%, 86% and 0.28 of another test split.
+    assert figures["all"]["format"] >= 0.9
+    assert figures["all"]["recall"] >= 0.7
+    assert figures["all"]["other"] <= 0.7

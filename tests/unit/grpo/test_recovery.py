@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from ray.exceptions import RayActorError, RayTaskError
 
 from lm_mixup.backends.engine import Completion
-from lm_mixup.config import GrpoConfig, RewardsConfig
+from lm_mixup.config import GrpoConfig, RewardsConfig, TrackingConfig
 from lm_mixup.grpo.checkpoint import read_groups, write_groups
 from lm_mixup.grpo.loop import Parts
 from lm_mixup.grpo.metrics import UPDATE_KEYS, read_metrics
@@ -139,7 +139,8 @@ def run(folder: Path, learner: Learner, **changes: Any) -> dict[str, Any]:
     fake: Any = learner
     parts = Parts(rollout, rewards, fake, RewardsConfig(), [1, 2])
     folder.mkdir(exist_ok=True)
-    _run(parts, PROMPTS[:4], PROMPTS[4:], folder, CONFIG.model_copy(update=changes), seed=0)
+    tracking = TrackingConfig(report_to=[])
+    _run(parts, PROMPTS[:4], PROMPTS[4:], folder, CONFIG.model_copy(update=changes), tracking, seed=0)
     timed = ("timing_s", "tokens_per_second")
     lines = read_metrics(folder / "metrics.jsonl")
     return {
