@@ -351,7 +351,8 @@ def test_targets_and_inputs_are_drawn_evenly_and_rated(folder, tmp_path):
     assert len(set(part.rows["id"].to_pylist())) == 60
     assert set(part.rows["split"].to_pylist()) == {"sft"}
     by_role = {
-        role: [r["score"] for r in part.rows.to_pylist() if r["role"] == role] for role in ("target", "input")
+        role: [r["expected"] for r in part.rows.to_pylist() if r["role"] == role]
+        for role in ("target", "input")
     }
     assert sum(by_role["target"]) > sum(by_role["input"])
 

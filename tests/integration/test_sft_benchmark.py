@@ -15,7 +15,7 @@ from lm_mixup.backends.policy import create_nano
 from lm_mixup.parts import PartResult, receipt_of
 from lm_mixup.runs import Outcome, RunDir, summarise
 
-BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 @pytest.fixture
