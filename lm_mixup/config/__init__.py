@@ -1,0 +1,84 @@
+"""The YAML configuration as pydantic models.
+
+One model a section, and a stage is given only its own section. Unknown keys are errors that name the nearest
+valid key. Fields marked `resources()` say how fast the work is done and not what comes out: they are left out
+of the stage fingerprints, so a run may be resumed with more workers without redoing finished stages.
+
+This module imports neither Ray, torch nor vLLM: `lm-mixup config` answers in well under a second.
+"""
+
+from __future__ import annotations
+
+from lm_mixup.config.augment import (
+    AugmentConfig,
+    ClusterConfig,
+    CurateConfig,
+    DecontaminateConfig,
+    DistillConfig,
+    EmbedConfig,
+    EmbedDecontaminateConfig,
+    IngestConfig,
+    NearDuplicatesConfig,
+    NeighborsConfig,
+    PerplexityConfig,
+    SelectConfig,
+    SelectMethod,
+)
+from lm_mixup.config.build import BuildConfig
+from lm_mixup.config.models import (
+    ChatConfig,
+    EmbedderConfig,
+    ModelConfig,
+    PriceConfig,
+    RateConfig,
+    TeacherConfig,
+)
+from lm_mixup.config.run import Config, DataConfig, RayConfig, ReportConfig
+from lm_mixup.config.section import Section, resources
+from lm_mixup.config.train import (
+    CustomReward,
+    GrpoConfig,
+    LibraryConfig,
+    LoraConfig,
+    RewardsConfig,
+    RewardWeights,
+    SftConfig,
+    TrackingConfig,
+)
+
+__all__ = [
+    "AugmentConfig",
+    "BuildConfig",
+    "ChatConfig",
+    "ClusterConfig",
+    "Config",
+    "CurateConfig",
+    "CustomReward",
+    "DataConfig",
+    "DecontaminateConfig",
+    "DistillConfig",
+    "EmbedConfig",
+    "EmbedDecontaminateConfig",
+    "EmbedderConfig",
+    "GrpoConfig",
+    "IngestConfig",
+    "LibraryConfig",
+    "LoraConfig",
+    "ModelConfig",
+    "NearDuplicatesConfig",
+    "NeighborsConfig",
+    "PerplexityConfig",
+    "PriceConfig",
+    "RateConfig",
+    "RayConfig",
+    "ReportConfig",
+    "RewardWeights",
+    "RewardsConfig",
+    "Section",
+    "SelectConfig",
+    "SelectMethod",
+    "SftConfig",
+    "TeacherConfig",
+    "TrackingConfig",
+    "resources",
+]

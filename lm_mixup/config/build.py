@@ -1,0 +1,67 @@
+"""MIXTURE: what it is built from, and how."""
+
+from __future__ import annotations
+
+from pydantic import Field, field_validator, model_validator
+
+from lm_mixup.config.section import Section, resources
+from lm_mixup.tasks import TASK_TYPES, TaskType
+
+
+class BuildConfig(Section):
+    """MIXTURE from passages."""
+
+    mixture: str | None = Field(
+        None,
+        description="A published MIXTURE to train on, in place of one written from passages: "
+        "`hf:dokiik/MIXTURE[@REVISION]`, or a folder with data_sft/ and data_grpo/.",
+    )
+    mixture_separator: str | None = Field(
+        None, min_length=1, description="What stands between the inputs of its rows; default: recognised."
+    )
+    passages: str = Field(
+        "world", description="`world` (the closed world), or JSONL/Parquet of {id, title, text}."
+    )
+    passage_words: int = Field(
+        300, ge=20, description="Most words of a passage; longer texts are cut between sentences."
+    )
+    passage_min_words: int = Field(15, ge=1, description="Passages with fewer words are refused.")
+    samples: int = Field(3000, ge=1, description="High-quality samples to write.")
+    task_mix: dict[TaskType, float] = Field(
+        default={"qa": 0.3, "mcq": 0.2, "tfq": 0.2, "cs": 0.15, "para": 0.15},
+        description="Share of samples of each task type.",
+    )
+    min_score: int = Field(4, ge=0, le=5, description="High-quality samples are kept at this score or above.")
+    min_inputs: int = Field(2, ge=2, le=20, description="Fewest low-quality inputs of a MIXTURE row.")
+    max_inputs: int = Field(5, ge=2, le=20, description="Most low-quality inputs of a MIXTURE row.")
+    cot_rate: float = Field(1.0, ge=0, le=1, description="Share of rows whose target carries its reasoning.")
+    noise_rate: float = Field(0.2, ge=0, le=1, description="Share of rows whose inputs get surface noise.")
+    fiction_rate: float = Field(
+        0.0, ge=0, le=1, description="Share of SFT rows of the closed world with invented names and values."
+    )
+    crosstopic_rate: float = Field(
+        0.1, ge=0, le=1, description="Share of rows merged from two close samples."
+    )
+    crosstopic_min_similarity: float = Field(
+        0.5, ge=-1, le=1, description="Least cosine of two samples of a teacher model that it merges."
+    )
+    grpo_fraction: float = Field(0.2, ge=0, lt=1, description="Share of entities held for GRPO prompts.")
+    test_fraction: float = Field(0.1, ge=0, lt=1, description="Share of entities held for the test split.")
+    num_actors: int = resources(1, ge=1, description="Actors that assemble MIXTURE.")
+
+    @field_validator("task_mix")
+    @classmethod
+    def _mix(cls, mix: dict[TaskType, float]) -> dict[TaskType, float]:
+        if any(share < 0 for share in mix.values()) or sum(mix.values()) <= 0:
+            raise ValueError(
+                f"shares must be non-negative and not all zero; task types are {list(TASK_TYPES)}"
+            )
+        return mix
+
+    @model_validator(mode="after")
+    def _ordered(self) -> BuildConfig:
+        if self.min_inputs > self.max_inputs:
+            raise ValueError("min_inputs must not exceed max_inputs")
+        if self.passage_min_words > self.passage_words:
+            raise ValueError("passage_min_words must not exceed passage_words")
+        return self

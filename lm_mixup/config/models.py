@@ -1,0 +1,95 @@
+"""The models a run calls on: policy, embedder, judge and teacher."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from lm_mixup.config.section import Section, resources
+
+
+class ModelConfig(Section):
+    """The policy model that is trained to distil."""
+
+    path: str = Field(
+        "nano", description="Hub name, local folder, `nano` (the packaged model) or `nano-untrained`."
+    )
+    revision: str | None = Field(None, description="Hub revision: a branch, tag or commit.")
+    trust_remote_code: bool = Field(
+        False, description="Run code that ships with the model. Off unless needed."
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="`auto`: bfloat16 on GPU, float32 on CPU."
+    )
+
+
+class EmbedderConfig(Section):
+    """The sentence embedder shared by clustering, rewards and selection."""
+
+    path: str = Field(
+        "minilm", description="Hub name, local folder, or `minilm` (all-MiniLM-L6-v2, packaged)."
+    )
+    trust_remote_code: bool = Field(False, description="Run code that ships with the model.")
+    max_length: int = Field(256, ge=8, description="Tokens of a text that are embedded; the rest is cut.")
+    batch_size: int = resources(64, ge=1, description="Texts a forward pass.")
+    num_actors: int = resources(1, ge=1, description="Embedding actors.")
+    num_cpus: float = resources(1.0, gt=0, description="CPUs an actor.")
+    num_gpus: float = resources(0.0, ge=0, description="GPUs an actor (fractions allowed).")
+
+
+class PriceConfig(Section):
+    """What a chat model costs, per million tokens, in any one currency."""
+
+    input: float = Field(0.0, ge=0, description="Prompt tokens.")
+    output: float = Field(0.0, ge=0, description="Completion tokens.")
+
+
+class ChatConfig(Section):
+    """A chat model that fills in JSON: behind an OpenAI-compatible server, or inside vLLM actors."""
+
+    backend: Literal["offline", "openai", "vllm"] = Field(
+        "offline", description="`offline`: no chat model, but what the package can do without one."
+    )
+    base_url: str | None = Field(None, description="Of the server, for backend `openai`; default: OpenAI's.")
+    model: str | None = Field(None, description="Name on the server; for `vllm` a folder or Hub name.")
+    api_key_env: str | None = Field(None, description="Name of the environment variable that holds the key.")
+    max_tokens: int = Field(256, ge=16, description="Most tokens of a reply.")
+    request: dict[str, Any] = Field(
+        default_factory=dict, description="More fields of each request; null drops one of ours."
+    )
+    requests_per_minute: int | None = resources(None, ge=1, description="Of all actors together.")
+    tokens_per_minute: int | None = resources(None, ge=1, description="Of all actors together.")
+    concurrency: int = resources(16, ge=1, description="Requests that an actor has under way.")
+    timeout_s: float = resources(120.0, gt=0, description="Longest wait for one whole reply.")
+    max_retries: int = resources(6, ge=0, description="Times a request that failed in passing is repeated.")
+    price_per_million: PriceConfig | None = resources(None, description="Prices, for cost and `max_cost`.")
+    max_cost: float | None = resources(
+        None, gt=0, description="Most that the run directory may cost in all, in the prices' currency."
+    )
+    num_actors: int = resources(1, ge=1)
+    num_cpus: float = resources(1.0, gt=0, description="CPUs (and, for vLLM, CPU threads) of an actor.")
+    tensor_parallel_size: int = resources(1, ge=1, description="GPUs of a vLLM actor, where there are any.")
+    gpu_memory_utilization: float = resources(0.9, gt=0, lt=1, description="vLLM's share of each GPU.")
+    kv_cache_gib: int = resources(1, ge=1, description="vLLM's key-value cache on CPU, GiB.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Of the model in vLLM.")
+    max_model_len: int | None = Field(
+        None, ge=64, description="Tokens of prompt and reply in vLLM; default: the model's, 8192 at most."
+    )
+    trust_remote_code: bool = Field(False, description="Run code that ships with the model in vLLM.")
+
+    @model_validator(mode="after")
+    def _priced(self) -> ChatConfig:
+        if self.max_cost is not None and self.price_per_million is None:
+            raise ValueError("max_cost needs price_per_million: {input, output}")
+        return self
+
+
+class RateConfig(ChatConfig):
+    """The judge."""
+
+
+class TeacherConfig(ChatConfig):
+    """Writes samples and their poor variants; offline it knows the closed world and nothing else."""
+
+    max_tokens: int = Field(2048, ge=16, description="Most tokens of a reply: a sample, or all its variants.")
