@@ -60,7 +60,7 @@ def test_refused_rows_are_missing_from_every_later_stage_and_said_so(ray_session
     assert pc.min(refused["similarity"]).as_py() >= 0.8
 
     near = run.stage("neighbors")
-    finished(near, neighbors(out, near, NeighborsConfig(k=2)))
+    finished(near, neighbors(out, near, NeighborsConfig(k=2), seed=0))
     assert near.read()["id"].to_pylist() == ["r0", "r1", "r4"]
     curated = run.stage("curate")
     settings = CurateConfig(enabled=enabled)
