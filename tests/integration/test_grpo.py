@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from lm_mixup.backends.policy import create_nano, encode_prompt, load_policy, load_tokenizer
-from lm_mixup.config import GrpoConfig, LoraConfig, ModelConfig, RewardsConfig
+from lm_mixup.config import GrpoConfig, LoraConfig, ModelConfig, RewardsConfig, TrackingConfig
 from lm_mixup.grpo import checkpoint
 from lm_mixup.grpo.checkpoint import Progress
 from lm_mixup.grpo.episodes import Episode
@@ -254,7 +254,7 @@ def test_a_learner_killed_before_and_after_a_checkpoint_changes_nothing(
     kills, mapped = [1, 3], []
     thread = threading.Thread(target=kill_learners, args=(tmp_path, kills, mapped), daemon=True)
     thread.start()
-    progress = _run(parts, prompts, [], tmp_path, config, SEED)
+    progress = _run(parts, prompts, [], tmp_path, config, TrackingConfig(report_to=[]), SEED)
     thread.join()
     learner.shutdown()
     assert not kills, "the run ended before its learner was killed"
