@@ -90,7 +90,9 @@ def candidates(
 
 
 def _columns(origin: Origin, config: SelectConfig) -> list[str]:
-    columns = {"prompt", "completion", "expected", *OWN_RULE.get(config.method, ())}
+    columns = {"prompt", "completion", *OWN_RULE.get(config.method, ())}
+    if config.method == "score":
+        columns.add("expected")
     columns |= {"score", "long_tail"} if origin == "distilled" else {"curated_score", "id"}
     if config.stratify_by == "task_type":
         columns.add("task_type")

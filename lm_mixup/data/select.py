@@ -84,9 +84,9 @@ def select(
     """Chooses the training set and writes it as parts and as `train.jsonl`.
 
     Input columns: of the distilled rows prompt, completion, parent_ids, task_type, score, long_tail; of the
-    curated ones id, prompt, completion, task_type, curated_score; of both what the method reads (`overall`,
-    `complexity`). Output: `OUTPUT`, in an order that the seed shuffles. `train.jsonl` has prompt, completion,
-    id, origin and parent_ids. A percentage budget is of the rows of `curated`.
+    curated ones id, prompt, completion, task_type, curated_score; of both what the method reads (`expected`,
+    `overall`, `complexity`). Output: `OUTPUT`, in an order that the seed shuffles. `train.jsonl` has prompt,
+    completion, id, origin and parent_ids. A percentage budget is of the rows of `curated`.
 
     Never chosen: an empty prompt or completion, the second of two rows with the same text (a distilled row
     goes before an original), and what the method refuses (`candidates`): a missing score or one below
