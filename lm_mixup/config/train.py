@@ -29,7 +29,10 @@ class SftConfig(Section):
     warmup_ratio: float = Field(0.05, ge=0, lt=1)
     weight_decay: float = Field(0.01, ge=0)
     adam_beta2: float = Field(0.999, gt=0, lt=1, description="AdamW; 0.95 suits runs of few hundred steps.")
-    lr_scheduler: Literal["constant", "linear", "cosine"] = "cosine"
+    lr_scheduler: Literal["constant", "linear", "cosine", "cosine_with_min_lr"] = "cosine"
+    lr_scheduler_kwargs: dict[str, float] = Field(
+        {}, description="Of Transformers' scheduler: {min_lr_rate: 0.1} for cosine_with_min_lr."
+    )
     max_length: int = Field(
         2400, ge=16, description="Tokens of prompt and completion; longer rows are refused."
     )

@@ -75,6 +75,7 @@ def trainer_arguments(job: SftJob, world_size: int, has_eval: bool) -> TrlConfig
         gradient_accumulation_steps=accumulation,
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.lr_scheduler,
+        lr_scheduler_kwargs=config.lr_scheduler_kwargs or None,
         warmup_steps=config.warmup_ratio,
         weight_decay=config.weight_decay,
         adam_beta2=config.adam_beta2,
