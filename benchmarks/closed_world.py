@@ -2,9 +2,9 @@
 
 Greedy completions of a run's MIXTURE test split (entities, and wordings, that training never saw). A row:
 the share of answers that follow their format, the share of the reference's facts that the answer states, and
-the facts it states beside those, per answer.
+the facts it states beside those, per answer; over several runs (seeds), mean and standard deviation.
 
-    python benchmarks/closed_world.py RUN_DIR --policy runs/demo/sft/model --policy runs/demo/grpo/model
+    python benchmarks/closed_world.py RUN_DIR [RUN_DIR …] --policy nano --policy sft --policy grpo
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -65,27 +66,61 @@ def figures(rows: list[dict[str, Any]], texts: list[str]) -> dict[str, dict[str,
     }
 
 
-def main() -> None:
+def policy_folder(run: str, policy: str) -> str:
+    """`sft` and `grpo` are the models of the run itself."""
+    return str(Path(run) / policy / "model") if policy in ("sft", "grpo") else policy
+
+
+def spread(of_runs: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Mean over runs of each figure, and its standard deviation where there are several."""
+    summary: dict[str, dict[str, float]] = {}
+    for task in of_runs[0]:
+        values = {key: [tasks[task][key] for tasks in of_runs] for key in of_runs[0][task]}
+        summary[task] = {key: statistics.mean(each) for key, each in values.items()}
+        if len(of_runs) > 1:
+            summary[task] |= {f"{key}_sd": statistics.stdev(each) for key, each in values.items()}
+    return summary
+
+
+def show(policy: str, summary: dict[str, dict[str, float]]) -> None:
+    """Prints a policy's table."""
+    print(f"{policy}\n{'task':8}{'rows':>6}{'format':>17}{'recall':>17}{'other':>17}")
+    for task, row in summary.items():
+        cells = [
+            f"{row[key]:.3f}" + (f" ± {row[f'{key}_sd']:.3f}" if f"{key}_sd" in row else "")
+            for key in ("format", "recall", "other")
+        ]
+        print(f"{task:8}{row['rows']:6.0f}" + "".join(f"{cell:>17}" for cell in cells))
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", help="run directory with a finished mixture stage")
-    parser.add_argument("--policy", action="append", help="model folder or `nano`; may be given again")
+    parser.add_argument("run", nargs="+", help="run directory with a finished mixture stage")
+    parser.add_argument(
+        "--policy", action="append", help="model folder, `nano`, or `sft` or `grpo` of each run; repeatable"
+    )
     parser.add_argument("--split", default="test", choices=("test", "grpo", "sft"))
-    parser.add_argument("--limit", type=int, default=400)
+    parser.add_argument("--limit", type=int, default=400, help="rows of each run")
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--show", type=int, default=0, help="completions to print")
     parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    rows = rows_of(args.run, args.split, args.limit)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
     results = {}
     for policy in args.policy or ["nano"]:
-        texts = complete(policy, rows, args.temperature, args.seed)
-        results[policy] = figures(rows, texts)
-        print(f"{policy}\n{'task':8}{'rows':>6}{'format':>9}{'recall':>9}{'other':>9}")
-        for task, row in results[policy].items():
-            print(f"{task:8}{row['rows']:6}{row['format']:9.3f}{row['recall']:9.3f}{row['other']:9.2f}")
-        for row, text in list(zip(rows, texts, strict=True))[: args.show]:
-            print("-" * 80, *row["inputs"], "=> " + row["output"], ">> " + text, sep="\n")
+        of_runs = []
+        for run in args.run:
+            rows = rows_of(run, args.split, args.limit)
+            texts = complete(policy_folder(run, policy), rows, args.temperature, args.seed)
+            of_runs.append(figures(rows, texts))
+            for row, text in list(zip(rows, texts, strict=True))[: args.show]:
+                print("-" * 80, *row["inputs"], "=> " + row["output"], ">> " + text, sep="\n")
+        results[policy] = spread(of_runs)
+        show(policy, results[policy])
     if args.json:
         args.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
