@@ -6,6 +6,8 @@ after it has ceased to.
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -31,6 +33,15 @@ def raised(lines: Metrics, synchronous: bool) -> dict[str, str]:
     return {name: text for name, text in _holding(lines, synchronous).items() if name not in before}
 
 
+def history(lines: Metrics, synchronous: bool) -> list[tuple[int, str]]:
+    """Every alarm of a run: the step where it began, and its text."""
+    found = []
+    for step in range(FEWEST_STEPS, len(lines) + 1):
+        texts = raised(lines[:step], synchronous)
+        found += [(int(lines[step - 1]["step"]), text) for text in texts.values()]
+    return found
+
+
 def _holding(lines: Metrics, synchronous: bool) -> dict[str, str]:
     if len(lines) < FEWEST_STEPS:
         return {}
@@ -41,9 +52,12 @@ def _holding(lines: Metrics, synchronous: bool) -> dict[str, str]:
     return {name: text for name, text in found.items() if text}
 
 
-def _means(lines: Metrics) -> dict[str, float]:
-    """Means over steps; a value that a step lacks (no group with a signal) does not count."""
-    means = {}
+def _means(lines: Metrics) -> Mapping[str, float]:
+    """Means over steps; a value that a step lacks (no group with a signal) does not count.
+
+    A metric that no step has is nan, with which no comparison holds: it raises no alarm.
+    """
+    means: defaultdict[str, float] = defaultdict(lambda: math.nan)
     for key in {key for line in lines for key in line}:
         values = [line[key] for line in lines if isinstance(line.get(key), int | float)]
         if values:
@@ -52,7 +66,7 @@ def _means(lines: Metrics) -> dict[str, float]:
 
 
 def _mode_collapse(first: Mapping[str, float], last: Mapping[str, float]) -> str:
-    entropy, start = last.get("entropy", 1.0), first.get("entropy", 1.0)
+    entropy, start = last["entropy"], first["entropy"]
     duplicates = last["completions/duplicate_ratio"]
     if entropy < 0.2 * start and duplicates > 0.5:
         return (
@@ -85,7 +99,7 @@ def _length_blow_up(first: Mapping[str, float], last: Mapping[str, float]) -> st
 
 
 def _logp_mismatch(first: Mapping[str, float], last: Mapping[str, float]) -> str:
-    difference = last.get("sampling/logp_difference/mean", 0.0)
+    difference = last["sampling/logp_difference/mean"]
     if difference > 0.05:
         return (
             f"engine and learner differ by {difference:.2f} nats a token: gradients are off-policy; use the "

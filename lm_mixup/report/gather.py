@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from lm_mixup.grpo.alarms import history
 from lm_mixup.records import content_id
 from lm_mixup.runs import Kind, Manifest, RunDir, StageDir
 from lm_mixup.stages import GROUPS
@@ -91,6 +92,20 @@ class Example:
 
 
 @dataclass(frozen=True)
+class ModelCalls:
+    """What a stage asked of a judge or a teacher; `cost` is None where the config has no prices."""
+
+    stage: str
+    who: str
+    requests: int
+    retries: int
+    cache_hits: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost: float | None
+
+
+@dataclass(frozen=True)
 class RunFacts:
     """Everything the page shows."""
 
@@ -106,6 +121,8 @@ class RunFacts:
     origins: Counts | None = None
     rejects: dict[str, list[Reject]] = field(default_factory=dict)
     examples: list[Example] = field(default_factory=list)
+    alarms: list[tuple[int, str]] = field(default_factory=list)
+    calls: list[ModelCalls] = field(default_factory=list)
 
     def manifest(self, stage: str) -> Manifest | None:
         """The manifest of a finished stage, or None."""
@@ -125,12 +142,15 @@ def gather(run: RunDir, examples: int) -> RunFacts:
         "curated": _counts(run.stage("curate"), "curated_score"),
         "distilled": _counts(run.stage("rate_distilled"), "score"),
     }
+    info = run.read_json("run.json") or {}
+    grpo = _metrics(run, "grpo/metrics.jsonl")
+    mode = info.get("config", {}).get("grpo", {}).get("mode")
     return RunFacts(
         uri=run.uri,
-        info=run.read_json("run.json") or {},
+        info=info,
         stages=stages,
         sft=_metrics(run, "sft/metrics.jsonl"),
-        grpo=_metrics(run, "grpo/metrics.jsonl"),
+        grpo=grpo,
         validation=_metrics(run, "grpo/validation.jsonl"),
         scores={name: counts for name, counts in scores.items() if counts is not None},
         sizes=_counts(run.stage("cluster"), "size"),
@@ -138,7 +158,19 @@ def gather(run: RunDir, examples: int) -> RunFacts:
         origins=_counts(run.stage("select"), "origin"),
         rejects={facts.name: found for facts in stages if (found := _rejects(run.stage(facts.name)))},
         examples=_examples(run, examples),
+        alarms=history(grpo, synchronous=mode != "async"),
+        calls=[calls for facts in stages for calls in _calls(facts)],
     )
+
+
+def _calls(facts: StageFacts) -> Iterator[ModelCalls]:
+    """What a stage's manifest says of the models that it asked: the judge's figures, and the teacher's."""
+    metrics = facts.manifest.metrics if facts.manifest else {}
+    for who, prefix in (("judge", ""), ("teacher", "teacher_")):
+        if f"{prefix}prompt_tokens" in metrics:
+            names = ("requests", "retries", "cache_hits", "prompt_tokens", "completion_tokens")
+            counts = {name: int(metrics[prefix + name]) for name in names}
+            yield ModelCalls(stage=facts.name, who=who, cost=metrics.get(f"{prefix}cost"), **counts)
 
 
 def _stages(run: RunDir) -> list[StageFacts]:

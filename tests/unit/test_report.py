@@ -14,7 +14,7 @@ from lm_mixup.config import ReportConfig
 from lm_mixup.report import charts, figures, gather
 from lm_mixup.report.gather import Counts, Coverage, StageFacts
 from lm_mixup.report.page import _number, _seconds, report
-from lm_mixup.runs import Manifest, RunDir
+from lm_mixup.runs import Manifest, Outcome, RunDir, summarise
 
 
 class Page(HTMLParser):
@@ -115,6 +115,39 @@ def test_figures_are_json_that_cannot_close_the_script():
     text = charts._json(figures.stage_seconds([StageFacts(name, "other", manifest)]))
     assert not set("<>&") & set(text)
     assert json.loads(text)["data"][0]["name"] == name
+
+
+def test_what_judge_and_teacher_were_asked_is_told(tmp_path):
+    run = RunDir(tmp_path)
+    counts = {
+        "requests": 30,
+        "retries": 2,
+        "cache_hits": 7,
+        "prompt_tokens": 41_234,
+        "completion_tokens": 900,
+    }
+    judged = {"rater": "a-model", **counts, "cost": 1.25}
+    taught = {"teacher": "another", **{f"teacher_{name}": 2 * value for name, value in counts.items()}}
+    for stage, metrics in (("rate", judged), ("generate", judged | taught)):
+        outcome = Outcome(rows_in=3, rows_out=3, metrics=metrics)
+        run.stage(stage).finish(summarise(run.stage(stage), "f", {}, 1.0, outcome))
+    found = {(call.stage, call.who): call for call in gather.gather(run, 0).calls}
+    assert {key: call.cost for key, call in found.items()} == {
+        ("rate", "judge"): 1.25,
+        ("generate", "judge"): 1.25,
+        ("generate", "teacher"): None,
+    }
+    assert found["generate", "teacher"].prompt_tokens == 82_468
+    assert "82,468" in _page(run).text
+
+
+def test_alarms_are_told_with_their_steps(tmp_path):
+    run = RunDir(tmp_path)
+    silent = [{"step": step, "reward": 0.9, "frac_reward_zero_std": step / 20} for step in range(1, 21)]
+    run.write_bytes("grpo/metrics.jsonl", "".join(json.dumps(line) + "\n" for line in silent).encode())
+    ((step, text),) = gather.gather(run, 0).alarms
+    assert step == 19 and "equal rewards" in text  # the mean of steps 15 to 19 is 0.85
+    assert "equal rewards" in _page(run).text
 
 
 def test_augment_only_run_gives_a_page_without_training(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lm_mixup.grpo.alarms import FEWEST_STEPS, raised
+from lm_mixup.grpo.alarms import FEWEST_STEPS, history, raised
 
 HEALTHY = {
     "entropy": 1.0,
@@ -61,3 +61,18 @@ def test_stale_rollouts_may_differ_from_the_learner():
 def test_steps_without_an_update_do_not_count():
     lines = run_of((10, {}), (12, {"entropy": None}))
     assert raised(lines, synchronous=True) == {}
+
+
+def test_history_tells_every_alarm_and_where_it_began():
+    lines = run_of((10, {}), (12, TROUBLE["no_signal"]), (12, {}), (12, TROUBLE["mode_collapse"]))
+    lines = [line | {"step": number} for number, line in enumerate(lines, start=1)]
+    told = history(lines, synchronous=True)
+    assert [step for step, _ in told] == [
+        *steps_raised(lines, "no_signal"),
+        *steps_raised(lines, "mode_collapse"),
+    ]
+    assert "equal rewards" in told[0][1] and "entropy fell" in told[1][1]
+
+
+def test_metrics_that_were_not_logged_raise_nothing():
+    assert raised([{"reward": 0.5}] * 12, synchronous=True) == {}
