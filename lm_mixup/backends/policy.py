@@ -60,8 +60,14 @@ def check_model_path(path: str) -> None:
 
 
 def model_folder(path: str) -> str:
-    """The Hub name or folder of a model: `nano` is the one that the package carries."""
-    return str(_PACKAGED) if path == NANO else path
+    """The Hub name or folder of a model: `nano` is the one that the package carries.
+
+    A folder is made absolute, because Ray Train's workers have another working directory.
+    """
+    if path == NANO:
+        return str(_PACKAGED)
+    folder = Path(path).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else path
 
 
 def load_tokenizer(path: str | Path, model: ModelConfig) -> PreTrainedTokenizerBase:
@@ -122,7 +128,7 @@ def _load(auto_class: Any, path: str | Path, **options: Any) -> Any:
     check_model_path(str(path))
     if str(path) == UNTRAINED_NANO:
         raise InputError(f"model.path {path}: has no weights before the sft stage has made them")
-    folder = Path(model_folder(str(path))).expanduser()
+    folder = Path(model_folder(str(path)))
     try:
         return auto_class.from_pretrained(folder if folder.is_dir() else str(path), **options)
     except (OSError, ValueError) as error:

@@ -13,6 +13,7 @@ from lm_mixup.backends.policy import (
     encode_target,
     load_policy,
     load_tokenizer,
+    model_folder,
 )
 from lm_mixup.config import ModelConfig
 from lm_mixup.errors import InputError
@@ -140,3 +141,12 @@ def test_pickled_weights_are_refused(nano, tmp_path):
     torch.save({}, folder / "pytorch_model.bin")
     with pytest.raises(InputError, match="safetensors"):
         load_policy(folder, ModelConfig())
+
+
+def test_a_relative_folder_is_found_from_any_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    folder = model_folder("mine")
+    monkeypatch.chdir("/")
+    assert folder == str(tmp_path / "mine")
+    assert model_folder("org/name") == "org/name"
