@@ -46,7 +46,7 @@ def run_curate(root, rated, nearest, rows_per_part, **config):
             run.stage(name).write_part(part, rows, None, receipt_of(part, PartResult(rows)))
     out = run.stage("curate")
     out.begin("digest")
-    outcome = curate(run.stage("rate"), run.stage("neighbors"), out, CurateConfig(**config), seed=0)
+    outcome = curate(run.stage("rate"), run.stage("neighbors"), out, CurateConfig(**config))
     out.finish(summarise(out, "digest", {}, 0.0, outcome))
     manifest = out.manifest()
     assert manifest.rows_in == manifest.rows_out == rated.num_rows
