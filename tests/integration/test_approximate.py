@@ -6,13 +6,14 @@ import itertools
 
 import numpy as np
 import pytest
+from stage_rows import put_part
 
 from lm_mixup.config import NeighborsConfig
 from lm_mixup.data import approximate
 from lm_mixup.data.embed import embedding_table, vectors_of
 from lm_mixup.data.knn import knn
 from lm_mixup.data.neighbors import neighbors
-from lm_mixup.runs import Outcome, Receipt, RunDir, StageDir
+from lm_mixup.runs import Outcome, RunDir, StageDir
 
 ROWS, WIDTH, K = 3_000, 32, 8
 
@@ -33,7 +34,7 @@ def embedded(tmp_path_factory) -> StageDir:
     edges = [0, 700, 701, 1_500, 2_400, ROWS]
     for part, (start, stop) in enumerate(itertools.pairwise(edges)):
         table = embedding_table([f"row{i:05d}" for i in range(start, stop)], vectors[start:stop])
-        stage.write_part(part, table, None, Receipt(part, stop - start, stop - start, 0))
+        put_part(stage, part, table)
     return stage
 
 
