@@ -94,7 +94,7 @@ def select(
     of at most 100,000 candidates, or of the quota if that is more; `knn_diversity` and `ds2` read their
     neighbours in the whole pool; under `deita`, originals are compared with the distilled rows too.
 
-    Memory of the driver: about 200 bytes a candidate, the vectors that the method compares, and the chosen
+    Memory of the driver: about 400 bytes a candidate, the vectors that the method compares, and the chosen
     rows.
 
     Args:
@@ -152,7 +152,7 @@ def _metrics(budget: int, new: Side, old: Side) -> dict[str, Any]:
 
 
 def _rows_of(stage: StageDir) -> int:
-    return sum(table.num_rows for table in stage.iter_parts(["prompt"]))
+    return sum(receipt.rows_out for receipt in stage.receipts().values())
 
 
 def _both_sides(
