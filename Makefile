@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-# DeepSpeed looks for ninja on PATH.
+# The installed programs: lm-mixup, python, and ninja, with which GPU kernels are built.
 WITH_PATH := PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .PHONY: demo test setup setup-dev lint clean

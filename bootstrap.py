@@ -66,17 +66,13 @@ def main() -> int:
 def check_machine(python: str, accelerator: str) -> None:
     """Everything that would otherwise fail minutes later."""
     check_platform(platform.system(), platform.machine(), read_text("/proc/cpuinfo"), accelerator)
-    check_compiler(
-        shutil.which(os.environ.get("CXX", "")), [shutil.which(n) for n in ("c++", "g++", "clang++")]
-    )
+    check_compiler(shutil.which(os.environ.get("CXX", "g++")), os.environ.get("CXX"))
     check_disk(shutil.disk_usage(ROOT).free / 1e9 + (folder_gb(VENV) if VENV.exists() else 0), accelerator)
     probe = "import ensurepip, sysconfig, venv; print(sysconfig.get_path('include'))"
     found = subprocess.run([python, "-c", probe], capture_output=True, text=True, check=False)
     check_venv(python, found.returncode)
+    check_headers(python, Path(found.stdout.strip()))
     say(f"Python {version_of(python)} ({python}), {accelerator.upper()}, C++ compiler and disk: fine")
-    if not (Path(found.stdout.strip()) / "Python.h").exists():
-        fix = "install it (Debian/Ubuntu: apt install python3-dev)"
-        say(f"warning: Python.h is missing and DeepSpeed compiles extensions for some settings; {fix}")
 
 
 def check_platform(system: str, machine: str, cpuinfo: str, accelerator: str) -> None:
@@ -89,10 +85,22 @@ def check_platform(system: str, machine: str, cpuinfo: str, accelerator: str) ->
         )
 
 
-def check_compiler(chosen: str | None, found: list[str | None]) -> None:
-    """DeepSpeed and Triton compile kernels on first use."""
-    if not chosen and not any(found):
-        raise SetupError("no C++ compiler found; install one (Debian/Ubuntu: apt install g++) or set CXX")
+def check_compiler(found: str | None, chosen: str | None) -> None:
+    """VLLM's sampler is compiled at the first request, on CPU too: by torch, with CXX or else g++."""
+    if found:
+        return
+    if chosen:
+        raise SetupError(f"CXX={chosen} is no C++ compiler that can be run; mend it, or unset it to use g++")
+    raise SetupError(
+        "no C++ compiler found: g++ is not on PATH; install it (Debian/Ubuntu: apt install g++), or set CXX"
+    )
+
+
+def check_headers(python: str, include: Path) -> None:
+    """What is compiled includes Python's own header, which Debian packs apart."""
+    if not (include / "Python.h").exists():
+        fix = "install it (Debian/Ubuntu: apt install python3-dev)"
+        raise SetupError(f"Python.h of {python} is missing, and vLLM's sampler is compiled with it; {fix}")
 
 
 def check_disk(free_gb: float, accelerator: str) -> None:
@@ -197,7 +205,7 @@ def step(label: str, command: list[str], failure: str = "") -> None:
         SetupError: It failed; the line ends with the last thing it said.
     """
     say(label)
-    path = os.pathsep.join([str(VENV / "bin"), os.environ.get("PATH", "")])  # ninja is installed there
+    path = os.pathsep.join([str(VENV / "bin"), os.environ.get("PATH", "")])  # programs of packages
     completed = subprocess.run(
         command,
         stdout=subprocess.PIPE,

@@ -97,13 +97,13 @@ def measure(rows: int, args: argparse.Namespace) -> dict[str, Any]:
         embed, rate, near, curated = (run.stage(name) for name in ("embed", "rate", "neighbors", "curate"))
         work = {
             "neighbors": lambda: neighbors(embed, near, NeighborsConfig(num_actors=cores), 0),
-            "curate": lambda: curate(rate, near, curated, CurateConfig(num_actors=cores), 0),
+            "curate": lambda: curate(rate, near, curated, CurateConfig(num_actors=cores)),
             "cluster": lambda: cluster(
                 curated, embed, run.stage("cluster"), ClusterConfig(low_below=6, num_tasks=cores), data, 0
             ),
         }
         if "curate" not in args.stages:
-            curate(rate, rate, curated, passed, 0)
+            curate(rate, rate, curated, passed)
         for stage in (name for name in STAGES if name in args.stages):
             with harness.PeakMemory() as memory:
                 start = time.perf_counter()

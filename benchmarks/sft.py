@@ -165,7 +165,7 @@ def in_processes_of_its_own(side: str, args: Any, argv: list[str]) -> dict[str, 
     env = os.environ | {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": str(args.workers // ranks)}
     if not on_gpu():
         env["DS_ACCELERATOR"] = "cpu"
-    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"  # ninja
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"  # as `make` does
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     alone = side != "ours" and ranks == 1
     command = [sys.executable, *([] if alone else launch), __file__, *argv]

@@ -256,7 +256,7 @@ def _first_line(error: Exception) -> str:
 def main() -> None:
     """Entry point of `lm-mixup`."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # DeepSpeed calls ninja by name, which lies beside this interpreter.
+    # GPU kernels that are compiled on first use call ninja by name; it lies beside this interpreter.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     app()
 

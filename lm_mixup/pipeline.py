@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,8 @@ from lm_mixup.errors import InputError
 from lm_mixup.progress import say
 from lm_mixup.redact import redact
 from lm_mixup.runs import Manifest, RunDir, fingerprint, summarise
-from lm_mixup.stages import BY_NAME, STAGES, VERBS, Context, Stage, distiller, inputs_of, stages_of
+from lm_mixup.stages import BY_NAME, STAGES, VERBS, Context, Stage, inputs_of, stages_of
+from lm_mixup.stages.augment import distiller
 
 _PACKAGES = (
     "torch",
@@ -92,41 +93,13 @@ def chosen_stages(verb: str, config: Config, options: Options) -> tuple[str, ...
     return names
 
 
-def _check_inputs(names: Iterable[str], config: Config, run: RunDir) -> None:
+def _check_inputs(names: Sequence[str], config: Config, run: RunDir) -> None:
     """Refuses at once what would fail after minutes: missing inputs, models and pools."""
     from lm_mixup.backends.policy import check_model_path
 
-    names = tuple(names)
     check_model_path(config.model.path)
-    if "generate" in names:
-        from lm_mixup.mixture.generate import check_teacher
-
-        check_teacher(config.build, config.teacher)
-    if "mixture" in names and config.build.mixture is not None:
-        from lm_mixup.mixture.published import list_files, mixture_folder
-
-        list_files(mixture_folder(config.build.mixture), config.build.mixture)
-    if "grpo" in names:
-        from lm_mixup.rewards.custom import check_custom
-
-        check_custom(config.rewards.custom)
-    if "sft" in names or "grpo" in names:
-        from lm_mixup.tracking import check_tracking
-
-        check_tracking(config.tracking)
-    if "ingest" in names and config.augment.pool != "world":
-        from lm_mixup.data.pool_files import list_units
-
-        list_units(config.augment.pool, split_bytes=1 << 30)
-    if "select" in names and config.select.method == "perplexity":
-        from lm_mixup.data.perplexity import measuring_model
-
-        measuring_model(config.select.perplexity, config.model)
-    if "embed" in names:
-        from lm_mixup.data.pool_files import list_units
-
-        for files in config.eval_files():
-            list_units(files, split_bytes=1 << 30, key="embed.decontaminate.files")
+    for name in names:
+        BY_NAME[name].check(config)
     if "distill" in names and "sft" not in names:
         distiller(Context(run, config, run.stage("distill")))
     for position, name in enumerate(names):

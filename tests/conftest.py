@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import sys
@@ -12,13 +13,16 @@ from hypothesis import settings
 
 if shutil.which("nvidia-smi") is None:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # ninja
+os.environ["PATH"] = (
+    f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # as `make` does
+)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # How long an example takes says more of what else the machine does than of the code.
 settings.register_profile("here", deadline=None)
 settings.load_profile("here")
 
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -33,6 +37,13 @@ def ray_session():
     start_ray(RayConfig(num_cpus=2, object_store_gib=0.5))
     yield ray
     ray.shutdown()
+
+
+@pytest.fixture
+def import_benchmark(monkeypatch):
+    """Imports a benchmark by its name."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
 
 
 @pytest.fixture

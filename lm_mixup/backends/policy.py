@@ -20,7 +20,7 @@ from lm_mixup.tasks import write_output, write_prompt
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
 NANO, UNTRAINED_NANO = "nano", "nano-untrained"
 IM_START, IM_END, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
@@ -216,10 +216,7 @@ def create_nano(
     Returns:
         The folder.
     """
-    import torch
-    from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
-
-    from lm_mixup.backends.induction import write_induction
+    from transformers import GenerationConfig, Qwen2Config
 
     tokenizer = _train_tokenizer(texts, vocab_size, max_positions)
     config = Qwen2Config(
@@ -238,15 +235,26 @@ def create_nano(
     )
     # Kept by what is trained from it: the program says what it cannot do.
     config.update({"lm_mixup_demonstration": True})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        policy = Qwen2ForCausalLM(config)
-    if num_layers >= 2 and num_heads >= 3:
-        write_induction(policy, seed)
+    policy = _with_first_weights(config, seed)
     policy.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
     return save_model(folder, policy, tokenizer)
+
+
+def _with_first_weights(config: Qwen2Config, seed: int) -> Qwen2ForCausalLM:
+    """A model of random weights, with an induction circuit where its shape has room for one."""
+    import torch
+    from transformers import Qwen2ForCausalLM
+
+    from lm_mixup.backends.induction import write_induction
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        policy = Qwen2ForCausalLM(config)
+    if config.num_hidden_layers >= 2 and config.num_attention_heads >= 3:
+        write_induction(policy, seed)
+    return policy
 
 
 def save_model(

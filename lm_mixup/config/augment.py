@@ -147,7 +147,7 @@ class ClusterConfig(Section):
     min_size: int = Field(2, ge=1, le=20)
     max_size: int = Field(5, ge=1, le=20)
     min_similarity: float = Field(
-        0.3, ge=-1, le=1, description="Least cosine of a row to its cluster's centre."
+        0.3, ge=-1, le=1, description="Least mean cosine of a row to the other rows of its cluster."
     )
     low_below: int = Field(4, ge=0, le=5, description="Rows with a score below this are clustered.")
     by_source: bool = Field(True, description="Clusters never cross sources.")

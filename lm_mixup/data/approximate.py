@@ -216,10 +216,12 @@ def search_bucket(
 
     plan, sample, edges = shared
     rows = ray.get(banks[bucket])
+    own = rows["index"].to_numpy()
     count = len(edges) - 1
     if not rows.num_rows:
-        return [*[_found_table(np.zeros(0, np.int64), None, None)] * count, 0]
-    own = rows["index"].to_numpy()
+        # k columns, though there is no row: Arrow divides by the width of such a list
+        none = found_table(own, np.zeros((0, config.k), np.int64), np.zeros((0, config.k), np.float32))
+        return [*[none] * count, 0]
     near, alike = _in_nearest_cells(vectors_of(rows), own, plan, banks, config)
     sampled = np.isin(own, sample.index)
     least = sample.least[np.searchsorted(sample.index, own[sampled])]
@@ -227,7 +229,7 @@ def search_bucket(
     order = np.argsort(own)
     cuts = np.searchsorted(own[order], edges)
     places = [order[start:stop] for start, stop in itertools.pairwise(cuts.tolist())]
-    return [*(_found_table(own[place], near[place], alike[place]) for place in places), hits]
+    return [*(found_table(own[place], near[place], alike[place]) for place in places), hits]
 
 
 def _in_nearest_cells(
@@ -270,11 +272,9 @@ def _best_of(near: np.ndarray, alike: np.ndarray, k: int, own: np.ndarray) -> tu
     return best(near[rows, top], alike[rows, top], k, own)
 
 
-def _found_table(own: np.ndarray, near: np.ndarray | None, alike: np.ndarray | None) -> pa.Table:
-    width = 0 if near is None else near.shape[1]
-    kinds = (pa.list_(pa.int64(), width), pa.list_(pa.float32(), width))
-    near = np.zeros((0, width), np.int64) if near is None else near
-    alike = np.zeros((0, width), np.float32) if alike is None else alike
+def found_table(own: np.ndarray, near: np.ndarray, alike: np.ndarray) -> pa.Table:
+    """Rows {index, neighbors, similarities}, from arrays [M], [M, k] and [M, k]; M may be 0, k may not."""
+    kinds = (pa.list_(pa.int64(), near.shape[1]), pa.list_(pa.float32(), near.shape[1]))
     lists = [
         pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=kind)
         for values, kind in zip((near, alike), kinds, strict=True)
@@ -293,15 +293,20 @@ def make_writer(
 
     def write(part: int) -> PartResult:
         first, last = int(edges[part]), int(edges[part + 1])
-        pieces = [piece for piece in ray.get(found[part // block_parts]) if piece.num_rows]
-        rows = pa.concat_tables(pieces)
-        rows = rows.filter((pc.field("index") >= first) & (pc.field("index") < last)).sort_by("index")
-        near, alike = (
-            rows[name].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, k)
-            for name in ("neighbors", "similarities")
-        )
+        near, alike = found_between(ray.get(found[part // block_parts]), first, last, k)
         return PartResult(
             neighbor_table(ids.slice(first, last - first), ids, near, alike), rows_in=last - first
         )
 
     return write
+
+
+def found_between(pieces: Sequence[pa.Table], first: int, last: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Neighbours and similarities [last − first, k] of the rows with these bank indices, in their order."""
+    rows = pa.concat_tables(pieces)
+    rows = rows.filter((pc.field("index") >= first) & (pc.field("index") < last)).sort_by("index")
+    near, alike = (
+        rows[name].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, k)
+        for name in ("neighbors", "similarities")
+    )
+    return near, alike

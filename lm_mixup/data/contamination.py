@@ -92,7 +92,8 @@ def read_eval_items(
                 record = _record(raw, f"{unit.uri}:{number}")
                 if record is not None:
                     texts = _texts(record, config.columns, f"{unit.uri}:{number}", section)
-                    yield str(record.get("id") or f"{unit.uri}:{number}"), texts
+                    name = record.get("id")
+                    yield f"{unit.uri}:{number}" if name in (None, "") else str(name), texts
 
 
 def _record(raw: Any, where: str) -> Mapping[str, Any] | None:

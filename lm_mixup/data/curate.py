@@ -63,7 +63,6 @@ def curate(
     neighbors: StageDir,
     out: StageDir,
     config: CurateConfig,
-    seed: int,
     *,
     embed: StageDir | None = None,
 ) -> Outcome:
@@ -81,13 +80,11 @@ def curate(
         neighbors: Their nearest neighbours, part for part the same rows.
         out: Where the parts are written.
         config: This stage's section.
-        seed: Not used: nothing here is drawn at random.
         embed: The embeddings, part for part of the same rows, if rows were refused there.
 
     Raises:
         ValueError: The parts of the two stages do not hold the same rows, those refused left out.
     """
-    del seed
     import ray
 
     pairs = Pairs(rated, neighbors, embed)

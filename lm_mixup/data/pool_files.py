@@ -13,6 +13,7 @@ import io
 import json
 import math
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -71,7 +72,8 @@ def list_units(pool: str, split_bytes: int, key: str = "augment.pool") -> tuple[
         key: The config key that names the pool, for error messages.
 
     Returns:
-        The units, and counts of `files`, `bytes` and `files_ignored` (names of no known format).
+        The units, and counts of `files`, `bytes` and `files_ignored` (names of no known format, or that begin
+        with a dot or an underscore, like those of their folders inside the pool).
 
     Raises:
         InputError: There is no such file, none of a known format, or one cannot be opened.
@@ -110,11 +112,24 @@ def _find(pool: str, key: str) -> tuple[Any, list[str], int, str | None]:
         raise InputError(f"{key} {pool}: cannot be opened ({_line(error)}); check the path") from None
     if not found:
         raise InputError(f"{key} {pool}: no such file or folder; give JSONL or Parquet, or `world`")
-    visible = [name for name in sorted(found) if not PurePosixPath(name).name.startswith((".", "_"))]
+    visible = [name for name in sorted(found) if not _is_hidden(name, path)]
     known = [name for name in visible if _format(name)]
     if not known:
         raise InputError(f"{key} {pool}: holds no file that ends in one of {_KNOWN}")
     return fs, known, len(found) - len(known), None
+
+
+def _is_hidden(name: str, pool: str) -> bool:
+    """Whether a file, or a folder between it and the pool's, is kept apart by its name.
+
+    So does Spark with what is not committed (`_temporary`), and so do caches and editors.
+    """
+    inside = PurePosixPath(name)
+    if inside.is_relative_to(pool) and inside != PurePosixPath(pool):
+        inside = inside.relative_to(pool)
+    else:  # a single file, or one that a pattern names
+        inside = PurePosixPath(inside.name)
+    return any(part.startswith((".", "_")) for part in inside.parts)
 
 
 def _known_of_hub(pool: str, key: str) -> tuple[Any, list[str], int, str | None]:
@@ -189,7 +204,7 @@ def read_unit(unit: Unit, max_line_bytes: int) -> list[Any]:
                     return _table_rows(pq.ParquetFile(file).read_row_group(unit.start))
                 case "arrow":
                     return _table_rows(read_batches(path if _is_local(fs) else file, unit.start, unit.end))
-    except (OSError, EOFError, ValueError, RecursionError, pa.ArrowException) as error:
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError, pa.ArrowException) as error:
         raise InputError(f"pool file {unit.uri}: damaged ({_line(error)}); repair or remove it") from None
 
 

@@ -94,7 +94,7 @@ def select(
     of at most 100,000 candidates, or of the quota if that is more; `knn_diversity` and `ds2` read their
     neighbours in the whole pool; under `deita`, originals are compared with the distilled rows too.
 
-    Memory of the driver: about 200 bytes a candidate, the vectors that the method compares, and the chosen
+    Memory of the driver: about 400 bytes a candidate, the vectors that the method compares, and the chosen
     rows.
 
     Args:
@@ -114,9 +114,7 @@ def select(
     quota = quotas(budget, config.original_ratio)
 
     new = _choose(ours, quota.distilled, config, seed, "distilled", left_out, kept_of(distilled), None)
-    fresh = pc.invert(pc.is_in(theirs["content"], new.rows["content"].combine_chunks()))
-    left_out["original_duplicate"] += theirs.num_rows - (pc.sum(fresh).as_py() or 0)
-    theirs = theirs.filter(fresh)
+    theirs = _unlike(new.rows, theirs, left_out)
     if config.method == "long_tail" and quota.original:
         theirs = _sampled(theirs, max(MOST_ORIGINALS, quota.original), seed, left_out)
         theirs = _with_long_tail(theirs, embed, config.neighbors)
@@ -152,7 +150,7 @@ def _metrics(budget: int, new: Side, old: Side) -> dict[str, Any]:
 
 
 def _rows_of(stage: StageDir) -> int:
-    return sum(table.num_rows for table in stage.iter_parts(["prompt"]))
+    return sum(receipt.rows_out for receipt in stage.receipts().values())
 
 
 def _both_sides(
@@ -178,6 +176,13 @@ def _both_sides(
         candidates(distilled, "distilled", config, left_out, of_distilled, parents),
         candidates(curated, "original", config, left_out, of_originals),
     )
+
+
+def _unlike(chosen: pa.Table, found: pa.Table, left_out: Counter[str]) -> pa.Table:
+    """The originals whose text no chosen distilled row has."""
+    fresh = found.filter(pc.invert(pc.is_in(found["content"], chosen["content"].combine_chunks())))
+    left_out["original_duplicate"] += found.num_rows - fresh.num_rows
+    return fresh
 
 
 def _sampled(found: pa.Table, most: int, seed: int, left_out: Counter[str]) -> pa.Table:

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from lm_mixup.backends.judge import Judge, SharedJudge, rating_columns, share_judge
 from lm_mixup.backends.shared_chat import TEACHER, SharedChat, placement_of, share_chat
-from lm_mixup.config import BuildConfig, DataConfig, RateConfig, TeacherConfig
+from lm_mixup.config import BuildConfig, RateConfig, TeacherConfig
 from lm_mixup.mixture.samples import parted, too_good
 from lm_mixup.mixture.slots import SCHEMA, Slot, slots
 from lm_mixup.mixture.taught_variants import taught_variants
@@ -29,7 +29,6 @@ def degrade(
     config: BuildConfig,
     rate: RateConfig,
     teacher: TeacherConfig,
-    data: DataConfig,
     seed: int,
 ) -> Outcome:
     """Writes `config.min_inputs` to `config.max_inputs` poor variants of each sample and rates them.
@@ -41,7 +40,6 @@ def degrade(
         config: How many variants.
         rate: The judge.
         teacher: Who writes; the one that wrote the samples.
-        data: Not used: a part holds the variants of one part of samples.
         seed: Of all choices.
     """
     shared = share_judge(rate, out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
 
@@ -57,25 +57,14 @@ def taught_part(
     replies = ask_each(chat, [(messages, WRITTEN[kind]) for kind, messages in questions])
     rows: list[dict[str, Any]] = []
     reasons: list[str] = []
-    verdicts: list[Verdict] = []
     written: set[str] = set()
     for offset, ((kind, _), reply) in enumerate(zip(questions, replies, strict=True)):
         row = _row(reply, kind, passages[about[offset]], first + offset)
         twice = row.get("answer") in written
         reasons.append(why(reply) or ("duplicate" if twice else ""))
-        verdicts.append(RatingFailure(reply if isinstance(reply, ChatFailure) else reasons[-1]))
         written.add(row.get("answer", ""))
         rows.append(row)
-    rated = [index for index, reason in enumerate(reasons) if not reason]
-    judged = judge.rate([(rows[index]["prompt"], rows[index]["completion"]) for index in rated])
-    for index, verdict in zip(rated, judged, strict=True):
-        verdicts[index] = verdict
-    columns = table(rows, SCHEMA).to_pydict() | rating_columns(judge.name, verdicts)
-    reasons = [
-        reason or refusal(score, config.min_score)
-        for reason, score in zip(reasons, columns["score"], strict=True)
-    ]
-    return parted(pa.table(columns, schema=SCHEMA), reasons)
+    return rated(rows, reasons, dict(enumerate(replies)), judge, config.min_score, SCHEMA)
 
 
 def plan_questions(
@@ -124,6 +113,39 @@ def ask_each(
 def why(reply: BaseModel | ChatFailure) -> str:
     """The reason of a reject that the teacher did not write; empty if it did."""
     return f"teacher_{reply.split(':')[0]}" if isinstance(reply, ChatFailure) else ""
+
+
+def rated(
+    rows: Sequence[dict[str, Any]],
+    reasons: Sequence[str],
+    replies: Mapping[int, BaseModel | ChatFailure],
+    judge: Judge,
+    min_score: int,
+    schema: pa.Schema,
+) -> PartResult:
+    """Rates what the teacher wrote, and refuses what is rated too low.
+
+    Args:
+        rows: As many as were planned.
+        reasons: Why a row is refused before it is rated; empty if it is not.
+        replies: The teacher's, by row; a failed one says in `error` why its row has no rating.
+        judge: Rates the rows without a reason.
+        min_score: Least score of a row that is kept.
+        schema: Of the rows.
+    """
+    verdicts: list[Verdict] = []
+    for index, reason in enumerate(reasons):
+        reply = replies.get(index)
+        verdicts.append(RatingFailure(reply if isinstance(reply, ChatFailure) else reason))
+    written = [index for index, reason in enumerate(reasons) if not reason]
+    judged = judge.rate([(rows[index]["prompt"], rows[index]["completion"]) for index in written])
+    for index, verdict in zip(written, judged, strict=True):
+        verdicts[index] = verdict
+    columns = table(rows, schema).to_pydict() | rating_columns(judge.name, verdicts)
+    refused = [
+        reason or refusal(score, min_score) for reason, score in zip(reasons, columns["score"], strict=True)
+    ]
+    return parted(pa.table(columns, schema=schema), refused)
 
 
 def _row(

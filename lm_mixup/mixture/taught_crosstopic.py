@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel
 
 from lm_mixup.backends.chat import Chat, ChatFailure, Message
-from lm_mixup.backends.judge import Judge, RatingFailure, SharedJudge, Verdict, rating_columns, share_judge
+from lm_mixup.backends.judge import Judge, SharedJudge, share_judge
 from lm_mixup.backends.shared_chat import TEACHER, SharedChat, placement_of, share_chat
 from lm_mixup.backends.wording import Claim
 from lm_mixup.config import BuildConfig, DataConfig, RateConfig, TeacherConfig
@@ -22,14 +22,14 @@ from lm_mixup.mixture.assemble import bundles_of
 from lm_mixup.mixture.crosstopic import Bundle
 from lm_mixup.mixture.forms import TOLD, Told, prompt_of, sample_of
 from lm_mixup.mixture.prompts import conversation
-from lm_mixup.mixture.samples import FACT, parted, refusal
+from lm_mixup.mixture.samples import FACT
 from lm_mixup.mixture.samples import SCHEMA as SAMPLE
 from lm_mixup.mixture.slots import claims_of
-from lm_mixup.mixture.taught import OPTIONS, ask_each, why
+from lm_mixup.mixture.taught import OPTIONS, ask_each, rated, why
 from lm_mixup.mixture.taught_variants import SHAPES
 from lm_mixup.mixture.told import tells
 from lm_mixup.parts import PartResult, Work, map_parts
-from lm_mixup.records import content_id, extend, table
+from lm_mixup.records import content_id, extend
 from lm_mixup.runs import Outcome, StageDir
 from lm_mixup.tasks import Mcq, Sample, Tfq, parse_answer, to_pair, write_answer
 
@@ -138,21 +138,11 @@ def merge_pairs(
         rows.append(_planned(by_id[pair["id"]], by_id[pair["partner_id"]], pair["similarity"], inputs))
         reasons.append(reason)
     asked = [place for place, reason in enumerate(reasons) if not reason]
-    replies = ask_each(chat, [_question(rows[place], by_id) for place in asked])
-    verdicts: list[Verdict] = [RatingFailure(reason) for reason in reasons]
-    for place, reply in zip(asked, replies, strict=True):
+    answers = ask_each(chat, [_question(rows[place], by_id) for place in asked])
+    replies = dict(zip(asked, answers, strict=True))
+    for place, reply in replies.items():
         reasons[place] = why(reply) or _write(rows[place], reply, by_id)
-        verdicts[place] = RatingFailure(reply if isinstance(reply, ChatFailure) else reasons[place])
-    written = [place for place in asked if not reasons[place]]
-    judged = judge.rate([(rows[place]["prompt"], rows[place]["completion"]) for place in written])
-    for place, verdict in zip(written, judged, strict=True):
-        verdicts[place] = verdict
-    columns = table(rows, SCHEMA).to_pydict() | rating_columns(judge.name, verdicts)
-    reasons = [
-        reason or refusal(score, config.min_score)
-        for reason, score in zip(reasons, columns["score"], strict=True)
-    ]
-    return parted(pa.table(columns, schema=SCHEMA), reasons)
+    return rated(rows, reasons, replies, judge, config.min_score, SCHEMA)
 
 
 def chosen_inputs(first: Bundle, second: Bundle, config: BuildConfig) -> tuple[list[Row], str]:

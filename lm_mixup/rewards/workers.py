@@ -6,6 +6,7 @@ then the run stops.
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
@@ -87,7 +88,6 @@ class _RewardActor:
         library: StageDir,
         rewards: RewardsConfig,
         embedder: EmbedderConfig,
-        placement: tuple[PlacementGroup, int] | None = None,
     ) -> None:
         self._library, self._rewards, self._config = library, rewards, embedder
         self._embed: Embed | None = None
@@ -198,11 +198,10 @@ class RewardWorkers:
     def _embed_references(self, texts: Sequence[str]) -> Embeddings:
         keys = [content_id(text) for text in texts]
         new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._references}
-        names, values = list(new), list(new.values())
-        size = self._config.batch_size
-        cuts = [slice(start, start + size) for start in range(0, len(values), size)]
-        for cut, vectors in zip(cuts, self._map("embed", [(values[cut],) for cut in cuts]), strict=True):
-            self._references.update(zip(names[cut], vectors, strict=True))
+        batches = whole_groups(range(len(new)), self._config.batch_size)
+        values = list(new.values())
+        embedded = self._map("embed", [(values[batch],) for batch in batches])
+        self._references.update(zip(new, itertools.chain.from_iterable(embedded), strict=True))
         rows = [self._references[key] for key in keys]
         return np.stack(rows) if rows else np.zeros((0, self._info.dimension), dtype=np.float32)
 

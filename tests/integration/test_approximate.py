@@ -6,13 +6,16 @@ import itertools
 
 import numpy as np
 import pytest
+from stage_rows import put_part
 
 from lm_mixup.config import NeighborsConfig
 from lm_mixup.data import approximate
+from lm_mixup.data.approximate import Sample, found_between, gather_bucket, search_bucket
+from lm_mixup.data.cells import CellPlan
 from lm_mixup.data.embed import embedding_table, vectors_of
 from lm_mixup.data.knn import knn
 from lm_mixup.data.neighbors import neighbors
-from lm_mixup.runs import Outcome, Receipt, RunDir, StageDir
+from lm_mixup.runs import Outcome, RunDir, StageDir
 
 ROWS, WIDTH, K = 3_000, 32, 8
 
@@ -33,7 +36,7 @@ def embedded(tmp_path_factory) -> StageDir:
     edges = [0, 700, 701, 1_500, 2_400, ROWS]
     for part, (start, stop) in enumerate(itertools.pairwise(edges)):
         table = embedding_table([f"row{i:05d}" for i in range(start, stop)], vectors[start:stop])
-        stage.write_part(part, table, None, Receipt(part, stop - start, stop - start, 0))
+        put_part(stage, part, table)
     return stage
 
 
@@ -75,6 +78,29 @@ def test_rows_do_not_depend_on_the_number_of_tasks(embedded, ray_session):
     one, _ = found(embedded, "one", probes=4, num_actors=1)
     two, _ = found(embedded, "two", probes=4, num_actors=2)
     assert [one.read_part(part) for part in one.parts()] == [two.read_part(part) for part in two.parts()]
+
+
+def test_parts_that_lost_all_their_rows_stay_empty(embedded, ray_session):
+    """A whole block of them: what rows of a benchmark in files of their own come to."""
+    run = RunDir(f"{embedded.run.uri}/gaps")
+    rows, stage = embedded.read().slice(0, 1_000), run.stage("embed")
+    parts = [rows.slice(0, 500), *[rows.slice(0, 0)] * 17, rows.slice(500)]
+    for part, table in enumerate(parts):
+        put_part(stage, part, table)
+    out, _ = found(stage, "near", probes=14)
+    assert [out.read_part(part).num_rows for part in out.parts()] == [500, *[0] * 17, 500]
+    assert out.read()["id"].to_pylist() == rows["id"].to_pylist()
+
+
+def test_a_bucket_without_rows_ends_with_nothing_found(ray_session):
+    """Cells that no row is nearest to; a table of lists without a width would kill the process."""
+    plan = CellPlan({"": 0}, {"": np.eye(4, dtype=np.float32)[:2]}, np.array([0, 1]))
+    shared = (plan, Sample(np.zeros(0, np.int64), np.zeros(0, np.float32)), np.array([0, 5, 9]))
+    banks = [ray_session.put(gather_bucket())]
+    *pieces, hits = search_bucket(shared, banks, 0, NeighborsConfig(k=2))
+    assert hits == 0
+    assert [piece.num_rows for piece in pieces] == [0, 0]
+    assert found_between(pieces, 0, 0, 2)[0].shape == (0, 2)
 
 
 def test_few_probes_find_less_and_say_so(embedded, ray_session, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
+from stage_rows import put_part
 
 from lm_mixup import records
 from lm_mixup.config import (
@@ -66,9 +67,8 @@ def stage_pair(run: RunDir, rows_per_part: int, order: np.ndarray | None = None)
     for part, start in enumerate(range(0, len(rows), rows_per_part)):
         chosen = order[start : start + rows_per_part]
         table = records.table([rows[index] for index in chosen], CURATED)
-        receipt = Receipt(part, table.num_rows, table.num_rows, 0)
-        curated.write_part(part, table, None, receipt)
-        vectors_stage.write_part(part, embedding_table(table["id"], vectors[chosen]), None, receipt)
+        put_part(curated, part, table)
+        put_part(vectors_stage, part, embedding_table(table["id"], vectors[chosen]))
     return curated, vectors_stage
 
 
@@ -211,7 +211,7 @@ def rated(ray_session, tmp_path_factory):
     rows = distilled_rows()
     for part, start in enumerate(range(0, len(rows), 8)):
         piece = records.table(rows[start : start + 8], records.DISTILLED)
-        distill.write_part(part, piece, None, Receipt(part, piece.num_rows, piece.num_rows, 0))
+        put_part(distill, part, piece)
     outcome = rate_distilled(distill, out, RateConfig(), EmbedderConfig(num_cpus=0.5), 2, min_score=4)
     return run, out, outcome
 
@@ -245,7 +245,7 @@ def test_embedding_keeps_parts_and_is_normalised_and_select_reads_it(rated, tmp_
     curated = run.stage("curate")
     for part, start in enumerate(range(0, 60, 40)):
         piece = records.table(rows[:60][start : start + 40], CURATED)
-        curated.write_part(part, piece, None, Receipt(part, piece.num_rows, piece.num_rows, 0))
+        put_part(curated, part, piece)
     embedded = run.stage("embed")
     embed(curated, embedded, EmbedderConfig(num_cpus=0.5))
     assert [t.num_rows for t in embedded.iter_parts()] == [40, 20]

@@ -3,10 +3,10 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+from stage_rows import put_part
 
 from lm_mixup.config import CurateConfig
 from lm_mixup.data.curate import curate
-from lm_mixup.parts import PartResult, receipt_of
 from lm_mixup.records import CURATION
 from lm_mixup.runs import RunDir, summarise
 
@@ -42,11 +42,10 @@ def run_curate(root, rated, nearest, rows_per_part, **config):
     run = RunDir(root)
     for name, table in {"rate": rated, "neighbors": nearest}.items():
         for part, start in enumerate(range(0, table.num_rows, rows_per_part)):
-            rows = table.slice(start, rows_per_part)
-            run.stage(name).write_part(part, rows, None, receipt_of(part, PartResult(rows)))
+            put_part(run.stage(name), part, table.slice(start, rows_per_part))
     out = run.stage("curate")
     out.begin("digest")
-    outcome = curate(run.stage("rate"), run.stage("neighbors"), out, CurateConfig(**config), seed=0)
+    outcome = curate(run.stage("rate"), run.stage("neighbors"), out, CurateConfig(**config))
     out.finish(summarise(out, "digest", {}, 0.0, outcome))
     manifest = out.manifest()
     assert manifest.rows_in == manifest.rows_out == rated.num_rows

@@ -5,13 +5,14 @@ import json
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from stage_rows import put_part
 
 from lm_mixup.config import CurateConfig, EmbedDecontaminateConfig, EmbedderConfig, NeighborsConfig
 from lm_mixup.data.curate import curate
 from lm_mixup.data.embed import embed
 from lm_mixup.data.neighbors import neighbors
 from lm_mixup.errors import InputError
-from lm_mixup.runs import Receipt, RunDir, StageDir, summarise
+from lm_mixup.runs import RunDir, StageDir, summarise
 
 QUESTION = "Which planet of the solar system has the greatest number of known moons?"
 LEAKED = [
@@ -30,7 +31,7 @@ def write(run: RunDir, parts: list[list[tuple[str, str]]]) -> StageDir:
         number += len(pairs)
         columns = {"id": ids, "prompt": [p for p, _ in pairs], "completion": [c for _, c in pairs]}
         table = pa.table(columns | {"score": pa.array([3] * len(pairs), pa.int8())})
-        stage.write_part(part, table, None, Receipt(part, len(pairs), len(pairs), 0))
+        put_part(stage, part, table)
     return stage
 
 
@@ -64,7 +65,7 @@ def test_refused_rows_are_missing_from_every_later_stage_and_said_so(ray_session
     assert near.read()["id"].to_pylist() == ["r0", "r1", "r4"]
     curated = run.stage("curate")
     settings = CurateConfig(enabled=enabled)
-    manifest = finished(curated, curate(rated, near, curated, settings, seed=0, embed=out))
+    manifest = finished(curated, curate(rated, near, curated, settings, embed=out))
     assert (manifest.rows_in, manifest.rows_out, manifest.rows_rejected) == (5, 3, 2)
     assert curated.read()["id"].to_pylist() == ["r0", "r1", "r4"]
     rows = curated.read(kind="rejected")

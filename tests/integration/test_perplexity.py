@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from stage_rows import put_part
 
 from lm_mixup import records
 from lm_mixup.backends.policy import load_policy, load_tokenizer
@@ -29,7 +30,7 @@ def texts(side: str) -> list[tuple[str, str]]:
 
 
 def put(stage: StageDir, part: int, table) -> None:
-    stage.write_part(part, table, None, Receipt(part, table.num_rows, table.num_rows, 0))
+    put_part(stage, part, table)
 
 
 @pytest.fixture(scope="module")

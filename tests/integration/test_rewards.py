@@ -11,11 +11,11 @@ import pyarrow as pa
 import pytest
 from reward_server import lengths, serving
 from safetensors.numpy import load_file, save_file
+from stage_rows import put_part
 
 from lm_mixup.backends.embedder import resolve_path
 from lm_mixup.config import EmbedderConfig, LibraryConfig, RewardsConfig
 from lm_mixup.errors import InputError
-from lm_mixup.parts import PartResult, receipt_of
 from lm_mixup.records import content_id
 from lm_mixup.rewards.library import library, load_library
 from lm_mixup.rewards.workers import RewardBatch, RewardFailed, RewardScores, RewardWorkers
@@ -86,8 +86,7 @@ def write_inputs(run: RunDir) -> None:
     }
     for name, parts in tables.items():
         for number, rows in enumerate(parts):
-            result = PartResult(rows, rows_in=len(rows))
-            run.stage(name).write_part(number, rows, None, receipt_of(number, result))
+            put_part(run.stage(name), number, rows)
 
 
 def build(run: RunDir, embedder: EmbedderConfig, rows: int = 2000):

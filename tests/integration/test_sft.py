@@ -7,6 +7,7 @@ import time
 
 import psutil
 import pytest
+from stage_rows import put_part
 
 from lm_mixup import records, tasks
 from lm_mixup.backends.policy import create_nano, encode_prompt, load_policy, load_tokenizer
@@ -55,13 +56,10 @@ def mixture_rows(count=40):
 
 @pytest.fixture(scope="module")
 def mixture(tmp_path_factory) -> StageDir:
-    from lm_mixup.runs import Receipt
-
     stage = RunDir(tmp_path_factory.mktemp("mixture")).stage("mixture")
     rows = mixture_rows()
     for part, chunk in enumerate((rows[:25], rows[25:])):
-        receipt = Receipt(part, len(chunk), len(chunk), 0)
-        stage.write_part(part, records.table(chunk, records.MIXTURE), None, receipt)
+        put_part(stage, part, records.table(chunk, records.MIXTURE))
     return stage
 
 

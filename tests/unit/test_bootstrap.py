@@ -61,10 +61,19 @@ def test_an_old_python_looks_for_a_newer_one_on_the_path(bootstrap, monkeypatch,
 
 
 def test_compiler(bootstrap):
-    with pytest.raises(bootstrap.SetupError, match="C\\+\\+ compiler"):
-        bootstrap.check_compiler(None, [None, None])
-    bootstrap.check_compiler(None, [None, "/usr/bin/g++"])
-    bootstrap.check_compiler("/opt/bin/clang++", [None])
+    with pytest.raises(bootstrap.SetupError, match=r"g\+\+ is not on PATH"):
+        bootstrap.check_compiler(None, None)
+    with pytest.raises(bootstrap.SetupError, match=r"CXX=/gone/c\+\+ is no C\+\+ compiler"):
+        bootstrap.check_compiler(None, "/gone/c++")
+    bootstrap.check_compiler("/usr/bin/g++", None)
+    bootstrap.check_compiler("/opt/bin/clang++", "clang++")
+
+
+def test_headers(bootstrap, tmp_path):
+    with pytest.raises(bootstrap.SetupError, match=r"Python\.h of /usr/bin/python3 is missing"):
+        bootstrap.check_headers("/usr/bin/python3", tmp_path)
+    (tmp_path / "Python.h").touch()
+    bootstrap.check_headers("/usr/bin/python3", tmp_path)
 
 
 def test_disk(bootstrap):

@@ -244,7 +244,8 @@ def test_folders_globs_and_uris(tmp_path):
         ("missing.jsonl", None, "no such file"),
         ("table.csv", b"a,b", "ends in one of"),
         ("bad.parquet", b"PAR1 and then nothing", "not readable"),
-        ("bad.jsonl.gz", gzip.compress(b"x" * 10_000)[:40], "damaged"),
+        ("bad.jsonl.gz", gzip.compress(b"x" * 10_000, mtime=0)[:40], "damaged"),
+        ("garbled.jsonl.gz", gzip.compress(b"x" * 10_000, mtime=0)[:10] + b"\xff" * 30, "damaged"),
         ("bad.json", b"[1, 2", "damaged"),
     ],
 )
@@ -254,6 +255,17 @@ def test_files_that_cannot_be_read_stop_with_one_line(tmp_path, name, content, s
     with pytest.raises(InputError, match=says) as caught:
         items_of(tmp_path / name)
     assert "\n" not in str(caught.value) and name in str(caught.value)
+
+
+def test_folders_of_unfinished_work_are_passed_over(tmp_path):
+    """What Spark has not committed, and notebooks' old copies, are no rows of the pool."""
+    pool = tmp_path / "_pools" / "mine"
+    for name in ("", "_temporary/0", ".ipynb_checkpoints", "more"):
+        (pool / name).mkdir(parents=True, exist_ok=True)
+        write_jsonl(pool / name / "a.jsonl")
+    items, found = items_of(pool)
+    assert items == ROWS + ROWS
+    assert (found["files"], found["files_ignored"]) == (2, 2)
 
 
 def test_parquet_texts_that_are_not_utf8_are_refused_one_by_one(tmp_path):

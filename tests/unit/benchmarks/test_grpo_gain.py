@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
-
-import grpo_gain
 
 from lm_mixup.config_file import load_config
 
 CONFIG = str(Path(__file__).parents[3] / "configs" / "quickstart.yaml")
 
 
-def test_the_interval_is_students():
+@pytest.fixture
+def grpo_gain(import_benchmark):
+    return import_benchmark("grpo_gain")
+
+
+def test_the_interval_is_students(grpo_gain):
     mean, half = grpo_gain.interval([0.1, 0.2, 0.3])
     assert mean == pytest.approx(0.2)
     assert half == pytest.approx(4.303 * 0.1 / math.sqrt(3))
     assert math.isnan(grpo_gain.interval([0.1])[1])
 
 
-def test_the_sign_of_every_quality_weight_is_turned_and_nothing_else():
+def test_the_sign_of_every_quality_weight_is_turned_and_nothing_else(grpo_gain):
     plain = load_config(CONFIG).rewards
     turned = load_config(CONFIG, grpo_gain.flipped_weights(argparse.Namespace(config=CONFIG, set=[]))).rewards
     assert turned.weights.quality == -plain.weights.quality < 0

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
 
-
-def test_both_sides_have_the_same_gradients(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def test_both_sides_have_the_same_gradients(import_benchmark, monkeypatch, tmp_path: Path, capsys):
     out = tmp_path / "learner.json"
     sizes = "--shape nano --prompt 40 --completion 9 --spread 0.5 --groups 2 --generations 3 --repeats 1"
     monkeypatch.setattr(sys, "argv", ["learner.py", *sizes.split(), "--device", "cpu", "--json", str(out)])
-    importlib.import_module("learner").main()
+    import_benchmark("learner").main()
     result = json.loads(out.read_text(encoding="utf-8"))
     ours, peer = result["ours"], result["peer"]
     assert ours["n=3 gradient_difference"] < 1e-5

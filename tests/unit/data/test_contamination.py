@@ -78,12 +78,15 @@ def test_evaluation_sets_are_read_in_all_their_forms(tmp_path):
     records = [
         {"question": text(random.Random(1), 20), "choices": ["a"], "answer": 0},
         {"id": "q2", "question": "b"},
+        {"id": 0, "question": "c"},
+        {"id": "", "question": "d"},
     ]
     (tmp_path / "one.jsonl").write_text("\n\n".join(map(json.dumps, records)))
     pq.write_table(pa.table({"id": [7], "instruction": ["Add."], "input": ["1 2"]}), tmp_path / "two.parquet")
     items = list(read_eval_items(config([str(tmp_path)])))
-    assert [name for name, _ in items] == [f"{tmp_path}/one.jsonl:1", "q2", "7"]
-    assert [texts for _, texts in items] == [[records[0]["question"]], ["b"], ["Add. 1 2"]]
+    file = f"{tmp_path}/one.jsonl"
+    assert [name for name, _ in items] == [f"{file}:1", "q2", "0", f"{file}:7", "7"]
+    assert [texts for _, texts in items] == [[records[0]["question"]], ["b"], ["c"], ["d"], ["Add. 1 2"]]
     chosen = read_eval_items(config([str(tmp_path / "two.parquet")], columns=["input", "instruction"]))
     assert list(chosen) == [("7", ["1 2", "Add."])]
 

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stage_rows import put_part
 
 from lm_mixup.config import NeighborsConfig
 from lm_mixup.data.embed import embedding_table, vectors_of
 from lm_mixup.data.knn import knn
 from lm_mixup.data.neighbors import Bank, make_work
-from lm_mixup.runs import Receipt, RunDir, StageDir
+from lm_mixup.runs import RunDir, StageDir
 
 
 def unit(rows: int, width: int, seed: int) -> np.ndarray:
@@ -33,7 +34,7 @@ def stage_of(tmp_path, vectors: np.ndarray, rows_per_part: int, name: str = "emb
     for part, start in enumerate(range(0, len(vectors), rows_per_part)):
         chosen = slice(start, start + rows_per_part)
         table = embedding_table([str(value) for value in ids[chosen]], vectors[chosen])
-        stage.write_part(part, table, None, Receipt(part, table.num_rows, table.num_rows, 0))
+        put_part(stage, part, table)
     return stage
 
 

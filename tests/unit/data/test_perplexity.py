@@ -8,14 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lm_mixup import pipeline, records, stages
+from lm_mixup import pipeline, records
 from lm_mixup.backends.policy import encode_pair, load_tokenizer
 from lm_mixup.config import Config, ModelConfig, PerplexityConfig, SelectConfig
 from lm_mixup.data import perplexity
 from lm_mixup.data.perplexity import measure, measuring_model
 from lm_mixup.errors import InputError
 from lm_mixup.runs import Outcome, RunDir, summarise
-from lm_mixup.stages import STAGES, Context, stages_of
+from lm_mixup.stages import STAGES, Context, augment, stages_of
 
 NANO = ModelConfig(path="nano")
 
@@ -123,7 +123,7 @@ def ran(monkeypatch, tmp_path):
     monkeypatch.setattr(pipeline, "_start_ray", lambda config: None)
     monkeypatch.setattr(pipeline, "write_report", lambda run, config: None)
     monkeypatch.setattr(pipeline, "distiller", lambda c: "nano")
-    monkeypatch.setattr(stages, "distiller", lambda c: "nano")
+    monkeypatch.setattr(augment, "distiller", lambda c: "nano")
     return run
 
 

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from datasets import get_dataset_config_names, load_dataset
 from huggingface_hub import DatasetCard
+from stage_rows import put_part
 from typer.testing import CliRunner
 
 from lm_mixup.cli import app
@@ -18,7 +19,6 @@ from lm_mixup.export.card import cell, public_name
 from lm_mixup.export.folder import export, write_subset
 from lm_mixup.mixture.assemble import SCHEMA
 from lm_mixup.mixture.passages import SCHEMA as PASSAGES
-from lm_mixup.parts import PartResult, receipt_of
 from lm_mixup.records import table
 from lm_mixup.runs import Outcome, RunDir, StageDir, summarise
 
@@ -45,7 +45,7 @@ def mixture_row(number, split):
 def finish(stage, parts):
     stage.begin("f")
     for number, rows in enumerate(parts):
-        stage.write_part(number, rows, None, receipt_of(number, PartResult(rows, rows_in=rows.num_rows)))
+        put_part(stage, number, rows)
     stage.finish(summarise(stage, "f", {}, 1.0, Outcome()))
 
 

@@ -10,6 +10,8 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_build import FixedJudge
+from stage_rows import put_part
 
 from lm_mixup.backends.chat import ChatFailure
 from lm_mixup.backends.judge import Rating, RatingFailure
@@ -197,16 +199,6 @@ class Teacher:
         return form.model_validate({"sample": fields[name], "cot": "Both are mills."})
 
 
-class FixedJudge:
-    name = "fixed"
-
-    def __init__(self, verdict):
-        self.verdict = verdict
-
-    def rate(self, rows):
-        return [self.verdict] * len(rows)
-
-
 TOLD_MCQ = (([0], [1, 2]), ([0, 1], [1], []))
 GOOD = FixedJudge(Rating(9, 9, 9, 9))
 PAIR = [{"id": "a", "partner_id": "b", "similarity": 0.8}]
@@ -297,7 +289,7 @@ def test_few_inputs_are_filled_up_with_spare_ones():
 
 def test_merged_samples_are_one_row_and_every_sample_is_accounted_for(tmp_path, monkeypatch):
     from lm_mixup.mixture import assemble
-    from lm_mixup.parts import PartResult, receipt_of
+    from lm_mixup.parts import receipt_of
 
     def map_here(out, items, make_work, kwargs, **_):
         work = make_work(**kwargs)
@@ -316,8 +308,7 @@ def test_merged_samples_are_one_row_and_every_sample_is_accounted_for(tmp_path, 
     }
     for name, tables in parts.items():
         for number, rows in enumerate(tables):
-            result = PartResult(rows, rows_in=rows.num_rows)
-            run.stage(name).write_part(number, rows, None, receipt_of(number, result))
+            put_part(run.stage(name), number, rows)
     config = BuildConfig(noise_rate=0, max_inputs=4)
     stages = [run.stage(name) for name in ("generate", "degrade", "mixture")]
     outcome = mixture(*stages, config, Config().data, 0, run.stage("crosstopic"))
