@@ -107,9 +107,11 @@ def _check_inputs(names: Iterable[str], config: Config, run: RunDir) -> None:
 
         list_files(mixture_folder(config.build.mixture), config.build.mixture)
     if "grpo" in names:
+        from lm_mixup.grpo.transport import check_transport
         from lm_mixup.rewards.custom import check_custom
 
         check_custom(config.rewards.custom)
+        check_transport(config.grpo, config.ray)
     if "sft" in names or "grpo" in names:
         from lm_mixup.tracking import check_tracking
 
