@@ -261,11 +261,41 @@ def test_a_learner_killed_before_and_after_a_checkpoint_changes_nothing(
     assert progress.step == 4
     assert without_timings(read_metrics(tmp_path / "metrics.jsonl")) == without_timings(undisturbed[0])
     said = [line.strip() for line in capsys.readouterr().err.splitlines() if "died" in line]
-    assert [line.partition("(")[0] for line in said] == [
-        f"learner rank 0 died; starting the learner again, from its checkpoint of step {step} "
-        for step in (0, 2)
+    assert [line.partition(" (")[0] for line in said] == [
+        f"learner rank 0 died; starting the learner again, from {source}"
+        for source in ("the SFT model, as there is no checkpoint yet", "its checkpoint of step 2")
     ]
     assert mapped and not [path for path in mapped if "deepspeed_allreduce" in path]
+
+
+def kill_the_first_learner(killed: list[int], timeout_s: float = 120.0) -> None:
+    """SIGKILL to the first process that is a learner rank, while it loads its model."""
+    ends = time.monotonic() + timeout_s
+    while not killed and time.monotonic() < ends:
+        for process in psutil.Process().children(recursive=True):
+            if "LearnerRank" in " ".join(process.cmdline()):
+                process.kill()
+                killed.append(process.pid)
+        time.sleep(0.02)
+
+
+def test_a_learner_killed_on_its_first_start_changes_nothing(
+    undisturbed, pool, model: str, prompts: list[Prompt], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    rollout, placement = pool
+    killed: list[int] = []
+    thread = threading.Thread(target=kill_the_first_learner, args=(killed,), daemon=True)
+    thread.start()
+    learner = Learner(model, ModelConfig(), CONFIG, SEED, placement)
+    thread.join()
+    assert killed and learner.lost() == [0]
+    parts = Parts(rollout, CountsLetters(), learner, RewardsConfig(), prompts[0].token_ids)
+    _run(parts, prompts, [], tmp_path, CONFIG, TrackingConfig(report_to=[]), SEED)
+    learner.shutdown()
+    assert without_timings(read_metrics(tmp_path / "metrics.jsonl")) == without_timings(undisturbed[0])
+    assert "from the SFT model, as there is no checkpoint yet (failure 1 of 3" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 def test_a_dead_rank_of_two_is_told_from_one_that_waits_for_it(ray_session, model: str):
