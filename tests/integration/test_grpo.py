@@ -298,6 +298,13 @@ def test_a_learner_killed_on_its_first_start_changes_nothing(
     )
 
 
+def test_an_error_at_the_first_start_is_told_and_not_taken_for_a_death(pool, tmp_path: Path):
+    import ray
+
+    with pytest.raises(ray.exceptions.RayActorError, match="creation task"):
+        Learner(str(tmp_path / "no-model"), ModelConfig(), CONFIG, SEED, pool[1])
+
+
 def test_a_dead_rank_of_two_is_told_from_one_that_waits_for_it(ray_session, model: str):
     config = CONFIG.model_copy(update={"rollout_actors": 1, "learner_ranks": 2, "zero_stage": 3})
     placement = reserve(config, RewardsConfig())

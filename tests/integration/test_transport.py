@@ -1,6 +1,8 @@
-"""The NCCL transport on the real vLLM, DeepSpeed and Ray, with gloo in NCCL's place (see `gloo_transfer.py`).
+"""Both transports between GPUs, as far as they go on CPU.
 
-What a GPU alone can tell is left: NCCL itself, CUDA streams, and the IPC transport.
+NCCL: the real vLLM, DeepSpeed and Ray, with gloo in NCCL's place (see `gloo_transfer.py`). IPC: the driver's
+half on real Ray actors, between ends of our own (see `shared_buffer.py`). What a GPU alone can tell is left:
+NCCL, CUDA streams, and CUDA IPC with vLLM at its other end.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from pathlib import Path
 import gloo_transfer
 import numpy as np
 import pytest
+import shared_buffer
 
 from lm_mixup.backends.policy import create_nano
 from lm_mixup.config import GrpoConfig, LoraConfig, ModelConfig, RewardsConfig
@@ -19,7 +22,7 @@ from lm_mixup.grpo.episodes import Episode
 from lm_mixup.grpo.learner import Learner
 from lm_mixup.grpo.placement import reserve
 from lm_mixup.grpo.rollout import Prompt, RolloutPool, WeightSyncError
-from lm_mixup.grpo.transport import nccl
+from lm_mixup.grpo.transport import ipc, nccl
 from lm_mixup.grpo.transport.stream import BUCKET_BYTES
 
 CONFIG = GrpoConfig(
@@ -78,6 +81,30 @@ def test_vllm_takes_the_messages_that_are_sent():
     (info,) = nccl.init_infos("10.0.0.1", 29500, 1, 1, BUCKET_BYTES)
     assert NCCLWeightTransferInitInfo(**info).packed_buffer_size_bytes == BUCKET_BYTES
     assert {f.name for f in fields(PackedIpcChunk)} >= {"ipc_handle", "tensor_sizes", *told}
+
+
+def test_every_engine_is_handed_the_weights_of_its_own_rank(
+    ray_session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    ray_session.cloudpickle.register_pickle_by_value(shared_buffer)
+    monkeypatch.setattr(ipc, "buffer_bytes", lambda told: 1000)
+    tensors = 20
+    paths = [str(tmp_path / f"gpu-{gpu}") for gpu in range(2)]
+    few = {"num_cpus": 0.1}
+    ranks = [
+        ray_session.remote(shared_buffer.Rank).options(**few).remote(i, path, tensors)
+        for i, path in enumerate(paths)
+    ]
+    engines = [ray_session.remote(shared_buffer.Engine).options(**few).remote(path) for path in paths]
+    sender = ipc.IpcSender(CONFIG)
+    for version in range(2):
+        sender.send(version, engines, ranks)
+        for rank, engine in enumerate(engines):
+            values = [(f"layers.{i}.weight", 100.0 * rank + i + 0.5 * version) for i in range(tensors)]
+            assert ray_session.get(engine.holds.remote()) == (version, values)
+        assert ray_session.get([rank.change.remote() for rank in ranks]) == [version + 1] * 2
+    for actor in [*ranks, *engines]:
+        ray_session.kill(actor)
 
 
 def test_engines_hold_what_was_broadcast_through_deaths_of_any_of_them(
