@@ -70,3 +70,19 @@ def has_gpu() -> bool:
     import ray
 
     return bool(ray.cluster_resources().get("GPU", 0) > 0)
+
+
+def sees_gpu(config: RayConfig) -> bool:
+    """Whether there is a GPU where Ray will run: in the cluster that is named, or else on this machine.
+
+    Starts nothing; a named cluster is connected to.
+
+    Raises:
+        InputError: The named cluster does not answer.
+    """
+    if config.address or os.environ.get("RAY_ADDRESS"):
+        start_ray(config)
+        return has_gpu()
+    import torch
+
+    return torch.cuda.is_available()

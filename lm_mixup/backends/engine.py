@@ -80,6 +80,7 @@ class Engine:
         tensor_parallel_size: GPUs the model is split over.
         trust_remote_code: Whether code that ships with the model may run.
         sleep_mode: Whether `sleep` may free the GPU between rollouts.
+        weight_transfer: vLLM's backend for weights that come from GPU to GPU: `nccl` or `ipc`.
         revision: Of a Hub name: a branch, tag or commit.
     """
 
@@ -94,6 +95,7 @@ class Engine:
         tensor_parallel_size: int = 1,
         trust_remote_code: bool = False,
         sleep_mode: bool = False,
+        weight_transfer: str | None = None,
         revision: str | None = None,
     ) -> None:
         import torch
@@ -116,6 +118,8 @@ class Engine:
                 "enable_chunked_prefill": False,
                 "max_num_batched_tokens": max(_CPU_BATCHED_TOKENS, max_model_len),
             }
+        if weight_transfer is not None:
+            options["weight_transfer_config"] = {"backend": weight_transfer}
         self._llm: Any = make_engine(
             model=model,
             revision=revision,
@@ -190,6 +194,28 @@ class Engine:
         """Replaces the weights by name and drops every cached prefix, which the old weights computed."""
         iterator = iter(weights.items()) if not self.on_gpu else list(weights.items())
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iterator})
+        self._llm.reset_prefix_cache()
+
+    def init_weight_transfer_engine(self, init_info: Mapping[str, Any]) -> None:
+        """Joins the sender of weights; a group of which this engine was part before is left.
+
+        Args:
+            init_info: The fields of the backend's `WeightTransferInitInfo`.
+        """
+        self._llm.shutdown_weight_transfer_engine()
+        self._llm.init_weight_transfer_engine({"init_info": dict(init_info)})
+
+    def start_weight_update(self) -> None:
+        """Makes ready for weights. Until `finish_weight_update` the engine holds neither old nor new ones."""
+        self._llm.start_weight_update()
+
+    def update_weights(self, update_info: Mapping[str, Any]) -> None:
+        """Receives the tensors that `update_info` (the backend's `WeightTransferUpdateInfo`) tells of."""
+        self._llm.update_weights({"update_info": dict(update_info)})
+
+    def finish_weight_update(self) -> None:
+        """Takes the weights into use and drops every cached prefix, which the old weights computed."""
+        self._llm.finish_weight_update()
         self._llm.reset_prefix_cache()
 
     def sleep(self) -> None:

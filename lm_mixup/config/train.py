@@ -230,6 +230,11 @@ class GrpoConfig(Section):
     max_staleness: int = Field(
         1, ge=1, description="Steps a rollout may be behind the weights, in async mode."
     )
+    weight_transport: Literal["object_store", "nccl", "ipc"] = resources(
+        "object_store",
+        description="How engines get weights: through Ray's object store; nccl: broadcast to engines on GPUs "
+        "of their own; ipc: handed over on GPUs that learner and engines share (colocated).",
+    )
     rollout_actors: int = resources(1, ge=1)
     tensor_parallel_size: int = resources(1, ge=1)
     learner_ranks: int = Field(1, ge=1)
@@ -262,6 +267,22 @@ class GrpoConfig(Section):
     def _supported(self) -> GrpoConfig:
         if self.prompts_per_step * self.num_generations % self.learner_ranks:
             raise ValueError("prompts_per_step × num_generations must be a multiple of learner_ranks")
+        return self
+
+    @model_validator(mode="after")
+    def _reachable(self) -> GrpoConfig:
+        """NCCL has no two ranks on one GPU, and CUDA IPC does not leave it."""
+        if self.weight_transport == "nccl" and self.mode == "colocated":
+            raise ValueError(
+                "weight_transport nccl needs engines on GPUs of their own: set mode to disaggregated or "
+                "async, or weight_transport to ipc"
+            )
+        shared = self.mode == "colocated" and self.rollout_actors == self.learner_ranks
+        if self.weight_transport == "ipc" and not shared:
+            raise ValueError(
+                "weight_transport ipc needs mode colocated and as many rollout_actors as learner_ranks: each "
+                "engine takes the weights of the rank on its own GPU; else set it to nccl"
+            )
         return self
 
 

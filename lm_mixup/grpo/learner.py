@@ -20,16 +20,19 @@ from lm_mixup.grpo.episodes import (
 )
 from lm_mixup.grpo.learner_rank import LearnerRank
 from lm_mixup.grpo.losses import GlobalCounts
-from lm_mixup.grpo.waiting import wait_for
+from lm_mixup.grpo.transport import OnDevice, sender
+from lm_mixup.grpo.waiting import lost, wait_for
 
 if TYPE_CHECKING:
     from lm_mixup.grpo.placement import Placement
 
-_ANSWER_S = 30.0  # a dead rank is known at once, or, with its machine, when Ray misses that
-
 
 class Learner:
-    """The driver's handle on all learner ranks."""
+    """The driver's handle on all learner ranks.
+
+    Where one of them dies on its very first start, the first call fails as it would after a later death, and
+    `restart` mends it.
+    """
 
     def __init__(
         self,
@@ -39,10 +42,17 @@ class Learner:
         seed: int,
         placement: Placement,
     ) -> None:
+        import ray
+
         self._make_args = (model_path, model, config, seed)
         self._config = config
         self._placement = placement
-        self._start()
+        self._sender = sender(config)
+        try:
+            self._start()
+        except ray.exceptions.RayError:
+            if not self.lost():
+                raise
 
     def _start(self) -> None:
         """Starts the ranks, each in its own bundle, and joins them to a process group."""
@@ -70,11 +80,7 @@ class Learner:
 
     def lost(self) -> list[int]:
         """The ranks whose process is gone. One that hangs, waiting for another, is not."""
-        import ray
-
-        answers = [rank.__ray_ready__.remote() for rank in self.ranks]
-        ready, _ = ray.wait(answers, num_returns=len(answers), timeout=_ANSWER_S)
-        return [index for index, answer in enumerate(answers) if answer in ready and _died(answer)]
+        return lost(self.ranks)
 
     def restart(self) -> None:
         """Puts a new group in the ranks' place, in the same bundles, with the weights of the very start."""
@@ -111,6 +117,12 @@ class Learner:
         return logps
 
     def weights(self) -> Any:
+        """What engines get the weights from: a Ray object reference to them, or the ranks that send them."""
+        if self._sender is None:
+            return self._gathered()
+        return OnDevice(self.ranks, self._sender, self._gathered)
+
+    def _gathered(self) -> Any:
         """A Ray object reference to the weights by name: gathered by all ranks, held by rank 0."""
         # The second result tells of a failure without a copy of the weights being brought to the driver. An
         # engine that were handed a reference to a failed result would seem to have died itself.
@@ -138,16 +150,6 @@ class Learner:
 
         for rank in self.ranks:
             ray.kill(rank)
-
-
-def _died(answer: Any) -> bool:
-    import ray
-
-    try:
-        ray.get(answer)
-    except ray.exceptions.RayActorError:
-        return True
-    return False
 
 
 def plan_steps(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,14 +13,14 @@ import numpy as np
 
 from lm_mixup.config import GrpoConfig, ModelConfig
 from lm_mixup.grpo.episodes import Episode, OptimizerStep, collate, collate_shared
+from lm_mixup.grpo.transport import ipc, nccl
+from lm_mixup.grpo.transport.stream import describe, gather, stream
 
 if TYPE_CHECKING:
     import torch
 
     from lm_mixup.grpo.episodes import MicroBatch
     from lm_mixup.grpo.losses import LossOptions
-
-_GATHER_BYTES = 256 << 20  # parameters gathered at a time under ZeRO-3
 
 
 class LearnerRank:
@@ -50,6 +51,8 @@ class LearnerRank:
             if config.lora is not None:  # else checkpoints behind frozen embeddings have no gradient
                 self._policy.enable_input_require_grads()
         self._trained = with_adapter(self._policy, config.lora)
+        self._engines: Any = None  # the NCCL group with them
+        self._chunks: Iterator[dict[str, Any]] | None = None
         self._reference: nn.Module | None = None
         if config.beta > 0 and config.lora is None:
             reference: Any = load_policy(model_path, model)
@@ -260,24 +263,55 @@ class LearnerRank:
         return weights, None
 
     def _gather(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Full parameters in the same order on every rank, bucket by bucket under ZeRO-3."""
-        if self._config.zero_stage < 3:
-            yield from ((name, p.detach()) for name, p in self._policy.named_parameters())
-            return
-        import deepspeed
+        """Full parameters by PEFT's names, in the same order on every rank; none on ranks but 0."""
+        for bucket in gather(
+            dict(self._policy.named_parameters()), sharded=self._sharded, keep=self._rank == 0
+        ):
+            yield from bucket.items()
 
-        bucket: list[tuple[str, Any]] = []
-        size = 0
-        named = list(self._policy.named_parameters())
-        for position, (name, parameter) in enumerate(named):
-            bucket.append((name, parameter))
-            size += parameter.ds_numel * parameter.element_size()
-            if size < _GATHER_BYTES and position + 1 < len(named):
-                continue
-            with deepspeed.zero.GatheredParameters([p for _, p in bucket]):
-                full = [(n, p.detach().clone()) for n, p in bucket] if self._rank == 0 else []
-            yield from full
-            bucket, size = [], 0
+    def describe(self) -> dict[str, list[Any]]:
+        """Names, dtypes and shapes of what is sent to engines from GPU to GPU, in order."""
+        return describe(self._sent_parameters(), self._config.lora)
+
+    def join_engines(self, address: str, port: int, world_size: int) -> None:
+        """Forms an NCCL group with the engines, as its rank 0; the group before is left."""
+        if self._engines is not None:
+            self._engines.destroy()
+        self._engines = nccl.join(address, port, world_size)
+
+    def broadcast(self, buffer_bytes: int) -> None:
+        """Sends the weights to the engines of the NCCL group. A collective call; rank 0 is the sender."""
+        parameters = self._stream(keep=self._rank == 0)
+        if self._rank == 0:
+            nccl.broadcast(self._engines, parameters, buffer_bytes)
+        else:
+            deque(parameters, maxlen=0)  # takes part in gathering
+
+    def next_chunk(self, buffer_bytes: int) -> dict[str, Any] | None:
+        """The next buffer for the engine on this GPU; None after the last. A collective call."""
+        if self._chunks is None:
+            self._chunks = ipc.chunks(self._stream(keep=True), buffer_bytes)
+        chunk = next(self._chunks, None)
+        if chunk is None:
+            self._chunks = None
+        return chunk
+
+    def free_chunks(self) -> None:
+        """Takes back the buffer that the engine had mapped."""
+        import torch
+
+        torch.cuda.ipc_collect()
+
+    def _stream(self, *, keep: bool) -> Iterator[tuple[str, torch.Tensor]]:
+        return stream(self._sent_parameters(), self._config.lora, sharded=self._sharded, keep=keep)
+
+    def _sent_parameters(self) -> dict[str, Any]:
+        """Tied weights under each of their names, as in `weights`."""
+        return dict(self._policy.named_parameters(remove_duplicate=False))
+
+    @property
+    def _sharded(self) -> bool:
+        return self._config.zero_stage == 3
 
     def save(self, folder: str, tag: str) -> None:
         """Writes a DeepSpeed checkpoint: weights and optimizer state of every rank."""

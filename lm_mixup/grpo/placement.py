@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lm_mixup.backends.engine import engine_environment
 from lm_mixup.config import GrpoConfig, RewardsConfig
 from lm_mixup.errors import InputError
+from lm_mixup.grpo.transport import no_gpu
 from lm_mixup.progress import say
 
 if TYPE_CHECKING:
@@ -53,8 +54,10 @@ def plan_bundles(
     """The bundles to reserve, learner first and rewards last, and which of them is rollout actor 0's.
 
     Raises:
-        InputError: The mode cannot be laid out with these numbers.
+        InputError: The mode cannot be laid out with these numbers, or the weight transport without a GPU.
     """
+    if config.weight_transport != "object_store" and not on_gpu:
+        raise InputError(no_gpu(config))
     cpus, tp = config.cpus_per_actor, config.tensor_parallel_size
     scoring = [_bundle(rewards.num_cpus, rewards.num_gpus)] * rewards.num_actors
     if on_gpu and config.mode == "colocated":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,8 @@ import numpy as np
 
 from lm_mixup.backends.engine import Completion, Engine, Sampling
 from lm_mixup.config import GrpoConfig, ModelConfig
-from lm_mixup.grpo.waiting import wait_for
+from lm_mixup.grpo.transport import OnDevice, end
+from lm_mixup.grpo.waiting import lost, wait_for
 from lm_mixup.progress import say
 from lm_mixup.tasks import TaskType
 
@@ -68,12 +69,31 @@ class RolloutActor:
             tensor_parallel_size=config.tensor_parallel_size,
             trust_remote_code=model.trust_remote_code,
             sleep_mode=self._shares_gpu,
+            weight_transfer=None if config.weight_transport == "object_store" else config.weight_transport,
         )
         self._version: int | None = None
 
     def load_weights(self, version: int, weights: dict[str, Any]) -> None:
         """Takes the weights of a version."""
         self._engine.load_weights(weights)
+        self._version = version
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        """Joins the learner that sends weights from GPU to GPU."""
+        self._engine.init_weight_transfer_engine(init_info)
+
+    def start_weight_update(self) -> None:
+        """Makes ready for weights from GPU to GPU; there are no completions until all of them came."""
+        self._version = None
+        self._engine.start_weight_update()
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Receives weights, or the next buffer of them."""
+        self._engine.update_weights(update_info)
+
+    def finish_weight_update(self, version: int) -> None:
+        """Takes the weights of a version into use."""
+        self._engine.finish_weight_update()
         self._version = version
 
     def score(self, token_ids: list[int]) -> np.ndarray:
@@ -190,7 +210,7 @@ class RolloutPool:
 
         Args:
             version: The weights' version.
-            weights: Ray object reference to tensors by name.
+            weights: Ray object reference to tensors by name; or `OnDevice`, from where they are sent.
             probe: A token sequence that both sides score.
             expected: float32 [T − 1], the learner's log-probs of the probe.
 
@@ -199,33 +219,71 @@ class RolloutPool:
 
         Raises:
             WeightSyncError: An engine scores the probe differently from the learner.
+            RayError: An engine or a learner rank died while weights were sent from GPU to GPU; all of
+                them were ended, and other engines are starting.
         """
+        self._published = Published(version, weights, probe, expected)
+        if not isinstance(weights, OnDevice):
+            return self._with_each(lambda index: self._sync(index, weights))
+        self._with_each(self._wake)
+        self._transfer(version, weights)
+        return self._with_each(self._verify)
+
+    def _with_each(self, step: Callable[[int], float]) -> float:
+        """Takes a step with every actor; one that dies in it is replaced. Returns the largest result."""
         import ray
 
-        self._published = Published(version, weights, probe, expected)
         worst = 0.0
         for index in range(len(self.actors)):
             try:
-                worst = max(worst, self._sync(index))
+                worst = max(worst, step(index))
             except ray.exceptions.RayActorError as error:
                 worst = max(worst, self._replace(index, error))
         return worst
 
-    def _sync(self, index: int) -> float:
-        published = self._published
-        if published is None:
-            raise RuntimeError("a rollout actor died before any weights were published")
-        actor, limit = self.actors[index], self._config.timeout_s
-        wait_for([actor.wake.remote()], f"rollout actor {index} to wake", limit)
+    def _sync(self, index: int, weights: Any) -> float:
+        """Brings one actor to the published weights through the object store."""
+        self._wake(index)
+        version = self._current().version
         wait_for(
-            [actor.load_weights.remote(published.version, published.weights)],
-            f"rollout actor {index} to load weights {published.version}",
-            limit,
+            [self.actors[index].load_weights.remote(version, weights)],
+            f"rollout actor {index} to load weights {version}",
+            self._config.timeout_s,
         )
+        return self._verify(index)
+
+    def _wake(self, index: int) -> float:
+        wait_for([self.actors[index].wake.remote()], f"rollout actor {index} to wake", self._config.timeout_s)
+        return 0.0
+
+    def _verify(self, index: int) -> float:
+        published = self._current()
         (scored,) = wait_for(
-            [actor.score.remote(published.probe)], f"rollout actor {index} to score the probe", limit
+            [self.actors[index].score.remote(published.probe)],
+            f"rollout actor {index} to score the probe",
+            self._config.timeout_s,
         )
         return check_sync(index, published, scored, self._config.verify_tolerance)
+
+    def _current(self) -> Published:
+        if self._published is None:
+            raise RuntimeError("a rollout actor died before any weights were published")
+        return self._published
+
+    def _transfer(self, version: int, weights: OnDevice) -> None:
+        """Sends weights from GPU to GPU. If one dies on the way, others may wait for it for ever: all end."""
+        import ray
+
+        members = [*self.actors, *weights.ranks]
+        try:
+            weights.sender.send(version, self.actors, weights.ranks)
+        except ray.exceptions.RayError:  # of the dead, or of one that missed it
+            if not lost(members):
+                raise
+            say(f"  an engine or a learner rank died while weights {version} were sent; all start again")
+            end(members)
+            self.actors = [self._start(index) for index in range(len(self.actors))]
+            raise
 
     def _replace(self, index: int, error: Exception) -> float:
         """Starts another actor in a dead one's place and brings it up to the published weights."""
@@ -236,7 +294,8 @@ class RolloutPool:
             ) from error
         say(f"  rollout actor {index} died; starting another and sending its prompts again")
         self.actors[index] = self._start(index)
-        return self._sync(index)
+        weights = self._current().weights
+        return self._sync(index, weights.fetch() if isinstance(weights, OnDevice) else weights)
 
     def generate(
         self, prompts: Sequence[Prompt], seeds: Sequence[int], *, greedy: bool = False

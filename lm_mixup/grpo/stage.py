@@ -197,8 +197,11 @@ def _run(
                     "grpo.micro_tokens, or use more learner ranks with grpo.zero_stage 3"
                 ) from error
             step = checkpoint.newest_step(folder / "checkpoints")
+            source = (
+                f"its checkpoint of step {step}" if step else "the SFT model, as there is no checkpoint yet"
+            )
             times = f"failure {failures} of {config.max_failures} that are borne"
-            say(f"  {ranks} died; starting the learner again, from its checkpoint of step {step} ({times})")
+            say(f"  {ranks} died; starting the learner again, from {source} ({times})")
 
 
 def _train(

@@ -1,9 +1,11 @@
-"""Waiting on Ray with a time limit that says what was waited for."""
+"""Waiting on Ray with a time limit that says what was waited for, and telling who died."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+
+_ANSWER_S = 30.0  # a dead actor is known at once, or, with its machine, when Ray misses that
 
 
 def wait_for(refs: Sequence[Any], what: str, timeout_s: float) -> list[Any]:
@@ -26,3 +28,22 @@ def wait_for(refs: Sequence[Any], what: str, timeout_s: float) -> list[Any]:
             f"waited {timeout_s:.0f} s for {what} (grpo.timeout_s); it did not answer"
         ) from None
     return results
+
+
+def lost(actors: Sequence[Any]) -> list[int]:
+    """Which of the actors have lost their process. One that hangs has not, nor one that failed to start."""
+    import ray
+
+    answers = [actor.__ray_ready__.remote() for actor in actors]
+    ready, _ = ray.wait(answers, num_returns=len(answers), timeout=_ANSWER_S)
+    return [index for index, answer in enumerate(answers) if answer in ready and _died(answer)]
+
+
+def _died(answer: Any) -> bool:
+    import ray
+
+    try:
+        ray.get(answer)
+    except ray.exceptions.RayActorError as error:
+        return not error.actor_init_failed  # an error that was raised would be raised again
+    return False

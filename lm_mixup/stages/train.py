@@ -56,9 +56,11 @@ def _grpo(c: Context) -> Outcome:
 
 
 def _check_grpo(config: Config) -> None:
+    from lm_mixup.grpo.transport import check_transport
     from lm_mixup.rewards.custom import check_custom
 
     check_custom(config.rewards.custom)
+    check_transport(config.grpo, config.ray)
     _check_tracking(config)
 
 

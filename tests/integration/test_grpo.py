@@ -6,6 +6,7 @@ tested is the loop, what it learns, how it resumes, and what it makes of an acto
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -261,11 +262,55 @@ def test_a_learner_killed_before_and_after_a_checkpoint_changes_nothing(
     assert progress.step == 4
     assert without_timings(read_metrics(tmp_path / "metrics.jsonl")) == without_timings(undisturbed[0])
     said = [line.strip() for line in capsys.readouterr().err.splitlines() if "died" in line]
-    assert [line.partition("(")[0] for line in said] == [
-        f"learner rank 0 died; starting the learner again, from its checkpoint of step {step} "
-        for step in (0, 2)
+    assert [line.partition(" (")[0] for line in said] == [
+        f"learner rank 0 died; starting the learner again, from {source}"
+        for source in ("the SFT model, as there is no checkpoint yet", "its checkpoint of step 2")
     ]
     assert mapped and not [path for path in mapped if "deepspeed_allreduce" in path]
+
+
+def learner_processes() -> dict[int, psutil.Process]:
+    found = {}
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # one that ended meanwhile
+            if "LearnerRank" in " ".join(process.cmdline()):
+                found[process.pid] = process
+    return found
+
+
+def kill_the_next_learner(others: set[int], killed: list[int], timeout_s: float = 120.0) -> None:
+    """SIGKILL to the next process that is a learner rank, while it loads its model."""
+    ends = time.monotonic() + timeout_s
+    while not killed and time.monotonic() < ends:
+        time.sleep(0.02)
+        for pid, process in learner_processes().items():
+            if pid not in others:
+                process.kill()
+                killed.append(pid)
+
+
+def test_a_learner_killed_on_its_first_start_is_one_to_restart(ray_session, model: str):
+    """The loop meets the death in its first call, as in `test_recovery.py`, and restarts it."""
+    config = CONFIG.model_copy(update={"rollout_actors": 1})
+    placement = reserve(config, RewardsConfig())
+    killed: list[int] = []
+    arguments = (set(learner_processes()), killed)
+    thread = threading.Thread(target=kill_the_next_learner, args=arguments, daemon=True)
+    thread.start()
+    try:
+        learner = Learner(model, ModelConfig(), config, SEED, placement)
+        thread.join()
+        assert killed and learner.lost() == [0]
+        with pytest.raises(ray_session.exceptions.RayActorError):
+            learner.logps(range(20, 60))
+        learner.restart()
+        assert learner.lost() == []
+        assert np.isfinite(learner.logps(range(20, 60))).all()
+        learner.shutdown()
+        with pytest.raises(ray_session.exceptions.RayActorError, match="creation task"):
+            Learner(f"{model}/none", ModelConfig(), config, SEED, placement)  # an error, not a death
+    finally:
+        placement.release()
 
 
 def test_a_dead_rank_of_two_is_told_from_one_that_waits_for_it(ray_session, model: str):

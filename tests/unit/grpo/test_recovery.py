@@ -214,6 +214,16 @@ def test_a_learner_that_keeps_dying_stops_the_run(tmp_path: Path, capsys: pytest
     assert "from its checkpoint of step 2 (failure 1 of 2" in said[0]
 
 
+def test_a_learner_that_dies_before_any_checkpoint_starts_again_from_the_sft_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    learner = Learner(deaths=[1])
+    run(tmp_path, learner)
+    assert learner.restarts == 1
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "died" in line]
+    assert "from the SFT model, as there is no checkpoint yet (failure 1 of 2" in " ".join(said.split())
+
+
 def test_an_error_of_a_living_learner_is_not_tried_again(tmp_path: Path):
     class Faulty(Learner):
         def update(self, episodes: Sequence[Any], rate: float) -> dict[str, float]:
