@@ -44,6 +44,13 @@ def resolve_path(path: str) -> str:
     return path
 
 
+def dtype_of(config: EmbedderConfig) -> str:
+    """The precision the model runs in: `embedder.dtype`, settled by where it runs."""
+    if config.dtype != "auto":
+        return config.dtype
+    return "float16" if config.num_gpus > 0 else "float32"
+
+
 class Embedder:
     """Texts to unit vectors.
 
@@ -79,7 +86,7 @@ class Embedder:
                 source,
                 device="cuda" if on_gpu else "cpu",
                 trust_remote_code=config.trust_remote_code,
-                model_kwargs={"use_safetensors": True, "dtype": torch.float16 if on_gpu else torch.float32},
+                model_kwargs={"use_safetensors": True, "dtype": getattr(torch, dtype_of(config))},
             )
         except (OSError, ValueError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -114,10 +121,34 @@ class Embedder:
         return vectors[[position[text] for text in texts]]
 
     def _encode(self, texts: list[str]) -> np.ndarray:
-        """Unit vectors in float32; sentence-transformers sorts by length, so a batch holds little padding."""
-        raw = self._model.encode(
-            texts, batch_size=self._batch_size, show_progress_bar=False, convert_to_numpy=True
-        )
-        vectors = np.asarray(raw, dtype=np.float32)
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return np.asarray(vectors / np.maximum(norms, np.float32(1e-12)), dtype=np.float32)
+        """Unit vectors in float32; texts of like length share a batch, so that it holds little padding."""
+        order = np.argsort(-self.lengths(texts), kind="stable")  # the longest first: memory runs out at once
+        raw = np.empty((len(texts), 0), dtype=np.float32)
+        for start in range(0, len(order), self._batch_size):
+            rows = order[start : start + self._batch_size]
+            found = self._model.encode(
+                [texts[row] for row in rows],
+                batch_size=self._batch_size,
+                show_progress_bar=False,
+                convert_to_numpy=True,
+            )
+            if not start:
+                raw = np.empty((len(texts), found.shape[1]), dtype=np.float32)
+            raw[rows] = found
+        norms = np.linalg.norm(raw, axis=1, keepdims=True)
+        return np.asarray(raw / np.maximum(norms, np.float32(1e-12)), dtype=np.float32)
+
+    def lengths(self, texts: list[str]) -> np.ndarray:
+        """What texts are sorted by, int64 [N]: their tokens, cut at `max_length`.
+
+        sentence-transformers sorts by characters, which costs a third more padding than tokens do: how many
+        characters make a token varies with language and code. That is what is left for models without a
+        tokenizer of transformers.
+        """
+        from transformers import PreTrainedTokenizerBase
+
+        tokenizer = self._model.tokenizer
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            return np.array([len(text) for text in texts], dtype=np.int64)
+        tokens = tokenizer(texts, truncation=True, max_length=self._model.max_seq_length)["input_ids"]
+        return np.array([len(one) for one in tokens], dtype=np.int64)

@@ -2,8 +2,9 @@
 
 Two passes. The first (Ray tasks, one a unit of the pool) tells usable items from refused ones and hashes
 them, so that duplicates are found over the whole pool, whatever order the work is done in: of equal rows the
-first in order of file and place stays. The second writes the parts, `rows_per_part` items each. Between the
-two, near-duplicates and rows of evaluation sets are found, where the config asks for it (`sift`).
+first in order of file and place stays whose id no other row has taken (`repeats.settle`). The second writes
+the parts, `rows_per_part` items each. Between the two, near-duplicates and rows of evaluation sets are found,
+where the config asks for it (`sift`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import pyarrow as pa
 from lm_mixup.config import DataConfig, IngestConfig
 from lm_mixup.data.pool_files import Unit, list_units, read_unit
 from lm_mixup.data.pool_rows import PoolRow, Reason, Refused, line_limit, raw_text, read_item
-from lm_mixup.data.repeats import Places, by_unit, deal, keys_of, place, repeats
+from lm_mixup.data.repeats import Finder, Places, by_unit, deal, keys_of, place, repeats, settle
 from lm_mixup.data.sift import Match, sift
 from lm_mixup.errors import InputError
 from lm_mixup.parts import PartResult, map_parts
@@ -45,8 +46,8 @@ class Block:
         first: The first item's number in the unit.
         count: Items.
         line: The first item's number in the file, from 1: its line, in JSONL.
-        duplicates: Numbers in the block of items whose content an earlier one has.
-        duplicate_ids: Numbers in the block of items whose id an earlier one has, with other content.
+        duplicates: Numbers in the block of items whose content an earlier one has that is kept.
+        duplicate_ids: Numbers in the block of items whose id an earlier one has that is kept.
         matches: Items refused because of another, numbered in the block.
     """
 
@@ -192,17 +193,23 @@ def _scan_pool(units: Sequence[Unit], reader: Reader, buckets: int) -> tuple[lis
             raise error.cause from None
         raise
     columns = [[result[1 + column] for result in results] for column in range(2 * buckets)]
-    nothing = np.zeros(0, np.uint64)
-    duplicates = _sorted(ray.get([find.remote(nothing, *column) for column in columns[:buckets]]))
-    if not any(scan.gave_ids for scan in scans):
-        return scans, duplicates, nothing
-    left_out = ray.put(duplicates)
-    return scans, duplicates, _sorted(ray.get([find.remote(left_out, *c) for c in columns[buckets:]]))
+
+    def finder(tables: Sequence[Sequence[Any]]) -> Finder:
+        def find_among(left_out: Places) -> Places:
+            known = ray.put(left_out)
+            return _sorted(ray.get([find.remote(known, *table) for table in tables]))
+
+        return find_among
+
+    same_content = finder(columns[:buckets])
+    if not any(scan.gave_ids for scan in scans):  # then ids are contents
+        nothing = np.zeros(0, np.uint64)
+        return scans, same_content(nothing), nothing
+    return scans, *settle(same_content, finder(columns[buckets:]))
 
 
 def _repeats_of(left_out: Places, *tables: npt.NDArray[np.uint64]) -> Places:
-    """The repeats in one bucket, rows at the places `left_out` not counted."""
-    return repeats([kept[~np.isin(kept[:, 2], left_out)] for kept in tables])
+    return repeats(tables, left_out)
 
 
 def _sorted(places: Sequence[Places]) -> Places:

@@ -6,14 +6,17 @@ Keys are 128-bit hashes. They are dealt into buckets by their first bits, a Ray 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 Keys = npt.NDArray[np.uint64]
 Places = npt.NDArray[np.uint64]
+Finder = Callable[[Places], Places]
 
+_NOTHING: Final = np.zeros(0, np.uint64)
 _ROW_BITS = np.uint64(36)
 
 
@@ -47,13 +50,46 @@ def deal(keys: Keys, places: Places, buckets: int) -> list[npt.NDArray[np.uint64
     return [table[bucket == index] for index in range(buckets)]
 
 
-def repeats(tables: Sequence[npt.NDArray[np.uint64]]) -> Places:
+def repeats(tables: Sequence[npt.NDArray[np.uint64]], left_out: Places = _NOTHING) -> Places:
     """The places of rows whose key an earlier place holds too, sorted: all but the first of each key.
 
     Args:
         tables: [n, 3] each: two halves of the key, and the place.
+        left_out: Places that are not counted as holding their key; they can still repeat that of another.
     """
     table = np.concatenate([np.zeros((0, 3), np.uint64), *tables])
     table = table[np.lexsort((table[:, 2], table[:, 1], table[:, 0]))]
-    again = (table[1:, :2] == table[:-1, :2]).all(axis=1)
-    return np.sort(table[1:, 2][again])
+    first = np.concatenate([[True], (table[1:, :2] != table[:-1, :2]).any(axis=1)])[: len(table)]
+    held = np.concatenate([[0], np.cumsum(~np.isin(table[:, 2], left_out))])[:-1]
+    before = held - np.maximum.accumulate(np.where(first, held, 0))  # earlier places that hold the key
+    return np.sort(table[before > 0, 2])
+
+
+def settle(same_content: Finder, same_id: Finder) -> tuple[Places, Places]:
+    """Which rows are refused for their content and which for their id, as if they came one after another.
+
+    A row is refused for its content if a row kept before it has the same, or else for its id if a row kept
+    before it has that. So none is refused for the sake of one that is refused itself: where the first row of
+    a content is refused for its id, the next one with that content stands in for it.
+
+    Contents and ids lie in different tables, so this goes in rounds. The first row of each content stands,
+    rows whose id is taken not counted; taken is an id for all rows after the first standing one that has it.
+    That is for good, as this one can only give way to an earlier row of that id. Once no standing row's id is
+    taken, what stands is what one pass in order would keep. Pools whose ids differ take one round, others as
+    many as the longest chain of rows that stand in because the one before was refused.
+
+    Args:
+        same_content: `repeats` of the contents, given the places that do not count.
+        same_id: `repeats` of the ids, given the places that do not count.
+
+    Returns:
+        The places of either kind, sorted; no place is in both.
+    """
+    taken = _NOTHING
+    while True:
+        duplicates = same_content(taken)
+        fallen = np.union1d(duplicates, taken)
+        found = same_id(fallen)
+        if np.isin(found, fallen).all():
+            return duplicates, np.setdiff1d(taken, duplicates)
+        taken = np.union1d(taken, found)

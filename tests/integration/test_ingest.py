@@ -44,6 +44,7 @@ def messy_pool(tmp_path_factory):
     one[30] = {"id": 5, "prompt": "Another id?", "completion": "Taken by item 5."}
     one[40] = {"id": 40, "prompt": "No answer?", "completion": ""}
     two = [{"prompt": f"What is {i}?", "completion": f"It is {i}, a number."} for i in range(250, 350)]
+    two.append({"prompt": "Another id?", "completion": "Taken by item 5."})  # its content was refused so far
     write_pool(folder / "a.jsonl", one)
     write_pool(folder / "b.jsonl", two)
     return folder
@@ -57,7 +58,7 @@ def plain(ray_session, messy_pool):
 
 def test_every_item_is_accounted_for_and_the_first_of_equals_stays(plain):
     manifest = accounted(plain)
-    assert manifest.rows_in == 400 and manifest.metrics["files"] == 2
+    assert manifest.rows_in == 401 and manifest.metrics["files"] == 2
     reasons = {"bad_json": 1, "duplicate": 51, "duplicate_id": 1, "no_completion": 1}
     assert manifest.rejected_by_reason == reasons
     rejected = {row["where"].rsplit("/")[-1]: row for row in plain.read(kind="rejected").to_pylist()}
@@ -65,8 +66,9 @@ def test_every_item_is_accounted_for_and_the_first_of_equals_stays(plain):
     assert rejected["a.jsonl:21"]["reason"] == rejected["b.jsonl:50"]["reason"] == "duplicate"
     assert rejected["a.jsonl:31"]["reason"] == "duplicate_id"
     rows = plain.read().to_pylist()
-    assert len({row["id"] for row in rows}) == len(rows) == 346
+    assert len({row["id"] for row in rows}) == len(rows) == 347
     assert {row["source"] for row in rows} == {"a", "b"}
+    assert [row["source"] for row in rows if row["prompt"] == "Another id?"] == ["b"]
 
 
 def files_of(stage):

@@ -1,6 +1,7 @@
 """Ingest without Ray: columns, refusals, units, repeats, and two thousand mutated lines."""
 
 import gzip
+import hashlib
 import json
 import random
 
@@ -15,7 +16,7 @@ from lm_mixup.config import IngestConfig
 from lm_mixup.data.ingest import Block, Reader, cut_blocks, make_work, scan_unit
 from lm_mixup.data.pool_files import Unit, list_units, read_unit, source_name
 from lm_mixup.data.pool_rows import REASONS, PoolRow, Refused, line_limit, raw_text, read_item
-from lm_mixup.data.repeats import deal, keys_of, place, repeats, split_places
+from lm_mixup.data.repeats import deal, keys_of, place, repeats, settle, split_places
 from lm_mixup.errors import InputError
 from lm_mixup.records import INSTRUCTION, content_id
 
@@ -312,6 +313,62 @@ def test_repeats_equal_a_plain_set(values, buckets):
             expected.append(index)
         seen.add(value)
     assert np.sort(np.concatenate([repeats([table]) for table in tables])).tolist() == expected
+
+
+def settled(rows, buckets=1):
+    """`settle` of (id, content) pairs: the duplicates, the rows refused for their ids, and the rounds."""
+    places = place(0, np.arange(len(rows)))
+    asked = []
+
+    def finder(values):
+        keys = keys_of([hashlib.blake2b(str(value).encode(), digest_size=16).digest() for value in values])
+        tables = deal(keys, places, buckets)
+
+        def find(left_out):
+            asked.append(left_out)
+            return np.sort(np.concatenate([repeats([table], left_out) for table in tables]))
+
+        return find
+
+    duplicates, taken = settle(finder([row[1] for row in rows]), finder([row[0] for row in rows]))
+    return duplicates.tolist(), taken.tolist(), len(asked) // 2
+
+
+@pytest.mark.parametrize(
+    ("rows", "duplicates", "duplicate_ids"),
+    [
+        (["aX", "aY", "bY"], [], [1]),  # Y lives on as b
+        (["aX", "aX", "aY", "aY"], [1], [2, 3]),
+        (["aX", "bX", "bY"], [1], []),  # b is free: its first row was a duplicate
+        (["aX", "aY", "bY", "bZ", "cZ", "cW"], [], [1, 3, 5]),
+        (["aX", "bZ", "aY", "bY", "cY", "dY"], [5], [2, 3]),
+        (["aX", "aY", "bY", "aY", "bX", "cY"], [3, 4, 5], [1]),
+    ],
+)
+def test_no_row_is_folded_into_one_that_is_refused_for_its_id(rows, duplicates, duplicate_ids):
+    assert settled([tuple(row) for row in rows])[:2] == (duplicates, duplicate_ids)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), max_size=40), st.integers(1, 4))
+def test_ids_and_contents_settle_as_in_one_pass_in_order(rows, buckets):
+    ids, contents, duplicates, duplicate_ids = set(), set(), [], []
+    for number, (name, content) in enumerate(rows):
+        if content in contents:
+            duplicates.append(number)
+        elif name in ids:
+            duplicate_ids.append(number)
+        else:
+            ids.add(name)
+            contents.add(content)
+    assert settled(rows, buckets)[:2] == (duplicates, duplicate_ids)
+
+
+def test_rows_that_repeat_under_taken_ids_take_no_more_rounds():
+    rows = [("a", "X"), *[("a", "Y")] * 50, *[(f"b{i}", i) for i in range(50)]]
+    rows += [(f"b{i}", "the same") for i in range(50)]
+    assert settled(rows) == ([], [*range(1, 51), *range(101, 151)], 2)
+    assert settled([(name, name) for name in range(50)]) == ([], [], 1)
 
 
 def test_blocks_number_their_items_within_the_file():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lm_mixup.backends.embedder import Embedder, resolve_path
+from lm_mixup.backends.embedder import Embedder, dtype_of, resolve_path
 from lm_mixup.config import EmbedderConfig
 from lm_mixup.errors import InputError
 
@@ -36,6 +36,46 @@ def test_order_is_kept_although_batches_are_sorted_by_length(embedder):
     together = embedder.embed(texts)
     alone = np.concatenate([embedder.embed([text]) for text in texts])
     np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_batches_hold_texts_of_like_length_in_tokens_and_little_padding(embedder, monkeypatch):
+    dense, wide = "1 2 3 4 5 6 7 8 9", "characteristically straightforward"  # 9 words, and 2 of more letters
+    batches = []
+    encode = embedder._model.encode
+    monkeypatch.setattr(
+        embedder._model, "encode", lambda texts, **kwargs: batches.append(texts) or encode(texts, **kwargs)
+    )
+    texts = [f"{text} {n}" for n in range(4) for text in (dense, wide)]
+    vectors = embedder.embed(texts)
+    lengths = embedder.lengths(texts)
+    assert lengths[0] > lengths[1] and len(dense) < len(wide)
+    assert batches == [[f"{text} {n}" for n in pair] for text in (dense, wide) for pair in ((0, 1), (2, 3))]
+    np.testing.assert_allclose(vectors[3], embedder.embed([texts[3]])[0], atol=1e-5)
+    assert embedder.lengths(["a b c " * 1000])[0] == 256
+
+
+def test_a_lower_precision_is_close_and_counts_as_another_embedder(embedder):
+    texts = ["Iron is a metal.", "The capital of France is Paris.", "x = [y**2 for y in range(10)]"]
+    config = EmbedderConfig(dtype="bfloat16")
+    low = Embedder(config).embed(texts)
+    assert low.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(low, axis=1), 1.0, atol=1e-5)
+    strayed = 1 - (low * embedder.embed(texts)).sum(axis=1)
+    assert 1e-7 < strayed.max() < 1e-3  # it is another precision, and no other model
+    assert config.identity() != EmbedderConfig().identity()
+
+
+@pytest.mark.parametrize(
+    ("given", "num_gpus", "used"),
+    [
+        ("auto", 0, "float32"),
+        ("auto", 0.5, "float16"),
+        ("bfloat16", 1, "bfloat16"),
+        ("float32", 1, "float32"),
+    ],
+)
+def test_precision(given, num_gpus, used):
+    assert dtype_of(EmbedderConfig(dtype=given, num_gpus=num_gpus)) == used
 
 
 def test_equal_texts_get_bit_equal_vectors(embedder):
