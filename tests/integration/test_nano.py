@@ -38,7 +38,7 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, flo
 
 
 def test_it_keeps_the_formats_and_copies_what_its_inputs_say(figures):
-    # Its card says 98%, 86% and 0.28 of another test split.
-    assert figures["all"]["format"] >= 0.9
-    assert figures["all"]["recall"] >= 0.7
+    # Its card says 90%, 67% and 0.46 of another test split; these are 80 rows.
+    assert figures["all"]["format"] >= 0.82
+    assert figures["all"]["recall"] >= 0.58
     assert figures["all"]["other"] <= 0.7
