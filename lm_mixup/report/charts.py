@@ -35,7 +35,9 @@ _GRPO = (
     ("Groups without signal", "Share with equal rewards.", "share", {"frac_reward_zero_std": "share"}),
 )
 _SFT = (
-    ("Loss", "Per target token.", "loss", {"loss": "train", "eval_loss": "held out"}),
+    ("Loss", "Per target token; the line is its moving average.", "loss", {"loss": "loss"}),
+    # On axes of its own: it may lie far above, and what training gained would look flat.
+    ("Held-out loss", "Per target token of rows of the test split.", "loss", {"eval_loss": "loss"}),
     ("Gradient norm", "Before clipping.", "norm", {"grad_norm": "norm"}),
 )
 
@@ -69,7 +71,8 @@ def _drawn(facts: RunFacts) -> Iterator[tuple[str, str, str, go.Figure | None]]:
     note = "How alike the rows of a cluster are."
     yield "clusters", "Cohesion", note, figures.cohesion_histogram(facts.cohesion)
     for title, note, unit, series in _SFT:
-        yield "sft", title, note, figures.curves(facts.sft, series, unit=unit, height=300)
+        drawn = figures.curves(facts.sft, series, unit=unit, smooth="loss" in series, height=300)
+        yield "sft", title, note, drawn
     yield from _reward_charts(facts)
     for title, note, unit, series in _GRPO:
         yield "grpo", title, note, figures.curves(facts.grpo, series, unit=unit)

@@ -71,7 +71,7 @@ def test_every_section_and_chart_is_there(full):
     assert Counter(name.split("-")[1] for name in drawn) == {
         "scores": 1,
         "clusters": 2,
-        "sft": 2,
+        "sft": 3,
         "grpo": 10,
         "time": 2,
     }
