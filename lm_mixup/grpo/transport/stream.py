@@ -7,6 +7,7 @@ ever holds more than a bucket of gathered parameters.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -98,8 +99,6 @@ def describe(parameters: Mapping[str, Any], lora: LoraConfig | None) -> dict[str
 
 def buffer_bytes(described: Mapping[str, list[Any]]) -> int:
     """The size of a transfer buffer: a bucket, or the largest tensor where that is larger."""
-    import math
-
     import torch
 
     sizes = (
