@@ -6,15 +6,18 @@ BIN := .venv/bin
 # The installed programs: lm-mixup, python, and ninja, with which GPU kernels are built.
 WITH_PATH := PATH="$(CURDIR)/$(BIN):$$PATH"
 
+TWO_AT_A_TIME := --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
 .PHONY: demo test setup setup-dev lint clean
 
 demo: setup
 	$(WITH_PATH) lm-mixup run configs/quickstart.yaml --run-dir runs/demo
 	@echo "The report: $(CURDIR)/runs/demo/report/index.html"
 
+# Without a GPU two files are tested at a time: much of a test is one process that starts.
 test: setup-dev
-	@if ! nvidia-smi -L >/dev/null 2>&1; then export DS_ACCELERATOR=cpu; fi; \
-	$(WITH_PATH) python -m pytest
+	@if nvidia-smi -L >/dev/null 2>&1; then two=; else export DS_ACCELERATOR=cpu; two="$(TWO_AT_A_TIME)"; fi; \
+	$(WITH_PATH) python -m pytest $$two
 
 setup:
 	@$(PYTHON) bootstrap.py

@@ -99,11 +99,15 @@ class Engine:
         revision: str | None = None,
     ) -> None:
         import torch
+        import torch._dynamo.config
+
+        self.on_gpu = torch.cuda.is_available()
+        # On CPU vLLM compiles one kernel, of its sampler: five seconds and a C++ compiler, for no speed.
+        torch._dynamo.config.disable = not self.on_gpu
         from vllm import LLM
 
         make_engine: Any = LLM
 
-        self.on_gpu = torch.cuda.is_available()
         self._max_model_len = max_model_len
         options: dict[str, Any] = {
             "gpu_memory_utilization": gpu_memory_utilization,

@@ -260,6 +260,12 @@ class GrpoConfig(Section):
         False, description="The model of the best validation is the result, not that of the last step."
     )
     eval_prompts: int = Field(64, ge=0, description="Prompts of a validation; 0 switches it off.")
+    eval_temperature: float = Field(
+        0.0,
+        ge=0,
+        description="Sampling temperature of a validation. 0 is greedy, as `distill` writes; at "
+        "`temperature` it measures what the updates raise: the reward of what is sampled.",
+    )
     save_steps: int = Field(20, ge=1)
     save_limit: int = Field(2, ge=1)
 

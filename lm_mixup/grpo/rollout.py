@@ -298,26 +298,26 @@ class RolloutPool:
         return self._sync(index, weights.fetch() if isinstance(weights, OnDevice) else weights)
 
     def generate(
-        self, prompts: Sequence[Prompt], seeds: Sequence[int], *, greedy: bool = False
+        self, prompts: Sequence[Prompt], seeds: Sequence[int], *, validation: bool = False
     ) -> list[Group]:
         """Draws a group for every prompt, in the prompts' order.
 
         Args:
             prompts: What to complete.
             seeds: One a prompt.
-            greedy: One completion a prompt at temperature 0 instead of a group.
+            validation: One completion a prompt, at `grpo.eval_temperature`, instead of a group.
         """
-        return self.finish(self.start(prompts, seeds, greedy=greedy))
+        return self.finish(self.start(prompts, seeds, validation=validation))
 
-    def start(self, prompts: Sequence[Prompt], seeds: Sequence[int], *, greedy: bool = False) -> Pending:
+    def start(self, prompts: Sequence[Prompt], seeds: Sequence[int], *, validation: bool = False) -> Pending:
         """Sends the prompts out and returns at once; arguments as for `generate`.
 
         An actor works through its calls in the order they came: rollouts that were started before weights
         are published are drawn from the weights before.
         """
         sampling = Sampling(
-            n=1 if greedy else self._config.num_generations,
-            temperature=0.0 if greedy else self._config.temperature,
+            n=1 if validation else self._config.num_generations,
+            temperature=self._config.eval_temperature if validation else self._config.temperature,
             max_tokens=self._config.max_completion_length,
         )
         calls = self._send(range(len(prompts)), prompts, seeds, sampling)

@@ -1,4 +1,4 @@
-"""Validation: greedy rollouts on held-out prompts, and the model that did best on them."""
+"""Validation: rollouts on held-out prompts, and the model that did best on them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Validation:
         """Completes the held-out prompts, scores them, writes a line; keeps the model if it is the best."""
         if not self._prompts:
             return
-        groups = self._parts.rollout.generate(self._prompts, [0] * len(self._prompts), greedy=True)
+        groups = self._parts.rollout.generate(self._prompts, range(len(self._prompts)), validation=True)
         scores = self._parts.rewards.score(reward_batch(groups))
         line: dict[str, Any] = {"step": step, "reward": float(scores.total.mean())}
         line |= {f"rewards/{name}/mean": float(values.mean()) for name, values in scores.components.items()}

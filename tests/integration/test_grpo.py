@@ -212,6 +212,20 @@ def test_stale_weights_are_noticed(pool, model: str, prompts: list[Prompt]):
     learner.shutdown()
 
 
+def test_validation_has_a_temperature_of_its_own(undisturbed, pool, prompts: list[Prompt], monkeypatch):
+    rollout, _ = pool
+
+    def drawn(seed: int) -> list[list[list[int]]]:
+        groups = rollout.generate(prompts, [seed] * len(prompts), validation=True)
+        return [[completion.token_ids for completion in group.completions] for group in groups]
+
+    greedy = drawn(0)
+    assert [len(group) for group in greedy] == [1] * len(prompts)
+    assert drawn(1) == greedy
+    monkeypatch.setattr(rollout, "_config", CONFIG.model_copy(update={"eval_temperature": 1.0}))
+    assert drawn(1) == drawn(1) != drawn(0)
+
+
 def test_a_rollout_actor_killed_mid_generation_changes_nothing(pool, model: str, prompts: list[Prompt]):
     import ray
 

@@ -103,13 +103,15 @@ class Rollout:
     def __init__(self) -> None:
         self.version, self.weight = -1, 0
 
-    def start(self, prompts: Sequence[Prompt], seeds: Sequence[int], *, greedy: bool = False) -> list[Group]:
+    def start(
+        self, prompts: Sequence[Prompt], seeds: Sequence[int], *, validation: bool = False
+    ) -> list[Group]:
         groups = []
         for prompt, seed in zip(prompts, seeds, strict=True):
             rng = np.random.default_rng([self.weight, seed])
             drawn = [
                 Completion(ids, rng.normal(size=3).astype(np.float32), str(ids), True)
-                for ids in rng.integers(0, 9, (1 if greedy else 2, 3)).tolist()
+                for ids in rng.integers(0, 9, (1 if validation else 2, 3)).tolist()
             ]
             groups.append(Group(prompt, drawn, self.version))
         return groups

@@ -64,7 +64,9 @@ class Parts(SimpleNamespace):
 
         super().__init__(
             step=0,
-            rollout=SimpleNamespace(generate=lambda prompts, seeds, greedy: [group(HALF) for _ in prompts]),
+            rollout=SimpleNamespace(
+                generate=lambda prompts, seeds, validation: [group(HALF) for _ in prompts]
+            ),
             rewards=SimpleNamespace(score=score),
             learner=SimpleNamespace(save_model=save_model),
         )
