@@ -194,6 +194,7 @@ class GrpoConfig(Section):
     max_completion_length: int = Field(2400, ge=8)
     learning_rate: float = Field(1e-6, gt=0)
     warmup_steps: int = Field(0, ge=0)
+    lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
     weight_decay: float = Field(0.01, ge=0)
     beta: float = Field(
         0.01, ge=0, description="Weight of the KL to the reference model; 0 drops the reference."

@@ -73,7 +73,7 @@ def train(
             batch = refilled(first, more, config.prompts_per_step, parts.weights, config)
             episodes = make_episodes(batch, config.drop_zero_std)
         with clock.part("update"):
-            rate = learning_rate(step, config.learning_rate, config.warmup_steps)
+            rate = learning_rate(step, config)
             update = parts.learner.update(episodes, rate) if episodes else dict.fromkeys(UPDATE_KEYS)
         with clock.part("sync"):
             sync_difference = publish(parts, version=step)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
+
+from lm_mixup.config import GrpoConfig
 
 P = TypeVar("P")
 
@@ -56,6 +59,18 @@ def prompt_seeds(prompts: Sequence, step: int, seed: int, draw: int = 0) -> list
     return seeds
 
 
-def learning_rate(step: int, base: float, warmup_steps: int) -> float:
-    """Linear warm-up, then constant. `step` is counted from 1."""
-    return base * min(1.0, step / warmup_steps) if warmup_steps else base
+def learning_rate(step: int, config: GrpoConfig) -> float:
+    """The learning rate of a step, counted from 1: warm-up in a line, then what `lr_scheduler` says.
+
+    `linear` and `cosine` go to 0 over the steps after the warm-up; the last step is one before 0.
+    """
+    if step <= config.warmup_steps:
+        return config.learning_rate * step / config.warmup_steps
+    done = (step - 1 - config.warmup_steps) / max(1, config.max_steps - config.warmup_steps)
+    match config.lr_scheduler:
+        case "linear":
+            return config.learning_rate * (1 - done)
+        case "cosine":
+            return config.learning_rate * (1 + math.cos(math.pi * done)) / 2
+        case "constant":
+            return config.learning_rate

@@ -41,9 +41,20 @@ def test_seeds_differ_between_steps_prompts_and_places():
     assert all(0 <= seed < 2**31 for seed in seeds)
 
 
-def test_warm_up():
-    assert [learning_rate(step, 1.0, 4) for step in (1, 2, 4, 9)] == [0.25, 0.5, 1.0, 1.0]
-    assert learning_rate(1, 1.0, 0) == 1.0
+def rates(**changes) -> list[float]:
+    config = GrpoConfig(learning_rate=1.0, **changes)
+    return [learning_rate(step, config) for step in range(1, config.max_steps + 1)]
+
+
+def test_the_learning_rate_warms_up_and_decays():
+    assert rates(max_steps=5, warmup_steps=4) == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert rates(max_steps=3) == [1.0, 1.0, 1.0]
+    assert rates(max_steps=4, lr_scheduler="linear") == [1.0, 0.75, 0.5, 0.25]
+    assert rates(max_steps=4, warmup_steps=2, lr_scheduler="linear") == [0.5, 1.0, 1.0, 0.5]
+    assert rates(max_steps=2, warmup_steps=2, lr_scheduler="linear") == [0.5, 1.0]
+    assert rates(max_steps=4, lr_scheduler="cosine") == pytest.approx(
+        [1.0, 0.853553, 0.5, 0.146447], abs=1e-6
+    )
 
 
 class FakeLearner:
