@@ -6,9 +6,6 @@ tested is the loop, what it learns, how it resumes, and what it makes of an acto
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 import threading
 import time
 from pathlib import Path
@@ -17,12 +14,12 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from grpo_parts import CONFIG, SEED, make_episodes, make_model
 
-from lm_mixup.backends.policy import create_nano, encode_prompt, load_policy, load_tokenizer
+from lm_mixup.backends.policy import encode_prompt, load_policy, load_tokenizer
 from lm_mixup.config import GrpoConfig, LoraConfig, ModelConfig, RewardsConfig, TrackingConfig
 from lm_mixup.grpo import checkpoint
 from lm_mixup.grpo.checkpoint import Progress
-from lm_mixup.grpo.episodes import Episode
 from lm_mixup.grpo.learner import Learner
 from lm_mixup.grpo.loop import Parts, publish, train
 from lm_mixup.grpo.metrics import read_metrics
@@ -30,21 +27,6 @@ from lm_mixup.grpo.placement import reserve
 from lm_mixup.grpo.rollout import Prompt, RolloutPool, WeightSyncError
 from lm_mixup.grpo.stage import _run
 from lm_mixup.rewards.workers import RewardBatch, RewardScores
-
-CONFIG = GrpoConfig(
-    max_steps=4,
-    num_generations=8,
-    prompts_per_step=8,
-    max_prompt_length=96,
-    max_completion_length=8,
-    learning_rate=2e-2,
-    beta=0.0,
-    micro_tokens=2048,
-    cpus_per_actor=0.2,
-    placement_timeout_s=60,
-    timeout_s=240,
-)
-SEED = 0
 
 
 class CountsLetters:
@@ -61,12 +43,7 @@ class CountsLetters:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    texts = [f"What is the melting point of element {i}? It melts at {7 * i} K." for i in range(200)]
-    folder = tmp_path_factory.mktemp("grpo") / "nano"
-    create_nano(
-        folder, texts, SEED, vocab_size=512, hidden_size=64, num_layers=2, num_heads=2, intermediate_size=128
-    )
-    return str(folder)
+    return make_model(tmp_path_factory.mktemp("grpo") / "nano")
 
 
 @pytest.fixture(scope="module")
@@ -283,122 +260,6 @@ def test_a_learner_killed_before_and_after_a_checkpoint_changes_nothing(
     assert mapped and not [path for path in mapped if "deepspeed_allreduce" in path]
 
 
-def learner_processes() -> dict[int, psutil.Process]:
-    found = {}
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):  # one that ended meanwhile
-            if "LearnerRank" in " ".join(process.cmdline()):
-                found[process.pid] = process
-    return found
-
-
-def kill_the_next_learner(others: set[int], killed: list[int], timeout_s: float = 120.0) -> None:
-    """SIGKILL to the next process that is a learner rank, while it loads its model."""
-    ends = time.monotonic() + timeout_s
-    while not killed and time.monotonic() < ends:
-        time.sleep(0.02)
-        for pid, process in learner_processes().items():
-            if pid not in others:
-                process.kill()
-                killed.append(pid)
-
-
-def test_a_learner_killed_on_its_first_start_is_one_to_restart(ray_session, model: str):
-    """The loop meets the death in its first call, as in `test_recovery.py`, and restarts it."""
-    config = CONFIG.model_copy(update={"rollout_actors": 1})
-    placement = reserve(config, RewardsConfig())
-    killed: list[int] = []
-    arguments = (set(learner_processes()), killed)
-    thread = threading.Thread(target=kill_the_next_learner, args=arguments, daemon=True)
-    thread.start()
-    try:
-        learner = Learner(model, ModelConfig(), config, SEED, placement)
-        thread.join()
-        assert killed and learner.lost() == [0]
-        with pytest.raises(ray_session.exceptions.RayActorError):
-            learner.logps(range(20, 60))
-        learner.restart()
-        assert learner.lost() == []
-        assert np.isfinite(learner.logps(range(20, 60))).all()
-        learner.shutdown()
-        with pytest.raises(ray_session.exceptions.RayActorError, match="creation task"):
-            Learner(f"{model}/none", ModelConfig(), config, SEED, placement)  # an error, not a death
-    finally:
-        placement.release()
-
-
-def test_a_dead_rank_of_two_is_told_from_one_that_waits_for_it(ray_session, model: str):
-    config = CONFIG.model_copy(update={"rollout_actors": 1, "learner_ranks": 2, "zero_stage": 3})
-    placement = reserve(config, RewardsConfig())
-    learner = Learner(model, ModelConfig(), config, SEED, placement)
-    before = learner.logps(range(20, 60))
-    pid = ray_session.get(learner.ranks[1].__ray_call__.remote(lambda rank: os.getpid()))
-    os.kill(pid, signal.SIGKILL)
-    started = time.monotonic()
-    with pytest.raises(ray_session.exceptions.RayError):
-        learner.update(make_episodes(4), 1e-3)
-    assert learner.lost() == [1]
-    with pytest.raises(ray_session.exceptions.RayError):
-        learner.weights()  # no reference that an engine would trip over
-    assert time.monotonic() - started < 120
-    learner.restart()
-    assert learner.lost() == []
-    np.testing.assert_array_equal(learner.logps(range(20, 60)), before)
-    learner.shutdown()
-    placement.release()
-
-
-def make_episodes(groups: int) -> list[Episode]:
-    """Groups of three completions; lengths differ, and a group in four has no advantage."""
-    rng = np.random.default_rng(0)
-    episodes = []
-    for group in range(groups):
-        prompt = rng.integers(10, 250, 5 + 7 * group % 11).tolist()
-        for place in range(3):
-            length = 1 + (3 * group + place) % 9
-            tokens, engine = rng.integers(10, 250, length).tolist(), np.full(length, -6.0, dtype=np.float32)
-            episodes.append(Episode(prompt, tokens, engine, float(rng.normal()) * (group % 4 > 0), group))
-    return episodes
-
-
-def two_updates(model: str, config: GrpoConfig) -> tuple[list[dict], np.ndarray]:
-    placement = reserve(config, RewardsConfig())
-    try:
-        learner = Learner(model, ModelConfig(), config, SEED, placement)
-        updates = [learner.update(make_episodes(4), 1e-3) for _ in range(2)]
-        return updates, learner.logps(list(range(20, 60)))
-    finally:
-        placement.release()
-
-
-@pytest.fixture(scope="module")
-def single_rank(ray_session, model: str):
-    config = CONFIG.model_copy(update={"beta": 0.1, "rollout_actors": 1, "zero_stage": 0})
-    return config, *two_updates(model, config)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"shared_prompt": False},
-        {"micro_tokens": 64},
-        {"zero_stage": 1, "learner_ranks": 2},
-        {"zero_stage": 2, "learner_ranks": 2},
-        {"zero_stage": 3, "learner_ranks": 2, "micro_tokens": 64, "gradient_checkpointing": True},
-    ],
-    ids=lambda change: " ".join(f"{k}={v}" for k, v in change.items()),
-)
-def test_losses_do_not_depend_on_packing_micro_batches_ranks_or_zero_stage(
-    single_rank, model: str, change: dict
-):
-    config, updates, scored = single_rank
-    other_updates, other_scored = two_updates(model, config.model_copy(update=change))
-    for one, other in zip(updates, other_updates, strict=True):
-        for key in ("loss", "grad_norm", "kl", "entropy", "sampling/importance_sampling_ratio/mean"):
-            assert other[key] == pytest.approx(one[key], abs=1e-5, rel=1e-4), key
-    np.testing.assert_allclose(other_scored, scored, atol=2e-4)
-
-
 @pytest.mark.parametrize("change", [{"zero_stage": 0}, {"zero_stage": 3, "learner_ranks": 2}], ids=str)
 def test_adapters_alone_are_trained_and_engines_get_them_merged(
     ray_session, pool, model: str, change: dict, tmp_path: Path
@@ -420,11 +281,3 @@ def test_adapters_alone_are_trained_and_engines_get_them_merged(
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert before.keys() == after.keys()
     assert moved == {name for name in before if name.endswith("_proj.weight")}
-
-
-def test_several_updates_a_batch_take_ratios_against_the_first(ray_session, model: str):
-    config = CONFIG.model_copy(update={"update_batch_size": 4, "num_iterations": 2})
-    updates, _ = two_updates(model, config)
-    assert updates[0]["clip_ratio/region_mean"] > 0
-    once, _ = two_updates(model, config.model_copy(update={"update_batch_size": None, "num_iterations": 1}))
-    assert once[0]["clip_ratio/region_mean"] == 0
