@@ -223,47 +223,48 @@ class RolloutPool:
                 them were ended, and other engines are starting.
         """
         self._published = Published(version, weights, probe, expected)
-        if not isinstance(weights, OnDevice):
-            return self._with_each(lambda index: self._sync(index, weights))
-        self._with_each(self._wake)
-        self._transfer(version, weights)
-        return self._with_each(self._verify)
+        if isinstance(weights, OnDevice):
+            self._each(lambda actor: [actor.wake.remote()], "wake")
+            self._transfer(version, weights)
+            scored = self._each(lambda actor: [actor.score.remote(probe)], "score the probe")
+        else:
+            scored = self._each(lambda actor: self._load(actor, weights), f"load weights {version}")
+        return max(
+            (self._check(index, each) for index, each in enumerate(scored) if each is not None), default=0.0
+        )
 
-    def _with_each(self, step: Callable[[int], float]) -> float:
-        """Takes a step with every actor; one that dies in it is replaced. Returns the largest result."""
+    def _each(self, call: Callable[[Any], list[Any]], what: str) -> list[Any]:
+        """Has all actors do something at once; one that dies in it is replaced.
+
+        Returns:
+            The last result of each actor's calls; None of one that was replaced, and verified on its own.
+        """
         import ray
 
-        worst = 0.0
-        for index in range(len(self.actors)):
+        started = [call(actor) for actor in self.actors]
+        results: list[Any] = []
+        for index, calls in enumerate(started):
             try:
-                worst = max(worst, step(index))
+                results.append(self._wait(index, calls, what)[-1])
             except ray.exceptions.RayActorError as error:
-                worst = max(worst, self._replace(index, error))
-        return worst
+                self._replace(index, error)
+                results.append(None)
+        return results
 
-    def _sync(self, index: int, weights: Any) -> float:
-        """Brings one actor to the published weights through the object store."""
-        self._wake(index)
-        version = self._current().version
-        wait_for(
-            [self.actors[index].load_weights.remote(version, weights)],
-            f"rollout actor {index} to load weights {version}",
-            self._config.timeout_s,
-        )
-        return self._verify(index)
+    def _wait(self, index: int, calls: list[Any], what: str) -> list[Any]:
+        return wait_for(calls, f"rollout actor {index} to {what}", self._config.timeout_s)
 
-    def _wake(self, index: int) -> float:
-        wait_for([self.actors[index].wake.remote()], f"rollout actor {index} to wake", self._config.timeout_s)
-        return 0.0
-
-    def _verify(self, index: int) -> float:
+    def _load(self, actor: Any, weights: Any) -> list[Any]:
+        """Calls that bring an actor to the published weights through the object store; the last scores."""
         published = self._current()
-        (scored,) = wait_for(
-            [self.actors[index].score.remote(published.probe)],
-            f"rollout actor {index} to score the probe",
-            self._config.timeout_s,
-        )
-        return check_sync(index, published, scored, self._config.verify_tolerance)
+        return [
+            actor.wake.remote(),
+            actor.load_weights.remote(published.version, weights),
+            actor.score.remote(published.probe),
+        ]
+
+    def _check(self, index: int, scored: np.ndarray) -> float:
+        return check_sync(index, self._current(), scored, self._config.verify_tolerance)
 
     def _current(self) -> Published:
         if self._published is None:
@@ -285,7 +286,7 @@ class RolloutPool:
             self.actors = [self._start(index) for index in range(len(self.actors))]
             raise
 
-    def _replace(self, index: int, error: Exception) -> float:
+    def _replace(self, index: int, error: Exception) -> None:
         """Starts another actor in a dead one's place and brings it up to the published weights."""
         self._restarts += 1
         if self._restarts > _MAX_RESTARTS:
@@ -295,7 +296,8 @@ class RolloutPool:
         say(f"  rollout actor {index} died; starting another and sending its prompts again")
         self.actors[index] = self._start(index)
         weights = self._current().weights
-        return self._sync(index, weights.fetch() if isinstance(weights, OnDevice) else weights)
+        weights = weights.fetch() if isinstance(weights, OnDevice) else weights
+        self._check(index, self._wait(index, self._load(self.actors[index], weights), "load weights")[-1])
 
     def generate(
         self, prompts: Sequence[Prompt], seeds: Sequence[int], *, validation: bool = False
