@@ -42,6 +42,7 @@ _SUFFIXES: dict[str, Format] = {
 _KNOWN = ", ".join(_SUFFIXES)
 _SHARD = re.compile(r"[-_.]?(?:part|shard)?[-_.]?\d+(?:[-_]of[-_]\d+)?$", re.IGNORECASE)
 _BOM = b"\xef\xbb\xbf"
+_HEAD = 1 << 16  # bytes in which a file shows whether it is one array
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def _cut(fs: Any, path: str, uri: str, size: int, split_bytes: int, source: str)
         return [Unit(uri, "arrow", start, end, source) for start, end in runs]
     if kind == "json":
         with fs.open(path, "rb") as file:
-            kind = "json" if file.read(1 << 16).removeprefix(_BOM).lstrip().startswith(b"[") else "jsonl"
+            kind = "json" if _is_array(file.read(_HEAD)) else "jsonl"
     if kind == "parquet":
         with fs.open(path, "rb") as file:
             groups = pq.ParquetFile(file).num_row_groups
@@ -197,7 +198,10 @@ def read_unit(unit: Unit, max_line_bytes: int) -> list[Any]:
                 case "jsonl":
                     return list(_lines_between(file, unit.start, unit.end, max_line_bytes))
                 case "compressed":
-                    return list(_lines(_unpacked(file, unit.uri), max_line_bytes))
+                    unpacked = _unpacked(file, unit.uri)
+                    if path.lower().endswith((".json.gz", ".json.zst")) and _is_array(unpacked.peek(_HEAD)):
+                        return _array(unpacked.read())
+                    return list(_lines(unpacked, max_line_bytes))
                 case "json":
                     return _array(file.read())
                 case "parquet":
@@ -208,11 +212,14 @@ def read_unit(unit: Unit, max_line_bytes: int) -> list[Any]:
         raise InputError(f"pool file {unit.uri}: damaged ({_line(error)}); repair or remove it") from None
 
 
-def _unpacked(file: IO[bytes], uri: str) -> IO[bytes]:
+def _unpacked(file: IO[bytes], uri: str) -> io.BufferedReader:
     if uri.lower().endswith(".gz"):
-        return cast("IO[bytes]", gzip.GzipFile(fileobj=file))
-    stream = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
-    return io.BufferedReader(stream)
+        return io.BufferedReader(gzip.GzipFile(fileobj=file), _HEAD)
+    return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd"), _HEAD)
+
+
+def _is_array(head: bytes) -> bool:
+    return head.removeprefix(_BOM).lstrip().startswith(b"[")
 
 
 def _lines_between(file: IO[bytes], start: int, end: int, limit: int) -> Iterator[bytes]:

@@ -221,9 +221,14 @@ def test_every_format_gives_the_same_items(tmp_path):
     with pa.CompressedOutputStream(str(tmp_path / "a.jsonl.zst"), "zstd") as file:
         file.write((tmp_path / "a.jsonl").read_bytes())
     (tmp_path / "b.json").write_text(json.dumps(ROWS))
+    (tmp_path / "b.json.gz").write_bytes(gzip.compress(json.dumps(ROWS, indent=1).encode()))
+    with pa.CompressedOutputStream(str(tmp_path / "b.json.zst"), "zstd") as file:
+        file.write(json.dumps(ROWS).encode())
+    write_jsonl(tmp_path / "c.json.gz", mode=gzip.open)
     (tmp_path / "bom.jsonl").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "a.jsonl").read_bytes())
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "a.parquet", row_group_size=3)
-    for name in ["a.jsonl", "a.json", "a.jsonl.gz", "a.jsonl.zst", "b.json", "bom.jsonl", "a.parquet"]:
+    names = ["a.jsonl", "a.json", "a.jsonl.gz", "a.jsonl.zst", "b.json", "bom.jsonl", "a.parquet"]
+    for name in [*names, "b.json.gz", "b.json.zst", "c.json.gz"]:
         assert items_of(tmp_path / name)[0] == ROWS, name
 
 
