@@ -6,6 +6,8 @@ import logging
 import os
 from typing import Any
 
+from tenacity import Retrying, retry_if_exception_message, stop_after_attempt
+
 from lm_mixup.config import RayConfig
 from lm_mixup.errors import InputError
 
@@ -39,13 +41,20 @@ def start_ray(config: RayConfig) -> None:
                 "RAY_AUTH_TOKEN, or unset RAY_ADDRESS to run on this machine"
             ) from None
     else:
-        ray.init(
-            address="local",  # else Ray joins whatever cluster runs on this machine, and refuses `num_cpus`
-            num_cpus=config.num_cpus,
-            object_store_memory=int(config.object_store_gib * _GIB),
-            include_dashboard=False,
-            **options,
-        )
+        # A busy machine may need longer than the 30 s that Ray gives itself, which no setting changes.
+        for attempt in Retrying(
+            retry=retry_if_exception_message(match=".*timed out during startup"),
+            stop=stop_after_attempt(3),
+            reraise=True,
+        ):
+            with attempt:
+                ray.init(
+                    address="local",  # else Ray joins whatever cluster runs here, and refuses `num_cpus`
+                    num_cpus=config.num_cpus,
+                    object_store_memory=int(config.object_store_gib * _GIB),
+                    include_dashboard=False,
+                    **options,
+                )
     _quiet_ray_data()
 
 
