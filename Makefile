@@ -16,8 +16,8 @@ demo: setup
 
 # Without a GPU two files are tested at a time: much of a test is one process that starts.
 test: setup-dev
-	@if nvidia-smi -L >/dev/null 2>&1; then two=; else export DS_ACCELERATOR=cpu; two="$(TWO_AT_A_TIME)"; fi; \
-	$(WITH_PATH) python -m pytest $$two
+	@if nvidia-smi -L >/dev/null 2>&1; then $(WITH_PATH) python -m pytest; \
+	else $(WITH_PATH) DS_ACCELERATOR=cpu python -m pytest $(TWO_AT_A_TIME); fi
 
 setup:
 	@$(PYTHON) bootstrap.py

@@ -4,8 +4,9 @@
 
 Every seed is a whole run of its own: other samples, other SFT, other rollouts. With --flip each seed's GRPO
 is run again from the same SFT model with the sign of the quality weight turned: if the reward is what moves
-the policy, quality then falls. Answers are greedy, to prompts of the test split, whose entities and wordings
-training never saw. Intervals are Student's, 95%, over seeds. A killed benchmark goes on where it stopped.
+the policy, quality then falls. Answers are drawn as the config says (`grpo.eval_temperature`), to prompts of
+the test split, whose entities and wordings training never saw.
+Intervals are Student's, 95%, over seeds. A killed benchmark goes on where it stopped.
 """
 
 from __future__ import annotations

@@ -42,19 +42,15 @@ def start_ray(config: RayConfig) -> None:
             ) from None
     else:
         # A busy machine may need longer than the 30 s that Ray gives itself, which no setting changes.
-        for attempt in Retrying(
-            retry=retry_if_exception_message(match=".*timed out during startup"),
-            stop=stop_after_attempt(3),
-            reraise=True,
-        ):
-            with attempt:
-                ray.init(
-                    address="local",  # else Ray joins whatever cluster runs here, and refuses `num_cpus`
-                    num_cpus=config.num_cpus,
-                    object_store_memory=int(config.object_store_gib * _GIB),
-                    include_dashboard=False,
-                    **options,
-                )
+        slow = retry_if_exception_message(match=".*timed out during startup")
+        Retrying(retry=slow, stop=stop_after_attempt(3), reraise=True)(
+            ray.init,
+            address="local",  # else Ray joins whatever cluster runs on this machine, and refuses `num_cpus`
+            num_cpus=config.num_cpus,
+            object_store_memory=int(config.object_store_gib * _GIB),
+            include_dashboard=False,
+            **options,
+        )
     _quiet_ray_data()
 
 

@@ -103,7 +103,8 @@ class Engine:
 
         self.on_gpu = torch.cuda.is_available()
         # On CPU vLLM compiles one kernel, of its sampler: five seconds and a C++ compiler, for no speed.
-        torch._dynamo.config.disable = not self.on_gpu
+        if not self.on_gpu:
+            torch._dynamo.config.disable = True
         from vllm import LLM
 
         make_engine: Any = LLM

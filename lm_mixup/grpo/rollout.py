@@ -229,15 +229,13 @@ class RolloutPool:
             scored = self._each(lambda actor: [actor.score.remote(probe)], "score the probe")
         else:
             scored = self._each(lambda actor: self._load(actor, weights), f"load weights {version}")
-        return max(
-            (self._check(index, each) for index, each in enumerate(scored) if each is not None), default=0.0
-        )
+        return max(self._check(index, each) for index, each in enumerate(scored))
 
     def _each(self, call: Callable[[Any], list[Any]], what: str) -> list[Any]:
         """Has all actors do something at once; one that dies in it is replaced.
 
         Returns:
-            The last result of each actor's calls; None of one that was replaced, and verified on its own.
+            The last result of each actor's calls; where one was replaced, how the new one scores the probe.
         """
         import ray
 
@@ -247,8 +245,7 @@ class RolloutPool:
             try:
                 results.append(self._wait(index, calls, what)[-1])
             except ray.exceptions.RayActorError as error:
-                self._replace(index, error)
-                results.append(None)
+                results.append(self._replace(index, error))
         return results
 
     def _wait(self, index: int, calls: list[Any], what: str) -> list[Any]:
@@ -286,8 +283,12 @@ class RolloutPool:
             self.actors = [self._start(index) for index in range(len(self.actors))]
             raise
 
-    def _replace(self, index: int, error: Exception) -> None:
-        """Starts another actor in a dead one's place and brings it up to the published weights."""
+    def _replace(self, index: int, error: Exception) -> np.ndarray:
+        """Starts another actor in a dead one's place, brings it up to the published weights and verifies it.
+
+        Returns:
+            How it scores the probe.
+        """
         self._restarts += 1
         if self._restarts > _MAX_RESTARTS:
             raise RuntimeError(
@@ -297,7 +298,9 @@ class RolloutPool:
         self.actors[index] = self._start(index)
         weights = self._current().weights
         weights = weights.fetch() if isinstance(weights, OnDevice) else weights
-        self._check(index, self._wait(index, self._load(self.actors[index], weights), "load weights")[-1])
+        scored: np.ndarray = self._wait(index, self._load(self.actors[index], weights), "load weights")[-1]
+        self._check(index, scored)
+        return scored
 
     def generate(
         self, prompts: Sequence[Prompt], seeds: Sequence[int], *, validation: bool = False

@@ -14,8 +14,8 @@ import gloo_transfer
 import numpy as np
 import pytest
 import shared_buffer
+from grpo_parts import make_model
 
-from lm_mixup.backends.policy import create_nano
 from lm_mixup.config import GrpoConfig, LoraConfig, ModelConfig, RewardsConfig
 from lm_mixup.grpo import learner, rollout
 from lm_mixup.grpo.episodes import Episode
@@ -57,10 +57,7 @@ def episodes() -> list[Episode]:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    texts = [f"What is the melting point of element {i}? It melts at {7 * i} K." for i in range(200)]
-    sizes = {"hidden_size": 64, "num_layers": 2, "num_heads": 2, "intermediate_size": 128}
-    create_nano(tmp_path / "nano", texts, 0, vocab_size=512, **sizes)
-    return tmp_path / "nano"
+    return Path(make_model(tmp_path / "nano"))
 
 
 def test_vllm_takes_the_messages_that_are_sent():
