@@ -213,8 +213,11 @@ class StageDir:
         return [f"{self.name}/{kind}/{name}" for name in names if name.endswith(".parquet")]
 
     def read_part(self, relative: str, columns: list[str] | None = None) -> pa.Table:
-        """One part as a table."""
-        return pq.read_table(pa.BufferReader(self.run.read_bytes(relative)), columns=columns)
+        """One part as a table, or some of its columns: of a remote file no others are fetched."""
+        if columns is None:
+            return pq.read_table(pa.BufferReader(self.run.read_bytes(relative)))
+        with self.run.fs.open(f"{self.run.path}/{relative}", "rb") as file:
+            return pq.read_table(file, columns=columns)
 
     def iter_parts(self, columns: list[str] | None = None, kind: Kind = "data") -> Iterator[pa.Table]:
         """The parts in order, one in memory at a time."""

@@ -14,7 +14,7 @@ paragraphs; 2 x 3. Test rows have no other frames. Predicates, categories and th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Final
 
@@ -48,7 +48,8 @@ class Draft:
     Attributes:
         sample: The sample.
         cot: One short sentence of reasoning.
-        claims: What the sample claims, in order; of a multiple-choice question, what it asks for comes first.
+        claims: What there is to tell, in order, and what the sample claims, unless it was to tell less; of a
+            multiple-choice question, what it asks for comes first.
         prompt: The prompt that a paragraph answers.
     """
 
@@ -69,7 +70,13 @@ class Draft:
 
 
 def write_sample(
-    entity: Entity, task_type: TaskType, others: Sequence[Entity], rng: Random, *, held_out: bool = False
+    entity: Entity,
+    task_type: TaskType,
+    others: Sequence[Entity],
+    rng: Random,
+    *,
+    held_out: bool = False,
+    most_told: int = MAX_FACTS,
 ) -> Draft:
     """Writes one sample about an entity.
 
@@ -79,6 +86,7 @@ def write_sample(
         others: Entities whose values serve as wrong options and wrong claims, if of the same topic.
         rng: Makes all choices.
         held_out: Whether to use the frames held out for the test split, instead of the others.
+        most_told: Most claims that the sample tells; the draft lists the others all the same.
 
     Returns:
         A draft whose output, reasoning and tags included, is within `MAX_OUTPUT_CHARS`.
@@ -98,9 +106,9 @@ def write_sample(
         claims = (asked, *(claim for claim in claims if claim != asked))
     while True:
         for _ in range(_WORDINGS):
-            draft = _WRITERS[task_type](entity, claims, others, frames(held_out), rng)
+            draft = _WRITERS[task_type](entity, claims[:most_told], others, frames(held_out), rng)
             if len(write_output(draft.cot, draft.answer)) <= MAX_OUTPUT_CHARS:
-                return draft
+                return replace(draft, claims=claims)
         claims = claims[:-1]
 
 

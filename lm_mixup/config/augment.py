@@ -167,6 +167,7 @@ class DistillConfig(Section):
     max_prompt_length: int = Field(2400, ge=8)
     max_completion_length: int = Field(2400, ge=8)
     temperature: float = Field(0.0, ge=0)
+    num_tasks: int = resources(2, ge=1, description="Tasks at a time that gather the members of clusters.")
     num_actors: int = resources(1, ge=1)
     num_cpus: float = resources(1.0, gt=0, description="CPUs (and CPU threads) of an actor.")
     tensor_parallel_size: int = resources(1, ge=1)

@@ -34,6 +34,13 @@ class BuildConfig(Section):
     min_score: int = Field(4, ge=0, le=5, description="High-quality samples are kept at this score or above.")
     min_inputs: int = Field(2, ge=2, le=20, description="Fewest low-quality inputs of a MIXTURE row.")
     max_inputs: int = Field(5, ge=2, le=20, description="Most low-quality inputs of a MIXTURE row.")
+    max_facts: int = Field(
+        4,
+        ge=1,
+        le=4,
+        description="Most facts that a target of the closed world tells of the three or four that its inputs "
+        "tell: fewer make a poor teacher.",
+    )
     cot_rate: float = Field(1.0, ge=0, le=1, description="Share of rows whose target carries its reasoning.")
     noise_rate: float = Field(0.2, ge=0, le=1, description="Share of rows whose inputs get surface noise.")
     fiction_rate: float = Field(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from lm_mixup.config import DistillConfig, ModelConfig
+from lm_mixup.data.members import gather_members
 from lm_mixup.parts import PartResult, map_parts
 from lm_mixup.records import DISTILLED
 from lm_mixup.runs import Outcome, StageDir
@@ -42,8 +42,8 @@ def distill(
     """Writes one row a cluster.
 
     Clusters whose prompt is too long, or whose output does not parse, are rejected with a reason and the raw
-    text. Each part of clusters is one unit of work; an actor holds one engine and reads the members of its
-    clusters from the curated parts, one part at a time.
+    text. Each part of clusters is one unit of work; an actor holds one engine. The members of the clusters
+    still to be distilled are gathered first (`members.gather_members`).
 
     Args:
         cluster: Clusters (`records.CLUSTER`).
@@ -56,11 +56,14 @@ def distill(
     from lm_mixup.backends.engine import engine_environment
     from lm_mixup.ray_cluster import has_gpu
 
+    parts, done = cluster.parts(), out.receipts()
+    pending = [part for number, part in enumerate(parts) if number not in done]
+    members = gather_members(cluster, curated, pending, config.num_tasks) if pending else {}
     map_parts(
         out,
-        cluster.parts(),
+        parts,
         make_distiller,
-        {"cluster": cluster, "curated": curated, "policy": policy, "config": config, "model": model},
+        {"cluster": cluster, "members": members, "policy": policy, "config": config, "model": model},
         num_actors=config.num_actors,
         num_cpus=config.num_cpus,
         num_gpus=config.tensor_parallel_size if has_gpu() else 0.0,
@@ -77,9 +80,19 @@ def is_demonstration(policy: str) -> bool:
 
 
 def make_distiller(
-    cluster: StageDir, curated: StageDir, policy: str, config: DistillConfig, model: ModelConfig
+    cluster: StageDir, members: Mapping[str, Any], policy: str, config: DistillConfig, model: ModelConfig
 ) -> Callable[[str], PartResult]:
-    """Loads the policy into an engine; returns the function that distils one part of clusters."""
+    """Loads the policy into an engine; returns the function that distils one part of clusters.
+
+    Args:
+        cluster: Clusters.
+        members: For each part of clusters a reference to its members.
+        policy: Folder or Hub name of the trained distiller.
+        config: The `distill` section.
+        model: How model files are loaded.
+    """
+    import ray
+
     from lm_mixup.backends.engine import Engine, Sampling
     from lm_mixup.backends.policy import encode_prompt, load_tokenizer, policy_dtype
 
@@ -95,10 +108,10 @@ def make_distiller(
 
     def work(part: str) -> PartResult:
         clusters = cluster.read_part(part).to_pylist()
-        members = read_members(curated, [i for row in clusters for i in row["member_ids"]])
+        texts = {row["id"]: row for row in ray.get(members[part]).to_pylist()}
         prompts, rejected = [], []
         for row in clusters:
-            inputs = [write_input(members[i]["prompt"], members[i]["completion"]) for i in row["member_ids"]]
+            inputs = [write_input(texts[i]["prompt"], texts[i]["completion"]) for i in row["member_ids"]]
             token_ids = encode_prompt(tokenizer, INSTRUCTIONS[row["task_type"]], inputs)
             if len(token_ids) > config.max_prompt_length:
                 rejected.append(_reject(row, "prompt_too_long", ""))
@@ -108,7 +121,7 @@ def make_distiller(
         drawn = engine.generate([token_ids for _, token_ids in prompts], sampling, seeds)
         rows = []
         for (row, _), (completion,) in zip(prompts, drawn, strict=True):
-            central = members[row["central_id"]]["prompt"]
+            central = texts[row["central_id"]]["prompt"]
             try:
                 rows.append(distilled_row(row, completion.text, central, finished=completion.finished))
             except FormatError as error:
@@ -155,14 +168,3 @@ def distilled_row(
 def _reject(cluster: dict[str, Any], reason: str, raw: str) -> dict[str, Any]:
     keep = ("cluster_id", "task_type", "member_ids")
     return {key: cluster[key] for key in keep} | {"reason": reason, "raw": raw}
-
-
-def read_members(curated: StageDir, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The rows with these ids, from a scan of the curated parts with one of them in memory at a time."""
-    wanted = pa.array(sorted(set(ids)), type=pa.string())
-    return {row["id"]: row for table in _matching(curated, wanted) for row in table.to_pylist()}
-
-
-def _matching(curated: StageDir, wanted: pa.Array) -> Iterator[pa.Table]:
-    for table in curated.iter_parts(columns=["id", "prompt", "completion"]):
-        yield table.filter(pc.is_in(table["id"], wanted))

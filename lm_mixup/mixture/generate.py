@@ -180,11 +180,12 @@ def generate_part(
         task_type = rng.choices(kinds, shares)[0]
         entity = entities_by_name()[passage["entity"]]
         held_out = passage["split"] == "test"
-        draft = write_sample(entity, task_type, load_entities(), rng, held_out=held_out)
-        for _ in range(_TRIES):
+        for _ in range(1 + _TRIES):
+            draft = write_sample(
+                entity, task_type, load_entities(), rng, held_out=held_out, most_told=config.max_facts
+            )
             if draft.answer not in written:
                 break
-            draft = write_sample(entity, task_type, load_entities(), rng, held_out=held_out)
         reasons.append("duplicate" if draft.answer in written else "")
         written.add(draft.answer)
         rows.append(_row(draft, passage, number))

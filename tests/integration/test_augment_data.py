@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 from stage_rows import put_part
 
 from lm_mixup import records
@@ -20,6 +21,7 @@ from lm_mixup.data.cluster import cluster
 from lm_mixup.data.embed import embed, embedding_table, vectors_of
 from lm_mixup.data.knn import knn
 from lm_mixup.data.longtail import long_tail_scores
+from lm_mixup.data.members import gather_members
 from lm_mixup.data.neighbors import neighbors
 from lm_mixup.data.rate_distilled import rate_distilled
 from lm_mixup.data.select import select
@@ -179,6 +181,28 @@ def test_neighbours_of_all_parts_agree_with_one_search(ray_session, tmp_path):
     assert [row["neighbor_ids"] for row in found] == [[ids[i] for i in near] for near in indices]
     np.testing.assert_allclose([row["similarities"] for row in found], similarities, atol=1e-6)
     assert out.read().schema.field("similarities").type == pa.list_(pa.float32())
+
+
+@pytest.mark.parametrize("least_parts", [1, 8])
+def test_each_part_of_clusters_gets_its_members_and_no_others(
+    ray_session, tmp_path, monkeypatch, least_parts
+):
+    monkeypatch.setattr("lm_mixup.data.members._LEAST_PARTS", least_parts)
+    run = RunDir(tmp_path)
+    curated, _ = stage_pair(run, rows_per_part=50)
+    ids = [row["id"] for row in pool()[0]]
+    groups = [ids[start::40] for start in range(35)]  # of rows far apart; five groups stay in no cluster
+    clusters = [{"cluster_id": f"{n:03d}", "member_ids": group} for n, group in enumerate(groups)]
+    for part, start in enumerate(range(0, len(clusters), 10)):
+        put_part(run.stage("cluster"), part, records.table(clusters[start : start + 10], records.CLUSTER))
+    parts = run.stage("cluster").parts()[1:]  # the first is distilled already
+    found = gather_members(run.stage("cluster"), curated, parts, num_tasks=2)
+    assert list(found) == parts
+    for number, part in enumerate(parts, start=1):
+        rows = ray.get(found[part]).to_pylist()
+        wanted = {key for group in groups[10 * number : 10 * number + 10] for key in group}
+        assert len(rows) == len(wanted) and {row["id"] for row in rows} == wanted
+        assert all(records.content_id(row["prompt"], row["completion"]) == row["id"] for row in rows)
 
 
 FACTS = [("gold", "Au", 79), ("iron", "Fe", 26), ("tin", "Sn", 50), ("neon", "Ne", 10), ("lead", "Pb", 82)]

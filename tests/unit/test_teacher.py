@@ -63,6 +63,16 @@ def test_samples_parse_are_short_and_say_what_they_claim(task_type, held_out):
 
 
 @pytest.mark.parametrize("task_type", TASK_TYPES)
+def test_a_poor_teacher_leaves_facts_out_that_it_lists(task_type):
+    for number in range(60):
+        entity = WORLD[number * 7 % len(WORLD)]
+        draft = write_sample(entity, task_type, WORLD, Random(number), most_told=2)
+        found = truth(draft.answer, entity)
+        assert len(draft.claims) >= 3
+        assert set(found.claimed) == set(draft.claims[:2]) and found.holds, draft.answer
+
+
+@pytest.mark.parametrize("task_type", TASK_TYPES)
 def test_every_output_is_parsed_as_the_task_type_it_was_written_for(task_type):
     for _, draft in [*drafts(task_type, 40), *drafts(task_type, 40, held_out=True)]:
         prompt, completion = draft.pair

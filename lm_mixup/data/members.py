@@ -1,0 +1,121 @@
+"""The rows that clusters are made of, gathered for each part of clusters.
+
+Clusters are kept in the order of their hashes, so the members of one part of them lie all over the pool. A
+shuffle in two steps brings them together, so that the pool is read once, whatever the number of parts: every
+block of curated parts is divided among buckets of cluster parts, then a bucket is divided among its parts.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lm_mixup.data.cells import run_tasks
+from lm_mixup.runs import StageDir
+
+_COLUMNS = ["id", "prompt", "completion"]
+# Pieces of the shuffle number at most _MOST².
+_MOST = 512
+_LEAST_PARTS = 8
+_T = TypeVar("_T")
+
+
+def gather_members(
+    cluster: StageDir, curated: StageDir, parts: Sequence[str], num_tasks: int
+) -> dict[str, Any]:
+    """Brings the members of each part of clusters together in the object store.
+
+    Memory: the driver, and each task, hold the ids of all members, about 40 bytes each; a task holds a block
+    of curated parts or a bucket of members besides. The texts of the members pass through the object store,
+    which spills to disk.
+
+    Args:
+        cluster: Clusters (`records.CLUSTER`).
+        curated: The rows they are made of.
+        parts: The parts of clusters, as the stage names them.
+        num_tasks: Tasks at a time.
+
+    Returns:
+        For each part a reference to a table {id, prompt, completion, part}.
+    """
+    import ray
+
+    owners = ray.put(owners_of(cluster, parts))
+    buckets = _chunks(range(len(parts)))
+    edges = [bucket[0] for bucket in buckets] + [len(parts)]
+    divided = run_tasks(
+        [
+            partial(_returning(len(buckets), divide_block).remote, curated, block, owners, edges)
+            for block in _chunks(curated.parts())
+        ],
+        num_tasks,
+    )
+    gathered = run_tasks(
+        [
+            partial(
+                _returning(len(bucket), divide_bucket).remote,
+                [*bucket, bucket[-1] + 1],
+                *(_listed(pieces)[number] for pieces in divided),
+            )
+            for number, bucket in enumerate(buckets)
+        ],
+        num_tasks,
+    )
+    return dict(zip(parts, itertools.chain.from_iterable(map(_listed, gathered)), strict=True))
+
+
+def owners_of(cluster: StageDir, parts: Sequence[str]) -> pa.Table:
+    """{id, part}: every member, and the number of the part whose cluster it is in."""
+    tables = []
+    for number, relative in enumerate(parts):
+        ids = cluster.read_part(relative, ["member_ids"])["member_ids"].combine_chunks().flatten()
+        tables.append(pa.table({"id": ids, "part": np.full(len(ids), number, np.int32)}))
+    return pa.concat_tables(tables).combine_chunks()
+
+
+def divide_block(
+    curated: StageDir, block: Sequence[str], owners: pa.Table, edges: Sequence[int]
+) -> list[pa.Table] | pa.Table:
+    """The members {id, prompt, completion, part} among the rows of some curated parts, by bucket of parts."""
+    rows = pa.concat_tables([curated.read_part(part, _COLUMNS) for part in block])
+    place = pc.index_in(rows["id"], value_set=owners["id"].combine_chunks())
+    member = pc.is_valid(place)
+    rows = rows.filter(member)
+    return _divided(rows.append_column("part", owners["part"].take(place.filter(member))), edges)
+
+
+def divide_bucket(edges: Sequence[int], *pieces: pa.Table) -> list[pa.Table] | pa.Table:
+    """The members of each part of a bucket."""
+    return _divided(pa.concat_tables(pieces), edges)
+
+
+def _divided(rows: pa.Table, edges: Sequence[int]) -> list[pa.Table] | pa.Table:
+    """The rows whose `part` is from one edge to the next; a table alone where there are two edges."""
+    rows = rows.sort_by("part")
+    cuts = np.searchsorted(rows["part"].to_numpy(), edges).tolist()
+    pieces = [rows.slice(start, stop - start) for start, stop in itertools.pairwise(cuts)]
+    return pieces if len(pieces) > 1 else pieces[0]
+
+
+def _returning(count: int, function: Callable[..., Any]) -> Any:
+    """A Ray task of so many results."""
+    import ray
+
+    return ray.remote(function).options(num_returns=count)
+
+
+def _listed(result: Any) -> list[Any]:
+    """References to the results of a task: a task of one result gives its reference bare."""
+    return result if isinstance(result, list) else [result]
+
+
+def _chunks(items: Sequence[_T]) -> list[Sequence[_T]]:
+    """Items in runs of equal length, at most `_MOST` runs."""
+    size = max(_LEAST_PARTS, -(-len(items) // _MOST))
+    return [items[start : start + size] for start in range(0, len(items), size)]
