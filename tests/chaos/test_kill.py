@@ -1,4 +1,4 @@
-"""`kill -9` of the driver in one stage after another, and of each kind of worker; the run ends as it should.
+"""`kill -9` of the driver in one stage after another, and of each kind of GRPO worker; it ends as it should.
 
 One run directory is used throughout: each command is killed in the middle of the next stage on the list, and
 the last one is left to finish. No stage that was done before a kill is done again. Then GRPO is done again in
@@ -17,8 +17,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
+from child_processes import children_like
 
 from lm_mixup.config import Config
 from lm_mixup.runs import RunDir
@@ -68,11 +68,6 @@ def wait_until(reached: Callable[[], bool], process: subprocess.Popen[bytes], ru
 
 def kill_in(run: Path, stage: str) -> None:
     process = start(run)
-    if stage == "sft":  # first its worker, after the checkpoint of step 4
-        metrics = run / "sft" / "metrics.jsonl"
-        wait_until(reaches(metrics, 6), process, run, "step 5 of sft")
-        kill_worker(process, "TrainWorker")
-        wait_until(lambda: lines(metrics) < 6, process, run, "sft's second start")
     wait_until(lambda: MIDDLE[stage](run), process, run, stage)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -80,11 +75,7 @@ def kill_in(run: Path, stage: str) -> None:
 
 def kill_worker(process: subprocess.Popen[bytes], kind: str) -> None:
     """SIGKILL to every actor of a kind that a command has started."""
-    found = [
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        if kind in " ".join(child.cmdline())
-    ]
+    found = children_like(kind, of=process.pid)
     assert found, f"no {kind} runs"
     for child in found:
         child.kill()

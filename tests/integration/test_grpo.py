@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
+from child_processes import children_like
 from grpo_parts import CONFIG, SEED, make_episodes, make_model
 
 from lm_mixup.backends.policy import encode_prompt, load_policy, load_tokenizer
@@ -177,18 +177,6 @@ def test_rollouts_that_run_ahead_are_stale_by_no_more_than_allowed_and_still_lea
     assert lines[-1]["reward"] > lines[0]["reward"] + 0.03
 
 
-def test_stale_weights_are_noticed(pool, model: str, prompts: list[Prompt]):
-    rollout, placement = pool
-    learner = Learner(model, ModelConfig(), CONFIG, SEED, placement)
-    probe = prompts[0].token_ids
-    weights = learner.weights()
-    expected = learner.logps(probe)
-    assert rollout.publish(0, weights, probe, expected) <= 1e-4
-    with pytest.raises(WeightSyncError):
-        rollout.publish(1, weights, probe, expected + 0.01)
-    learner.shutdown()
-
-
 def test_validation_has_a_temperature_of_its_own(undisturbed, pool, prompts: list[Prompt], monkeypatch):
     rollout, _ = pool
 
@@ -203,12 +191,17 @@ def test_validation_has_a_temperature_of_its_own(undisturbed, pool, prompts: lis
     assert drawn(1) == drawn(1) != drawn(0)
 
 
-def test_a_rollout_actor_killed_mid_generation_changes_nothing(pool, model: str, prompts: list[Prompt]):
+def test_stale_weights_are_noticed_and_an_actor_killed_mid_generation_changes_nothing(
+    pool, model: str, prompts: list[Prompt]
+):
     import ray
 
     rollout, placement = pool
     learner = Learner(model, ModelConfig(), CONFIG, SEED, placement)
-    parts = Parts(rollout, CountsLetters(), learner, RewardsConfig(), prompts[0].token_ids)
+    probe = prompts[0].token_ids
+    with pytest.raises(WeightSyncError):
+        rollout.publish(1, learner.weights(), probe, learner.logps(probe) + 0.01)
+    parts = Parts(rollout, CountsLetters(), learner, RewardsConfig(), probe)
     publish(parts, version=5)
     seeds = list(range(len(prompts)))
     calm = rollout.generate(prompts, seeds)
@@ -229,21 +222,20 @@ def kill_learners(folder: Path, at_lines: list[int], mapped: list[str], timeout_
         time.sleep(0.02)
         if len(read_metrics(folder / "metrics.jsonl")) < at_lines[0]:
             continue
-        for process in psutil.Process().children(recursive=True):
-            if "LearnerRank" in " ".join(process.cmdline()):
-                mapped += [mapping.path for mapping in process.memory_maps()]
-                process.kill()
+        for process in children_like("LearnerRank"):
+            mapped += [mapping.path for mapping in process.memory_maps()]
+            process.kill()
         del at_lines[0]
 
 
-def test_a_learner_killed_before_and_after_a_checkpoint_changes_nothing(
+def test_a_learner_killed_before_its_first_checkpoint_changes_nothing(
     undisturbed, pool, model: str, prompts: list[Prompt], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     rollout, placement = pool
     config = CONFIG.model_copy(update={"save_steps": 2})
     learner = Learner(model, ModelConfig(), config, SEED, placement)
     parts = Parts(rollout, CountsLetters(), learner, RewardsConfig(), prompts[0].token_ids)
-    kills, mapped = [1, 3], []
+    kills, mapped = [1], []  # one after a checkpoint is killed in `tests/chaos`
     thread = threading.Thread(target=kill_learners, args=(tmp_path, kills, mapped), daemon=True)
     thread.start()
     progress = _run(parts, prompts, [], tmp_path, config, TrackingConfig(report_to=[]), SEED)
@@ -254,8 +246,7 @@ def test_a_learner_killed_before_and_after_a_checkpoint_changes_nothing(
     assert without_timings(read_metrics(tmp_path / "metrics.jsonl")) == without_timings(undisturbed[0])
     said = [line.strip() for line in capsys.readouterr().err.splitlines() if "died" in line]
     assert [line.partition(" (")[0] for line in said] == [
-        f"learner rank 0 died; starting the learner again, from {source}"
-        for source in ("the SFT model, as there is no checkpoint yet", "its checkpoint of step 2")
+        "learner rank 0 died; starting the learner again, from the SFT model, as there is no checkpoint yet"
     ]
     assert mapped and not [path for path in mapped if "deepspeed_allreduce" in path]
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import threading
 import time
 
 import numpy as np
-import psutil
 import pytest
+from child_processes import children_like
 from grpo_parts import CONFIG, SEED, make_episodes, make_model
 
 from lm_mixup.config import GrpoConfig, ModelConfig, RewardsConfig
@@ -42,10 +41,8 @@ def single_rank(ray_session, model: str):
 @pytest.mark.parametrize(
     "change",
     [
-        {"shared_prompt": False},
-        {"micro_tokens": 64},
-        {"zero_stage": 1, "learner_ranks": 2},
-        {"zero_stage": 2, "learner_ranks": 2},
+        {"shared_prompt": False, "zero_stage": 1, "learner_ranks": 2},
+        {"micro_tokens": 64, "zero_stage": 2, "learner_ranks": 2},
         {"zero_stage": 3, "learner_ranks": 2, "micro_tokens": 64, "gradient_checkpointing": True},
     ],
     ids=lambda change: " ".join(f"{k}={v}" for k, v in change.items()),
@@ -61,21 +58,12 @@ def test_losses_do_not_depend_on_packing_micro_batches_ranks_or_zero_stage(
     np.testing.assert_allclose(other_scored, scored, atol=2e-4)
 
 
-def test_several_updates_a_batch_take_ratios_against_the_first(ray_session, model: str):
-    config = CONFIG.model_copy(update={"update_batch_size": 4, "num_iterations": 2})
-    updates, _ = two_updates(model, config)
-    assert updates[0]["clip_ratio/region_mean"] > 0
-    once, _ = two_updates(model, config.model_copy(update={"update_batch_size": None, "num_iterations": 1}))
+def test_several_updates_a_batch_take_ratios_against_the_first(single_rank, model: str):
+    config, once, _ = single_rank
+    assert config.update_batch_size is None and config.num_iterations == 1
     assert once[0]["clip_ratio/region_mean"] == 0
-
-
-def learner_processes() -> dict[int, psutil.Process]:
-    found = {}
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):  # one that ended meanwhile
-            if "LearnerRank" in " ".join(process.cmdline()):
-                found[process.pid] = process
-    return found
+    updates, _ = two_updates(model, config.model_copy(update={"update_batch_size": 4, "num_iterations": 2}))
+    assert updates[0]["clip_ratio/region_mean"] > 0
 
 
 def kill_the_next_learner(others: set[int], killed: list[int], timeout_s: float = 120.0) -> None:
@@ -83,10 +71,10 @@ def kill_the_next_learner(others: set[int], killed: list[int], timeout_s: float 
     ends = time.monotonic() + timeout_s
     while not killed and time.monotonic() < ends:
         time.sleep(0.02)
-        for pid, process in learner_processes().items():
-            if pid not in others:
+        for process in children_like("LearnerRank"):
+            if process.pid not in others:
                 process.kill()
-                killed.append(pid)
+                killed.append(process.pid)
 
 
 def test_a_learner_killed_on_its_first_start_is_one_to_restart(ray_session, model: str):
@@ -94,7 +82,7 @@ def test_a_learner_killed_on_its_first_start_is_one_to_restart(ray_session, mode
     config = CONFIG.model_copy(update={"rollout_actors": 1})
     placement = reserve(config, RewardsConfig())
     killed: list[int] = []
-    arguments = (set(learner_processes()), killed)
+    arguments = ({process.pid for process in children_like("LearnerRank")}, killed)
     thread = threading.Thread(target=kill_the_next_learner, args=arguments, daemon=True)
     thread.start()
     try:
