@@ -20,6 +20,7 @@ from lm_mixup.data.cells import run_tasks
 from lm_mixup.runs import StageDir
 
 _COLUMNS = ["id", "prompt", "completion"]
+_ID = pa.large_string()  # all ids of 67 million rows are more than a `string` array holds
 # Pieces of the shuffle number at most _MOST².
 _MOST = 512
 _LEAST_PARTS = 8
@@ -75,7 +76,7 @@ def owners_of(cluster: StageDir, parts: Sequence[str]) -> pa.Table:
     tables = []
     for number, relative in enumerate(parts):
         ids = cluster.read_part(relative, ["member_ids"])["member_ids"].combine_chunks().flatten()
-        tables.append(pa.table({"id": ids, "part": np.full(len(ids), number, np.int32)}))
+        tables.append(pa.table({"id": ids.cast(_ID), "part": np.full(len(ids), number, np.int32)}))
     return pa.concat_tables(tables).combine_chunks()
 
 
@@ -84,7 +85,7 @@ def divide_block(
 ) -> list[pa.Table] | pa.Table:
     """The members {id, prompt, completion, part} among the rows of some curated parts, by bucket of parts."""
     rows = pa.concat_tables([curated.read_part(part, _COLUMNS) for part in block])
-    place = pc.index_in(rows["id"], value_set=owners["id"].combine_chunks())
+    place = pc.index_in(rows["id"].cast(_ID), value_set=owners["id"].combine_chunks())
     member = pc.is_valid(place)
     rows = rows.filter(member)
     return _divided(rows.append_column("part", owners["part"].take(place.filter(member))), edges)
