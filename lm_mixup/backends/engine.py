@@ -169,6 +169,8 @@ class Engine:
                 temperature=sampling.temperature,
                 max_tokens=sampling.max_tokens,
                 logprobs=0,
+                flat_logprobs=True,
+                detokenize=False,  # once at the end: token by token it is a tenth of the time of a small model
                 seed=seed,
                 structured_outputs=structured,
             )
@@ -176,7 +178,11 @@ class Engine:
         ]
         requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         outputs = self._llm.generate(requests, params, use_tqdm=False)
-        return [[_completion(choice) for choice in output.outputs] for output in outputs]
+        chosen = [choice for output in outputs for choice in output.outputs]
+        tokenizer = self._llm.get_tokenizer()
+        texts = tokenizer.batch_decode([c.token_ids for c in chosen], skip_special_tokens=True)
+        drawn = iter([_completion(choice, text) for choice, text in zip(chosen, texts, strict=True)])
+        return [[next(drawn) for _ in output.outputs] for output in outputs]
 
     def score(self, token_ids: Sequence[int]) -> np.ndarray:
         """Log π of each token given those before it: float32 [T − 1], at temperature 1."""
@@ -232,9 +238,6 @@ class Engine:
         self._llm.wake_up()
 
 
-def _completion(choice: Any) -> Completion:
-    token_ids = list(choice.token_ids)
-    logprobs = [entry[token].logprob for entry, token in zip(choice.logprobs, token_ids, strict=True)]
-    return Completion(
-        token_ids, np.array(logprobs, dtype=np.float32), choice.text, finished=choice.finish_reason == "stop"
-    )
+def _completion(choice: Any, text: str) -> Completion:
+    logprobs = np.array(choice.logprobs.logprobs, dtype=np.float32)
+    return Completion(list(choice.token_ids), logprobs, text, finished=choice.finish_reason == "stop")

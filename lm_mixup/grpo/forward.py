@@ -120,41 +120,32 @@ def packed_attention(
     Returns:
         [1, L, H, d].
     """
-    heads, kv_heads = query.shape[1], key.shape[1]
     options: dict[str, Any] = {
         "dropout_p": dropout,
         "scale": scaling,
-        "enable_gqa": heads != kv_heads,
+        "enable_gqa": query.shape[1] != key.shape[1],
     }
+    # The row is cut once: a slice a group would give every group a gradient as long as the row.
+    sizes = [size for group in groups for size in (group.prompt_length, sum(group.lengths))]
+    cut = [states.split(sizes, dim=2) for states in (query, key, value)]
     rows = []
-    for group in groups:
-        prompt = scaled_dot_product_attention(
-            _prompt(query, group), _prompt(key, group), _prompt(value, group), is_causal=True, **options
-        )
-        rows.append(prompt[0].transpose(0, 1))
-        completions = scaled_dot_product_attention(
-            _completions(query, group),
-            _after_prompt(key, group),
-            _after_prompt(value, group),
-            attn_mask=group.mask,
-            **options,
-        )
-        rows.append(completions.transpose(1, 2).flatten(0, 1).index_select(0, group.tokens))
+    for index, group in enumerate(groups):
+        prompt = [pieces[2 * index] for pieces in cut]
+        own = [_by_completion(pieces[2 * index + 1], group) for pieces in cut]
+        read = scaled_dot_product_attention(*prompt, is_causal=True, **options)
+        rows.append(read[0].transpose(0, 1))
+        keys, values = (_after(prompt[part], own[part]) for part in (1, 2))
+        written = scaled_dot_product_attention(own[0], keys, values, attn_mask=group.mask, **options)
+        rows.append(written.transpose(1, 2).flatten(0, 1).index_select(0, group.tokens))
     return torch.cat(rows).unsqueeze(0)
 
 
-def _prompt(states: torch.Tensor, group: PackedGroup) -> torch.Tensor:
-    """The prompt's columns of [1, H, L, d]: [1, H, P, d]."""
-    return states[:, :, group.start : group.start + group.prompt_length]
-
-
-def _completions(states: torch.Tensor, group: PackedGroup) -> torch.Tensor:
-    """The completions' columns of [1, H, L, d] as a batch: [n, H, R, d]."""
+def _by_completion(states: torch.Tensor, group: PackedGroup) -> torch.Tensor:
+    """The completions' columns of a group, [1, H, C, d], as a batch: [n, H, R, d]."""
     own = states[0].index_select(1, group.columns)
     return own.unflatten(1, (len(group.lengths), group.longest)).transpose(0, 1)
 
 
-def _after_prompt(states: torch.Tensor, group: PackedGroup) -> torch.Tensor:
-    """Prompt and completion of [1, H, L, d], the prompt once a completion: [n, H, P + R, d]."""
-    prompt = _prompt(states, group).expand(len(group.lengths), -1, -1, -1)
-    return torch.cat([prompt, _completions(states, group)], dim=2)
+def _after(prompt: torch.Tensor, completions: torch.Tensor) -> torch.Tensor:
+    """[1, H, P, d] and [n, H, R, d] as [n, H, P + R, d]: the prompt before each completion."""
+    return torch.cat([prompt.expand(len(completions), -1, -1, -1), completions], dim=2)

@@ -30,15 +30,14 @@ class PackedGroup:
     """One prompt and its completions in a packed row. P prompt tokens, n completions of at most R tokens.
 
     Attributes:
-        start: Column of the prompt's first token.
         prompt_length: P.
         lengths: Tokens of each completion.
-        columns: int64 [n · R] columns of the completions' tokens, padded to R each with a column of its own.
+        columns: int64 [n · R] where the completions' tokens stand, counted from the prompt's end; padded to R
+            each with a column of its own.
         tokens: int64 [Σ lengths] which of these n · R are tokens and not padding.
         mask: Which of P + R keys each of R queries sees, see `completion_mask`.
     """
 
-    start: int
     prompt_length: int
     lengths: tuple[int, ...]
     columns: torch.Tensor
@@ -69,7 +68,7 @@ class PackedRow:
         position_ids: int64 [1, L]; every completion goes on from its prompt's last position.
         completion_ids: int64 [1, N], completion after completion.
         logit_columns: int64 [N], the column that predicts each completion token.
-        groups: Where each group stands.
+        groups: The groups, in the order in which they stand.
     """
 
     input_ids: torch.Tensor
@@ -91,9 +90,9 @@ def pack(groups: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]]) -> Pac
     logit_columns: list[np.ndarray] = []
     packed: list[PackedGroup] = []
     for prompt, completions in groups:
-        start, end = len(tokens), len(tokens) + len(prompt)
+        end = len(tokens) + len(prompt)
         lengths = tuple(len(completion) for completion in completions)
-        packed.append(_packed_group(start, len(prompt), lengths))
+        packed.append(_packed_group(len(prompt), lengths))
         tokens.extend(prompt)
         positions.append(np.arange(len(prompt)))
         for completion in completions:
@@ -111,12 +110,11 @@ def pack(groups: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]]) -> Pac
     )
 
 
-def _packed_group(start: int, prompt_length: int, lengths: tuple[int, ...]) -> PackedGroup:
+def _packed_group(prompt_length: int, lengths: tuple[int, ...]) -> PackedGroup:
     size = np.array(lengths)[:, None]
-    first = start + prompt_length + np.cumsum(size, axis=0) - size
+    first = np.cumsum(size, axis=0) - size
     place = np.arange(max(lengths))[None]
     return PackedGroup(
-        start=start,
         prompt_length=prompt_length,
         lengths=lengths,
         columns=torch.from_numpy((first + np.minimum(place, size - 1)).reshape(-1)),

@@ -175,8 +175,8 @@ def test_a_row_by_hand():
     assert row.completion_ids.tolist() == [[10, 11, 20, 30, 31, 32]]
     assert row.logit_columns.tolist() == [1, 2, 1, 5, 6, 7]
     first, second = row.groups
-    assert (first.start, first.prompt_length, second.start, second.prompt_length) == (0, 2, 5, 1)
-    assert first.columns.tolist() == [2, 3, 4, 4]
+    assert (first.prompt_length, second.prompt_length) == (2, 1)
+    assert first.columns.tolist() == [0, 1, 2, 2]
     assert first.tokens.tolist() == [0, 1, 2]
     assert first.mask.int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
 
