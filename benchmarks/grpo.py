@@ -67,6 +67,10 @@ def prompt_ids(args: argparse.Namespace) -> list[list[int]]:
     return prompts
 
 
+def cores() -> int:
+    return int(harness.machine()["cores"])
+
+
 def vowels(text: str) -> float:
     """The reward: the share of vowels."""
     return sum(map(text.count, "aeiou")) / max(1, len(text))
@@ -101,8 +105,11 @@ def run_ours(args: argparse.Namespace) -> dict[str, Any]:
         max_completion_length=args.completion,
         learning_rate=LEARNING_RATE,
         beta=BETA,
-        micro_tokens=4096,
+        micro_tokens=2048,
         mode=args.side,
+        # In turn, engine and learner each have all cores, a process a core; at the same time, one each.
+        learner_ranks=cores() if args.side == "colocated" else 1,
+        rollout_actors=cores() if args.side == "colocated" else 1,
         drop_zero_std=False,  # TRL learns from every group
         max_refills=0,
         cpus_per_actor=0.9,

@@ -239,7 +239,11 @@ class GrpoConfig(Section):
     rollout_actors: int = resources(1, ge=1)
     tensor_parallel_size: int = resources(1, ge=1)
     learner_ranks: int = Field(1, ge=1)
-    cpus_per_actor: float = resources(1.0, gt=0, description="CPUs a rollout actor or learner rank.")
+    cpus_per_actor: float = resources(
+        1.0,
+        gt=0,
+        description="CPUs of a rollout actor or learner rank; in colocated mode of both, as they take turns.",
+    )
     gpu_memory_utilization: float = resources(0.45, gt=0, lt=1)
     kv_cache_gib: int = resources(1, ge=1, description="vLLM's key-value cache on CPU, GiB.")
     timeout_s: float = resources(1800.0, gt=0, description="Longest wait for any one part of a step.")

@@ -1,7 +1,7 @@
 """Where learner ranks and rollout actors run: one placement group, learner bundles first.
 
-`colocated` on GPUs puts a learner rank and a rollout actor on each GPU, taking turns; on CPU, and in the
-other modes, each has a bundle of its own.
+`colocated` puts a learner rank and a rollout actor in each bundle, where they take turns on its GPU, or on its
+cores; in the other modes each has a bundle of its own.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ def plan_bundles(
         raise InputError(no_gpu(config))
     cpus, tp = config.cpus_per_actor, config.tensor_parallel_size
     scoring = [_bundle(rewards.num_cpus, rewards.num_gpus)] * rewards.num_actors
-    if on_gpu and config.mode == "colocated":
+    if config.mode == "colocated":
         if tp > 1:
             raise InputError("grpo.mode colocated shares single GPUs: set grpo.tensor_parallel_size to 1")
         shared = max(config.learner_ranks, config.rollout_actors)
-        return [_bundle(2 * cpus, 1)] * shared + scoring, 0
+        return [_bundle(cpus, 1 if on_gpu else 0)] * shared + scoring, 0
     learner = [_bundle(cpus, 1 if on_gpu else 0)] * config.learner_ranks
     rollout = [_bundle(cpus, tp if on_gpu else 0)] * config.rollout_actors
     return learner + rollout + scoring, config.learner_ranks
@@ -104,19 +104,20 @@ def reserve(config: GrpoConfig, rewards: RewardsConfig) -> Placement:
         )
     # As many threads as cores reserved: an OpenMP team that outnumbers its cores runs many times slower.
     threads = max(1, int(config.cpus_per_actor))
-    gpu_share = 0.5 if first_rollout == 0 else 1.0
+    share = 0.5 if first_rollout == 0 else 1.0
     learner_env = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     if not on_gpu:
         learner_env["DS_ACCELERATOR"] = "cpu"
-    rollout_gpus = gpu_share if config.tensor_parallel_size == 1 else config.tensor_parallel_size
+    cpus = share * config.cpus_per_actor
+    rollout_gpus = share if config.tensor_parallel_size == 1 else config.tensor_parallel_size
     return Placement(
         group=group,
-        learner_options=_options(config, gpu_share if on_gpu else 0, learner_env),
-        rollout_options=_options(config, rollout_gpus if on_gpu else 0, engine_environment(threads)),
+        learner_options=_options(cpus, share if on_gpu else 0, learner_env),
+        rollout_options=_options(cpus, rollout_gpus if on_gpu else 0, engine_environment(threads)),
         first_rollout_bundle=first_rollout,
         first_reward_bundle=len(bundles) - rewards.num_actors,
     )
 
 
-def _options(config: GrpoConfig, gpus: float, env: dict[str, str]) -> dict[str, Any]:
-    return {"num_cpus": config.cpus_per_actor, "num_gpus": gpus, "runtime_env": {"env_vars": env}}
+def _options(cpus: float, gpus: float, env: dict[str, str]) -> dict[str, Any]:
+    return {"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": env}}
