@@ -14,6 +14,7 @@ import numpy as np
 from lm_mixup.config import GrpoConfig, ModelConfig
 from lm_mixup.grpo.episodes import Episode, OptimizerStep, collate, collate_shared
 from lm_mixup.grpo.transport import ipc, nccl
+from lm_mixup.grpo.transport.host import HostTensor, to_host
 from lm_mixup.grpo.transport.stream import describe, gather, stream
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ class LearnerRank:
         chosen = torch.log_softmax(logits, dim=-1).gather(-1, tokens[0, 1:, None]).squeeze(-1)
         return chosen.cpu().numpy().astype(np.float32)
 
-    def weights(self) -> tuple[dict[str, torch.Tensor] | None, None]:
+    def weights(self) -> tuple[dict[str, HostTensor] | None, None]:
         """The current weights by Hugging Face name, adapters merged, on the CPU; None on ranks but 0.
 
         The second result is always None: whoever waits for it need not fetch the first. Tied weights appear
@@ -254,7 +255,7 @@ class LearnerRank:
         gathered = {name: tensor.cpu() for name, tensor in self._gather()}
         if self._rank != 0:
             return None, None
-        weights = merge(gathered, self._config.lora)
+        weights = {name: to_host(value) for name, value in merge(gathered, self._config.lora).items()}
         first_name: dict[int, str] = {}
         for name, parameter in self._policy.named_parameters(remove_duplicate=False):
             first = first_name.setdefault(id(parameter), name)

@@ -11,6 +11,7 @@ import numpy as np
 from lm_mixup.backends.engine import Completion, Engine, Sampling
 from lm_mixup.config import GrpoConfig, ModelConfig
 from lm_mixup.grpo.transport import OnDevice, end
+from lm_mixup.grpo.transport.host import HostTensor, from_host
 from lm_mixup.grpo.waiting import lost, wait_for
 from lm_mixup.progress import say
 from lm_mixup.tasks import TaskType
@@ -73,9 +74,9 @@ class RolloutActor:
         )
         self._version: int | None = None
 
-    def load_weights(self, version: int, weights: dict[str, Any]) -> None:
+    def load_weights(self, version: int, weights: dict[str, HostTensor]) -> None:
         """Takes the weights of a version."""
-        self._engine.load_weights(weights)
+        self._engine.load_weights({name: from_host(held) for name, held in weights.items()})
         self._version = version
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -20,6 +22,7 @@ from lm_mixup.config import GrpoConfig, LoraConfig, ModelConfig, RayConfig, Rewa
 from lm_mixup.errors import InputError
 from lm_mixup.grpo.placement import plan_bundles
 from lm_mixup.grpo.transport import check_transport
+from lm_mixup.grpo.transport.host import from_host, to_host
 from lm_mixup.grpo.transport.nccl import init_infos
 from lm_mixup.grpo.transport.stream import BUCKET_BYTES, buckets, buffer_bytes, describe, gather, stream
 from lm_mixup.train.adapter import merge, with_adapter
@@ -190,3 +193,23 @@ def test_without_a_gpu_it_is_one_line_and_exit_code_2(
 
 def test_the_object_store_asks_for_no_gpu():
     check_transport(GrpoConfig(), RayConfig())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tensors_come_out_of_the_object_store_as_they_went_in(dtype: torch.dtype):
+    whole = torch.randn(6, 4, dtype=torch.float32).to(dtype)
+    tied = torch.nn.Parameter(whole)
+    column = whole.t()  # not contiguous: copied
+    for tensor in (whole, tied, column, whole[0]):
+        held = pickle.loads(pickle.dumps(to_host(tensor)))
+        assert held.data.dtype == np.uint8
+        assert torch.equal(from_host(held), tensor)
+        assert from_host(held).dtype == dtype
+    assert from_host(to_host(tied)).data_ptr() == whole.data_ptr()  # no copy where none is needed
+
+
+def test_an_array_out_of_the_object_store_is_read_without_a_copy_or_a_warning(recwarn):
+    held = to_host(torch.arange(4.0))
+    held.data.flags.writeable = False  # as Ray hands it out
+    assert from_host(held).tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert not recwarn.list
