@@ -170,7 +170,7 @@ class Engine:
                 max_tokens=sampling.max_tokens,
                 logprobs=0,
                 flat_logprobs=True,
-                detokenize=False,  # once at the end: token by token it is a tenth of the time of a small model
+                detokenize=False,  # done once at the end: token by token it takes a tenth of the time
                 seed=seed,
                 structured_outputs=structured,
             )

@@ -1,7 +1,7 @@
 """Where learner ranks and rollout actors run: one placement group, learner bundles first.
 
-`colocated` puts a learner rank and a rollout actor in each bundle, where they take turns on its GPU, or on its
-cores; in the other modes each has a bundle of its own.
+`colocated` puts a learner rank and a rollout actor in each bundle, where they take turns on its GPU, or
+on its cores; in the other modes each has a bundle of its own.
 """
 
 from __future__ import annotations

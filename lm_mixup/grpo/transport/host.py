@@ -1,4 +1,4 @@
-"""Weights on their way through Ray's object store: as arrays, which Ray copies once and engines read in place.
+"""Weights on their way through Ray's object store: arrays, which Ray copies once and engines read in place.
 
 A torch tensor is pickled through its storage, byte string and all: seconds where this takes milliseconds.
 """
