@@ -91,7 +91,7 @@ def _pairs(
     pairs: list[tuple[int, int]] = []
     for one in waiting.tolist():
         other = int(np.where(free, similar[one], -np.inf).argmax())
-        if free[one] and similar[one, other] >= min_similarity:
+        if free[one] and free[other] and similar[one, other] >= min_similarity:
             free[[one, other]] = False
             pairs.append((one, other))
     matched = np.array(pairs, dtype=np.int64).reshape(-1, 2)
