@@ -35,12 +35,12 @@ def test_a_stranger_moves_to_its_kin_if_there_is_room_and_it_can_be_spared():
 
 def test_a_change_that_would_break_the_floor_of_another_row_is_not_made():
     """Row 2 would gain by going to rows 3 and 4; rows 0 and 1, left behind, are strangers to each other."""
-    vectors = unit(
-        np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0.6, 0.6, 0.5, 0], [0, 0, 1, 0.1], [0, 0, 1, -0.1]])
-    )
+    middle = [0.35, 0.35, 0.87, 0]
+    vectors = unit(np.array([[1, 0, 0, 0], [0, 1, 0, 0], middle, [0, 0, 1, 0.1], [0, 0, 1, -0.1]]))
     gram, labels = vectors @ vectors.T, np.array([0, 0, 0, 1, 1])
-    assert kinship_of(gram, labels).min() > 0.3
-    assert refine(gram, labels, Bounds(2, 3, 0.3)).tolist() == labels.tolist()
+    assert kinship_of(gram, labels).min() > 0.15
+    assert refine(gram, labels, Bounds(2, 3, 0.15)).tolist() == labels.tolist()
+    assert refine(gram, labels, Bounds(2, 3, -1.0)).tolist() == [0, 0, 1, 1, 1]
 
 
 def test_rows_of_the_residual_stay_out():
