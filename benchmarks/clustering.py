@@ -55,6 +55,7 @@ def figures(seconds: float, vectors: np.ndarray, labels: np.ndarray) -> dict:
         "cosine_mean": round(float(np.nanmean(cosines)), 4),
         "cosine_p1": round(float(np.nanpercentile(cosines, 1)), 4),
         "residual": round(float((labels < 0).mean()), 4),
+        "mean_size": round(float(sizes.mean()), 2),
         "smallest": int(sizes.min()),
         "largest": int(sizes.max()),
     }
