@@ -10,7 +10,8 @@ import harness
 import numpy as np
 from sklearn.cluster import KMeans
 
-from lm_mixup.data.capacity import Bounds, bounded_clusters, centre_cosines
+from lm_mixup.data.capacity import bounded_clusters
+from lm_mixup.data.cohesion import Bounds, centre_cosines
 from lm_mixup.data.kmeans import split_cell
 
 BOUNDS = Bounds(min_size=2, max_size=5, min_similarity=0.3)
@@ -19,7 +20,7 @@ BOUNDS = Bounds(min_size=2, max_size=5, min_similarity=0.3)
 def ours(vectors: np.ndarray, cell_rows: int = 1024) -> np.ndarray:
     labels = np.full(len(vectors), -1)
     for rows in split_cell(vectors, cell_rows, seed=0):
-        found = bounded_clusters(vectors[rows], BOUNDS, seed=0)
+        found = bounded_clusters(vectors[rows], BOUNDS)
         labels[rows] = np.where(found >= 0, found + labels.max() + 1, -1)
     return labels
 
@@ -54,6 +55,7 @@ def figures(seconds: float, vectors: np.ndarray, labels: np.ndarray) -> dict:
         "cosine_mean": round(float(np.nanmean(cosines)), 4),
         "cosine_p1": round(float(np.nanpercentile(cosines, 1)), 4),
         "residual": round(float((labels < 0).mean()), 4),
+        "mean_size": round(float(sizes.mean()), 2),
         "smallest": int(sizes.min()),
         "largest": int(sizes.max()),
     }

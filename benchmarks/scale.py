@@ -2,10 +2,10 @@
 
     python benchmarks/scale.py [--rows 10000 100000 300000] [--width 256] [--stages cluster neighbors curate]
 
-Embeddings are synthetic (topics within fields), scores are those topics' own with one in five off. Every size
-runs in a process of its own on a Ray of its own. Memory is the proportional set size of all its processes, so
-the object store is counted once. The growth exponent is the slope of log seconds over log rows from the first
-size to the last; 1 is linear.
+Embeddings are synthetic (topics within fields), scores (0 to 4: all rows are poor) are those topics' own
+with one in five off. Every size runs in a process of its own on a Ray of its own. Memory is the
+proportional set size of all its processes, so the object store is counted once. The growth exponent is
+the slope of log seconds over log rows from the first size to the last; 1 is linear.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def write_pool(run: Any, rows: int, width: int) -> None:
         vectors = centres + generator.standard_normal((count, width)).astype(np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         off = generator.random(count) < 0.2
-        score = np.where(off, generator.integers(0, 6, count), topic % 6).astype(np.int8)
+        score = np.where(off, generator.integers(0, 5, count), topic % 5).astype(np.int8)
         ids = [f"row{start + i:09d}" for i in range(count)]
         table = pa.table(
             {
@@ -99,7 +99,7 @@ def measure(rows: int, args: argparse.Namespace) -> dict[str, Any]:
             "neighbors": lambda: neighbors(embed, near, NeighborsConfig(num_actors=cores), 0),
             "curate": lambda: curate(rate, near, curated, CurateConfig(num_actors=cores)),
             "cluster": lambda: cluster(
-                curated, embed, run.stage("cluster"), ClusterConfig(low_below=6, num_tasks=cores), data, 0
+                curated, embed, run.stage("cluster"), ClusterConfig(low_below=5, num_tasks=cores), data, 0
             ),
         }
         if "curate" not in args.stages:

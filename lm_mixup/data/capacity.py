@@ -3,81 +3,58 @@
 No k-means variant keeps size bounds at scale, and forcing every row into a cluster (capacities that sum to N)
 drives the tail among strangers. Here a capacity is an upper bound with slack, and rows without kin stay out.
 
-All steps work on the Gram matrix of one cell (n rows, n² floats): the cosine of a row to a cluster's centre
-is a sum of Gram entries, so a Lloyd step costs n² additions and not n·k·d multiplications.
+All steps work on the Gram matrix of one cell (n rows, n² floats): whatever is asked about a cluster is a sum
+of its entries. Nothing is drawn at random.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
-RESIDUAL = -1
+from lm_mixup.data.cohesion import RESIDUAL, Bounds, Clusters, kinship_of, renumber
+from lm_mixup.data.linkage import bounded_linkage
+from lm_mixup.data.refine import refine
 
+# Where between the bounds the sizes aim at. Larger clusters take in rows of neighbouring topics.
+_AIM = 2 / 3
 _ROUNDS = 4
-_LLOYD_STEPS = 4
 _NEAREST = 16
-# Equal rows would all ask for the same few centres; noise below what fp16 embeddings resolve spreads them.
-_JITTER = np.float32(1e-4)
+# Equal rows would all ask for the same few centres: each prefers another one, by less than fp16 resolves.
+_PREFERENCE = np.float32(1e-4)
 
 
-@dataclass(frozen=True)
-class Bounds:
-    """What a cluster must keep.
-
-    Attributes:
-        min_size: Fewest rows.
-        max_size: Most rows.
-        min_similarity: Least mean cosine of a row to the other rows of its cluster. It bounds from below the
-            row's cosine to the cluster's centre and to its nearest kin there, too; the cosine to the centre
-            alone would let two orthogonal rows pass as a pair, at 0.71.
-    """
-
-    min_size: int
-    max_size: int
-    min_similarity: float
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.min_size <= self.max_size:
-            raise ValueError(
-                f"bounds need 1 <= min_size <= max_size, not {self.min_size} and {self.max_size}"
-            )
-
-
-def bounded_clusters(vectors: np.ndarray, bounds: Bounds, seed: int) -> np.ndarray:
+def bounded_clusters(vectors: np.ndarray, bounds: Bounds) -> np.ndarray:
     """Clusters the rows of one cell.
 
-    Rounds of: rows without a cluster join those with room, the rest found new clusters (k-means with a greedy
-    capacity), and clusters that break a bound shed rows or dissolve. A last step lets a row left over found a
-    cluster with rows that others can spare. Ends for every input: the rounds are counted and each is finite.
+    Average linkage forms clusters. A row left alone joins the cluster of its nearest row or, if that is full,
+    founds one with rows that others can spare. Rounds deal out what still is in no cluster of the least size.
+    Last, rows move and change places where that brings them nearer to their centres. Ends for every input:
+    the rounds are counted and each is finite.
 
     Args:
         vectors: float32 [n, d], of length 1. The order counts (it breaks ties): sort by id first.
         bounds: Sizes and similarity.
-        seed: Of the first centres.
 
     Returns:
         int64 [n]: cluster numbers 0, 1, …, or −1 for the residual.
     """
-    labels = np.full(len(vectors), RESIDUAL, dtype=np.int64)
     if len(vectors) < bounds.min_size:
-        return labels
+        return np.full(len(vectors), RESIDUAL, dtype=np.int64)
     gram = vectors @ vectors.T
-    generator = np.random.default_rng(seed)
+    labels = _settle(gram, _link(gram, bounds), bounds)
+    labels = _join(gram, labels, bounds, nearest_only=True)
+    labels = _borrow(gram, _settle(gram, labels, bounds), bounds)
     for _ in range(_ROUNDS):
-        before = np.count_nonzero(labels < 0)
-        labels = _join(gram, labels, bounds)
-        labels = _found(gram, labels, bounds, generator)
-        labels = _settle(gram, labels, bounds)
-        if np.count_nonzero(labels < 0) in (0, before):
+        before = labels
+        labels = _found(gram, labels, bounds)
+        labels = _settle(gram, _join(gram, labels, bounds), bounds)
+        if np.array_equal(labels, before):
             break
-    labels = _borrow(gram, labels, bounds)
-    if bounds.min_size == 1:
-        alone = np.flatnonzero(labels < 0)
-        labels[alone] = labels.max(initial=RESIDUAL) + 1 + np.arange(len(alone))
-    return _renumber(labels)
+    labels = _settle(gram, _join(gram, _dissolve(labels, bounds), bounds), bounds)
+    labels = _borrow(gram, _dissolve(labels, bounds), bounds)
+    return renumber(refine(gram, labels, bounds))
 
 
 def residual_reasons(vectors: np.ndarray, labels: np.ndarray, bounds: Bounds) -> dict[int, str]:
@@ -93,23 +70,6 @@ def residual_reasons(vectors: np.ndarray, labels: np.ndarray, bounds: Bounds) ->
     return {
         int(row): "cluster_too_small" if kin else "no_kin" for row, kin in zip(rows, has_kin, strict=True)
     }
-
-
-def centre_cosines(vectors: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """float32 [n]: the cosine of each row to the mean of its cluster; NaN for the residual."""
-    cosines = np.full(len(vectors), np.nan, dtype=np.float32)
-    for members in clusters_of(labels):
-        centre = vectors[members].sum(axis=0)
-        length = np.linalg.norm(centre)
-        cosines[members] = vectors[members] @ centre / max(float(length), 1e-12)
-    return cosines
-
-
-def clusters_of(labels: np.ndarray) -> list[np.ndarray]:
-    """The rows of each cluster, in ascending order."""
-    order = np.argsort(labels, kind="stable")
-    order = order[labels[order] >= 0]
-    return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1) if len(order) else []
 
 
 def greedy_capacity(cosines: np.ndarray, room: np.ndarray, nearest: int = _NEAREST) -> np.ndarray:
@@ -145,108 +105,91 @@ def greedy_capacity(cosines: np.ndarray, room: np.ndarray, nearest: int = _NEARE
     return np.array(taken, dtype=np.int64)
 
 
-def _join(gram: np.ndarray, labels: np.ndarray, bounds: Bounds) -> np.ndarray:
-    """Rows without a cluster join one that has room and is similar enough."""
-    labels = _renumber(labels)
-    sizes = np.bincount(labels[labels >= 0])
-    pending, open_ = np.flatnonzero(labels < 0), np.flatnonzero(sizes < bounds.max_size)
+def _link(gram: np.ndarray, bounds: Bounds) -> np.ndarray:
+    """int64 [n]: clusters of a good size, some still too small."""
+    size = bounds.min_size + _AIM * (bounds.max_size - bounds.min_size)
+    return bounded_linkage(gram, bounds.max_size, bounds.min_similarity, math.ceil(len(gram) / size))
+
+
+def _found(gram: np.ndarray, labels: np.ndarray, bounds: Bounds) -> np.ndarray:
+    """New clusters among the rows without one."""
+    pending = np.flatnonzero(labels < 0)
+    if len(pending) < bounds.min_size:
+        return labels
+    labels = labels.copy()
+    labels[pending] = labels.max() + 1 + _link(gram[np.ix_(pending, pending)], bounds)
+    return _give_up(labels, bounds)
+
+
+def _join(gram: np.ndarray, labels: np.ndarray, bounds: Bounds, nearest_only: bool = False) -> np.ndarray:
+    """Rows without a cluster join one that has room and is similar enough.
+
+    With `nearest_only` that of the nearest row that has one, or none.
+    """
+    labels = renumber(labels)
+    clusters = Clusters.of_labels(gram, labels)
+    room = bounds.max_size - clusters.sizes
+    pending, open_ = np.flatnonzero(labels < 0), np.flatnonzero(room)
     if not len(pending) or not len(open_):
         return labels
-    sums, cosines = _to_centres(gram, labels, pending)
-    fits = sums / sizes >= bounds.min_similarity
-    choice = greedy_capacity(np.where(fits, cosines, -np.inf)[:, open_], bounds.max_size - sizes[open_])
+    sums = (gram[pending[:, None, None], clusters.members[open_]] * clusters.held[open_]).sum(axis=2)
+    allowed = sums / clusters.sizes[open_] >= bounds.min_similarity
+    if nearest_only:
+        nearest = np.where(labels >= 0, gram[pending], -np.inf).argmax(axis=1)
+        allowed &= labels[nearest][:, None] == open_
+    cosines = sums / np.maximum(clusters.lengths[open_], 1e-6)
+    turn = (np.arange(len(open_)) - np.arange(len(pending))[:, None]) % len(open_)
+    cosines -= _PREFERENCE * (turn / len(open_)).astype(np.float32)
+    choice = greedy_capacity(np.where(allowed, cosines, -np.inf), room[open_])
     joined = choice >= 0
     labels[pending[joined]] = open_[choice[joined]]
     return labels
 
 
-def _found(
-    gram: np.ndarray, labels: np.ndarray, bounds: Bounds, generator: np.random.Generator
-) -> np.ndarray:
-    """New clusters among the rows without one: k-means, then the greedy capacity about its centres."""
-    pending = np.flatnonzero(labels < 0)
-    if len(pending) < bounds.min_size:
-        return labels
-    mean_size = (bounds.min_size + bounds.max_size) / 2
-    count = math.ceil(len(pending) / mean_size)
-    own = np.ascontiguousarray(gram[np.ix_(pending, pending)])
-    seeds = _spread(own, count, generator)
-    noise = generator.random((len(pending), count), dtype=np.float32) * _JITTER
-    everyone = np.arange(len(pending))
-    group = np.argmax(own[:, seeds] + noise, axis=1)
-    for _ in range(_LLOYD_STEPS):
-        group = _renumber(group)
-        _, cosines = _to_centres(own, group, everyone)
-        group = np.argmax(cosines + noise[:, : cosines.shape[1]], axis=1)
-    group = _renumber(group)
-    for _ in range(2):  # the second time about the centres of what the first one formed
-        _, cosines = _to_centres(own, group, everyone)
-        room = np.full(cosines.shape[1], bounds.max_size)
-        group = _renumber(greedy_capacity(cosines + noise[:, : cosines.shape[1]], room))
-    labels[pending] = np.where(group >= 0, group + labels.max() + 1, RESIDUAL)
-    return labels
-
-
-def _spread(gram: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
-    """First centres, each drawn with odds of its squared distance to those before it (k-means++)."""
-    chosen = [int(generator.integers(len(gram)))]
-    nearest = gram[chosen[0]].astype(np.float64)
-    for draw in generator.random(count - 1):
-        odds = np.cumsum(np.maximum(1.0 - nearest, 1e-9))
-        chosen.append(int(np.searchsorted(odds, draw * odds[-1])))
-        np.maximum(nearest, gram[chosen[-1]], out=nearest)
-    return np.array(chosen)
-
-
 def _settle(gram: np.ndarray, labels: np.ndarray, bounds: Bounds) -> np.ndarray:
-    """Clusters shed their worst row until all keep the floor; those then too small dissolve."""
+    """Clusters shed their worst row until all keep the floor; of those then too small some are given up."""
+    labels = labels.copy()
     while True:
-        kinship = _kinship(gram, labels)
+        kinship = kinship_of(gram, labels)
         low = np.flatnonzero((labels >= 0) & (kinship < bounds.min_similarity))
         if not len(low):
-            break
+            return _give_up(labels, bounds)
         low = low[np.lexsort((low, kinship[low], labels[low]))]
-        worst = low[np.diff(labels[low], prepend=RESIDUAL) != 0]
-        labels[worst] = RESIDUAL
+        labels[low[np.diff(labels[low], prepend=RESIDUAL) != 0]] = RESIDUAL
+
+
+def _give_up(labels: np.ndarray, bounds: Bounds) -> np.ndarray:
+    """Of the clusters that are too small only the largest remain, for other rows to join.
+
+    They are as many as their rows can fill to the least size; single rows are always free to go.
+    """
+    labels = renumber(labels)
+    sizes = np.bincount(labels[labels >= 0])
+    small = np.flatnonzero(sizes < bounds.min_size)
+    small = small[np.argsort(-sizes[small], kind="stable")]
+    remain = np.arange(len(small)) < sizes[small].sum() // bounds.min_size
+    labels[np.isin(labels, small[~remain | (sizes[small] == 1)])] = RESIDUAL
+    return renumber(labels)
+
+
+def _dissolve(labels: np.ndarray, bounds: Bounds) -> np.ndarray:
+    """No cluster is too small: the rows of such go without."""
     sizes = np.bincount(labels[labels >= 0], minlength=1)
-    labels[(labels >= 0) & (sizes[labels] < bounds.min_size)] = RESIDUAL
-    return labels
-
-
-def _kinship(gram: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """float32 [n]: mean cosine of each row to the other rows of its cluster; inf for a row alone."""
-    kinship = np.full(len(labels), np.inf, dtype=np.float32)
-    order = np.argsort(labels, kind="stable")
-    order = order[labels[order] >= 0]
-    if not len(order):
-        return kinship
-    starts = np.flatnonzero(np.diff(labels[order], prepend=RESIDUAL))
-    sizes = np.diff(starts, append=len(order))
-    place = np.arange(sizes.max())
-    held = place < sizes[:, None]
-    members = order[np.where(held, starts[:, None] + place, 0)]
-    within = gram[members[:, :, None], members[:, None, :]]
-    others = held[:, :, None] & held[:, None, :] & ~np.eye(len(place), dtype=bool)
-    means = np.where(others, within, 0).sum(axis=2) / np.maximum(sizes - 1, 1)[:, None]
-    several = held & (sizes > 1)[:, None]
-    kinship[members[several]] = means[several]
-    return kinship
+    return renumber(np.where((labels >= 0) & (sizes[labels] >= bounds.min_size), labels, RESIDUAL))
 
 
 def _borrow(gram: np.ndarray, labels: np.ndarray, bounds: Bounds) -> np.ndarray:
     """A row left over founds a cluster of the least size with its nearest rows that can be spared."""
-    labels = _renumber(labels)
-    for row in np.flatnonzero(labels < 0):
-        if labels[row] >= 0 or bounds.min_size == 1:
+    for row in np.flatnonzero(labels < 0).tolist():
+        if labels[row] >= 0:
             continue
-        mates = _spare_mates(int(row), gram, labels, bounds)
+        mates = _spare_mates(row, gram, labels, bounds)
         if mates is None:
             continue
         trial = labels.copy()
         trial[[row, *mates]] = labels.max() + 1
-        touched = np.isin(trial, [trial[row], *labels[mates]]) & (trial >= 0)
-        near = np.flatnonzero(touched)
-        if (_kinship(gram[np.ix_(near, near)], trial[near]) >= bounds.min_similarity).all():
+        near = np.flatnonzero(np.isin(trial, [trial[row], *labels[mates][labels[mates] >= 0]]))
+        if (kinship_of(gram[np.ix_(near, near)], trial[near]) >= bounds.min_similarity).all():
             labels = trial
     return labels
 
@@ -258,40 +201,12 @@ def _spare_mates(row: int, gram: np.ndarray, labels: np.ndarray, bounds: Bounds)
     sizes = np.bincount(labels[labels >= 0], minlength=1)
     mates: list[int] = []
     for mate in near.tolist():
+        if len(mates) == bounds.min_size - 1:
+            break
         label = labels[mate]
         if mate == row or (label >= 0 and sizes[label] <= bounds.min_size):
             continue
         if label >= 0:
             sizes[label] -= 1
         mates.append(mate)
-        if len(mates) == bounds.min_size - 1:
-            return mates
-    return None
-
-
-def _to_centres(gram: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Similarity of rows to clusters, from Gram entries alone.
-
-    Args:
-        gram: float32 [n, n], symmetric.
-        labels: int [n], cluster numbers without gaps.
-        rows: int [m], the rows asked about.
-
-    Returns:
-        float32 [m, k] sums of the cosines to a cluster's members, and [m, k] cosines to its centre.
-    """
-    order = np.argsort(labels, kind="stable")
-    order = order[labels[order] >= 0]
-    starts = np.flatnonzero(np.diff(labels[order], prepend=RESIDUAL))
-    sums = np.add.reduceat(gram[order], starts, axis=0)  # whole rows are added: twice as fast as columns
-    squared = np.add.reduceat(sums[labels[order], order], starts)
-    asked = np.ascontiguousarray(sums[:, rows].T)
-    return asked, asked / np.sqrt(np.maximum(squared, 1e-12))
-
-
-def _renumber(labels: np.ndarray) -> np.ndarray:
-    """Cluster numbers without gaps; the residual stays −1."""
-    kept = labels >= 0
-    result = np.full(len(labels), RESIDUAL, dtype=np.int64)
-    result[kept] = np.unique(labels[kept], return_inverse=True)[1]
-    return result
+    return mates if len(mates) == bounds.min_size - 1 else None

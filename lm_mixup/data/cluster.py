@@ -19,8 +19,9 @@ import pyarrow.compute as pc
 
 from lm_mixup import records
 from lm_mixup.config import ClusterConfig, DataConfig
-from lm_mixup.data.capacity import Bounds, bounded_clusters, centre_cosines, clusters_of, residual_reasons
+from lm_mixup.data.capacity import bounded_clusters, residual_reasons
 from lm_mixup.data.cells import cell_count, plan_cells, run_tasks, shuffle
+from lm_mixup.data.cohesion import Bounds, centre_cosines, clusters_of
 from lm_mixup.data.embed import vectors_for, vectors_of
 from lm_mixup.data.kmeans import split_cell
 from lm_mixup.progress import track
@@ -168,7 +169,7 @@ def solve_bucket(config: ClusterConfig, seed: int, *pieces: pa.Table) -> tuple[p
             records.content_id(str(seed), cell["group"][0].as_py(), cell["id"][0].as_py())[:15], 16
         )
         for inner in split_cell(vectors, config.cell_rows, cell_seed):
-            found, left = solve_cell(cell.take(pa.array(inner)), vectors[inner], config, cell_seed)
+            found, left = solve_cell(cell.take(pa.array(inner)), vectors[inner], config)
             clusters += found
             residual |= {start + int(inner[row]): reason for row, reason in left.items()}
     left_rows = rows.take(pa.array(sorted(residual), pa.int64())).drop_columns(["cell", "reason"])
@@ -183,7 +184,7 @@ def _runs(cells: np.ndarray) -> list[tuple[int, int]]:
 
 
 def solve_cell(
-    rows: pa.Table, vectors: np.ndarray, config: ClusterConfig, seed: int
+    rows: pa.Table, vectors: np.ndarray, config: ClusterConfig
 ) -> tuple[list[dict[str, Any]], dict[int, str]]:
     """Clusters one cell.
 
@@ -191,13 +192,12 @@ def solve_cell(
         rows: {id, source, task_type, reason, …}, sorted by id; `reason` is why an earlier cell left the row.
         vectors: float32 [n, d] of these rows.
         config: Sizes and similarity.
-        seed: Of this cell.
 
     Returns:
         The clusters as rows, and the reason of each row of the residual.
     """
     bounds = Bounds(config.min_size, config.max_size, config.min_similarity)
-    labels = bounded_clusters(vectors, bounds, seed)
+    labels = bounded_clusters(vectors, bounds)
     cosines = centre_cosines(vectors, labels)
     ids, earlier = rows["id"].to_pylist(), rows["reason"].to_pylist()
     sources, task_types = rows["source"].to_pylist(), rows["task_type"].to_pylist()

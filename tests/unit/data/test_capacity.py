@@ -7,14 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm_mixup.data.capacity import (
-    Bounds,
-    bounded_clusters,
-    centre_cosines,
-    clusters_of,
-    greedy_capacity,
-    residual_reasons,
-)
+from lm_mixup.data.capacity import bounded_clusters, greedy_capacity, residual_reasons
+from lm_mixup.data.cohesion import Bounds, centre_cosines, clusters_of
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -49,9 +43,9 @@ def bounds_of(draw):
 
 
 @settings(max_examples=200, deadline=None)
-@given(cells(), bounds_of(), st.integers(0, 5))
-def test_bounds_hold_and_every_row_is_in_one_cluster_or_the_residual(vectors, bounds, seed):
-    labels = bounded_clusters(vectors, bounds, seed)
+@given(cells(), bounds_of())
+def test_bounds_hold_and_every_row_is_in_one_cluster_or_the_residual(vectors, bounds):
+    labels = bounded_clusters(vectors, bounds)
     assert labels.shape == (len(vectors),)
     sizes = np.bincount(labels[labels >= 0]) if (labels >= 0).any() else np.array([], int)
     assert ((sizes >= bounds.min_size) & (sizes <= bounds.max_size)).all()  # numbers without gaps, too
@@ -65,8 +59,8 @@ def test_bounds_hold_and_every_row_is_in_one_cluster_or_the_residual(vectors, bo
 
 @settings(max_examples=40, deadline=None)
 @given(cells(), bounds_of())
-def test_the_same_cell_and_seed_give_the_same_clusters(vectors, bounds):
-    first, again = (bounded_clusters(vectors, bounds, 7) for _ in range(2))
+def test_the_same_cell_gives_the_same_clusters(vectors, bounds):
+    first, again = (bounded_clusters(vectors, bounds) for _ in range(2))
     np.testing.assert_array_equal(first, again)
 
 
@@ -107,7 +101,7 @@ def test_sizes_where_the_official_code_never_ends(rows, low, high, sizes, left):
     vectors = (
         unit(1.0 + 0.05 * np.random.default_rng(0).standard_normal((rows, 8))) if rows else np.zeros((0, 8))
     )
-    labels = bounded_clusters(vectors.astype(np.float32), Bounds(low, high, 0.3), seed=0)
+    labels = bounded_clusters(vectors.astype(np.float32), Bounds(low, high, 0.3))
     assert sorted(np.bincount(labels[labels >= 0]).tolist()) == sizes
     assert (labels < 0).sum() == left
 
@@ -118,14 +112,14 @@ def test_a_remainder_is_named_too_small_and_a_stranger_has_no_kin():
     stranger[0, :2] = [np.sqrt(0.5), -np.sqrt(0.5)]
     vectors = np.concatenate([kin, stranger])
     bounds = Bounds(3, 3, 0.3)
-    labels = bounded_clusters(vectors, bounds, seed=0)
+    labels = bounded_clusters(vectors, bounds)
     reasons = residual_reasons(vectors, labels, bounds)
     assert sorted(reasons.values()) == ["cluster_too_small", "no_kin"]
     assert reasons[4] == "no_kin"
 
 
 def test_two_orthogonal_rows_are_no_pair_although_each_is_near_their_centre():
-    labels = bounded_clusters(np.eye(2, dtype=np.float32), Bounds(2, 5, 0.3), seed=0)
+    labels = bounded_clusters(np.eye(2, dtype=np.float32), Bounds(2, 5, 0.3))
     assert labels.tolist() == [-1, -1]
 
 
@@ -135,14 +129,14 @@ def test_strangers_are_not_forced_in():
     strangers = np.zeros((20, 128), np.float32)
     strangers[np.arange(20), 64 + np.arange(20)] = 1.0
     vectors = np.concatenate([np.pad(family, ((0, 0), (0, 64))), strangers])
-    labels = bounded_clusters(vectors, Bounds(2, 5, 0.3), seed=0)
+    labels = bounded_clusters(vectors, Bounds(2, 5, 0.3))
     assert (labels[200:] == -1).all()
     assert (labels[:200] >= 0).mean() > 0.9
     assert np.nanpercentile(centre_cosines(vectors, labels), 1) > 0.57
 
 
 def test_equal_rows_fill_clusters():
-    labels = bounded_clusters(np.repeat(unit(np.ones((1, 16))), 500, axis=0), Bounds(2, 5, 0.3), seed=0)
+    labels = bounded_clusters(np.repeat(unit(np.ones((1, 16))), 500, axis=0), Bounds(2, 5, 0.3))
     assert (labels >= 0).all()
     assert np.bincount(labels).mean() > 3
 
@@ -152,7 +146,7 @@ def test_topics_are_found():
     vectors = unit(
         np.repeat(np.eye(40), 4, axis=0) + 0.02 * np.random.default_rng(0).standard_normal((160, 40))
     )
-    labels = bounded_clusters(vectors, Bounds(2, 4, 0.3), seed=0)
+    labels = bounded_clusters(vectors, Bounds(2, 4, 0.3))
     assert (labels >= 0).all()
     assert all(len({row // 4 for row in members}) == 1 for members in clusters_of(labels).copy())
 
