@@ -96,7 +96,14 @@ def test_the_resolved_config_reads_back(tmp_path: Path):
 
 def test_resources_do_not_decide_the_output():
     base = Config()
-    more = Config.model_validate({"embedder": {"num_actors": 7}, "grpo": {"rollout_actors": 3}})
+    more = Config.model_validate(
+        {
+            "embedder": {"num_actors": 7},
+            "grpo": {"rollout_actors": 3, "micro_tokens": 512},
+            "sft": {"num_workers": 4, "micro_batch_size": 2, "gradient_checkpointing": True},
+        }
+    )
+    assert base.sft.identity() == more.sft.identity()
     assert base.embedder.identity() == more.embedder.identity()
     assert base.grpo.identity() == more.grpo.identity()
     assert base.grpo.identity() != Config.model_validate({"grpo": {"beta": 0.5}}).grpo.identity()
