@@ -67,11 +67,11 @@ def _check_grpo(config: Config) -> None:
     from lm_mixup.grpo.transport import check_transport
     from lm_mixup.rewards.custom import check_custom
 
-    tokens = config.grpo.max_prompt_length + config.grpo.max_completion_length
-    check_length(config.model, tokens, "grpo.max_prompt_length + grpo.max_completion_length")
     check_custom(config.rewards.custom)
     check_transport(config.grpo, config.ray)
     _check_tracking(config)
+    tokens = config.grpo.max_prompt_length + config.grpo.max_completion_length
+    check_length(config.model, tokens, "grpo.max_prompt_length + grpo.max_completion_length")
 
 
 def _grpo_identity(c: Context) -> Any:
