@@ -44,7 +44,7 @@ _VERBS = {
     "build": "Write MIXTURE: passages, high-quality samples, their poor variants, and the pairing of both.",
     "train": "Train the distiller on MIXTURE: SFT cold start, then GRPO.",
     "augment": "Turn a pool into a training set: rate, cluster the poor rows, distil, rate again, select.",
-    "evaluate": "Fine-tune on the training set and run benchmarks (not available yet).",
+    "evaluate": "Fine-tune a model on the training set (benchmarks are not available yet).",
     "run": "Do it all: build, train, augment.",
 }
 
@@ -161,10 +161,6 @@ def _run(
         from lm_mixup.config_file import load_config
 
         resolved = load_config(config, overrides)
-        if verb == "evaluate":
-            raise InputError(
-                "evaluate is not available yet; the training set of `augment` is in select/train.jsonl"
-            )
         from lm_mixup.pipeline import Options, run_verb
         from lm_mixup.runs import RunDir
 
@@ -179,6 +175,8 @@ def _show(results: dict[str, StageResult], run_dir: str) -> None:
     console.print(_table({name: result.manifest for name, result in results.items()}, skipped))
     if "select" in results:
         say(f"training set: {escape(run_dir)}/select/train.jsonl")
+    if "finetune" in results:
+        say(f"fine-tuned:   {escape(run_dir)}/finetune/model")
     say(f"report:       {escape(run_dir)}/report/index.html")
 
 

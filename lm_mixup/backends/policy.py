@@ -59,6 +59,47 @@ def check_model_path(path: str) -> None:
         )
 
 
+def context_length(model: ModelConfig) -> int | None:
+    """Tokens that a model was made to read, by its config.json; None where that does not tell.
+
+    It does not where positions are stretched (rope scaling), nor where a Hub model cannot be reached now:
+    loading it will say so.
+    """
+    folder = Path(model_folder(model.path))
+    if model.path == UNTRAINED_NANO:
+        return None
+    if not folder.is_dir():
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        try:
+            folder = Path(hf_hub_download(model.path, "config.json", revision=model.revision)).parent
+        except (HfHubHTTPError, LocalEntryNotFoundError):
+            return None
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if rope.get("rope_type", rope.get("type", "default")) != "default":
+        return None
+    length: int | None = config.get("max_position_embeddings")
+    return length
+
+
+def check_length(model: ModelConfig, tokens: int, keys: str) -> None:
+    """Refuses sequences that are longer than the model reads.
+
+    Args:
+        model: The model.
+        tokens: Tokens of the longest sequence.
+        keys: The config keys that ask for them.
+
+    Raises:
+        InputError: They are too many.
+    """
+    limit = context_length(model)
+    if limit is not None and tokens > limit:
+        raise InputError(f"{keys}: {tokens} tokens, but {model.path} reads {limit} at most; lower it")
+
+
 def model_folder(path: str) -> str:
     """The Hub name or folder of a model: `nano` is the one that the package carries.
 

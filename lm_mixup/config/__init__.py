@@ -33,15 +33,13 @@ from lm_mixup.config.models import (
     RateConfig,
     TeacherConfig,
 )
+from lm_mixup.config.rewards import CustomReward, LibraryConfig, RewardsConfig, RewardWeights
 from lm_mixup.config.run import Config, DataConfig, RayConfig, ReportConfig
 from lm_mixup.config.section import Section, resources
 from lm_mixup.config.train import (
-    CustomReward,
+    FinetuneConfig,
     GrpoConfig,
-    LibraryConfig,
     LoraConfig,
-    RewardsConfig,
-    RewardWeights,
     SftConfig,
     TrackingConfig,
 )
@@ -60,6 +58,7 @@ __all__ = [
     "EmbedConfig",
     "EmbedDecontaminateConfig",
     "EmbedderConfig",
+    "FinetuneConfig",
     "GrpoConfig",
     "IngestConfig",
     "LibraryConfig",

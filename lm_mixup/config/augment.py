@@ -87,7 +87,7 @@ class IngestConfig(Section):
         None, description="Refuse rows that share n-grams with evaluation sets; off if null."
     )
     world_rows: int = Field(600, ge=1, description="Rows of the demo pool, for `pool: world`.")
-    num_actors: int = resources(1, ge=1)
+    num_actors: int = resources(1, ge=1, description="Actors that work at a time.")
 
 
 class EmbedDecontaminateConfig(Section):
@@ -123,7 +123,7 @@ class NeighborsConfig(Section):
     )
     cell_rows: int = Field(1024, ge=2, description="Rows of a cell of the approximate search.")
     probes: int = Field(32, ge=1, description="Nearest cells that each row is looked up in.")
-    num_actors: int = resources(1, ge=1)
+    num_actors: int = resources(1, ge=1, description="Actors that work at a time.")
     num_cpus: float = resources(1.0, gt=0, description="CPUs an actor.")
     num_gpus: float = resources(0.0, ge=0, description="GPUs an actor (fractions allowed).")
 
@@ -138,21 +138,21 @@ class CurateConfig(Section):
         0.5, ge=0, le=1, description="Vote confidence from which a score is corrected."
     )
     steps: int = Field(1500, ge=1, description="Gradient steps of the transition matrix's fit.")
-    num_actors: int = resources(1, ge=1)
+    num_actors: int = resources(1, ge=1, description="Actors that work at a time.")
 
 
 class ClusterConfig(Section):
     """Size-bounded clusters of low-quality rows."""
 
-    min_size: int = Field(2, ge=1, le=20)
-    max_size: int = Field(5, ge=1, le=20)
+    min_size: int = Field(2, ge=1, le=20, description="Fewest rows of a cluster.")
+    max_size: int = Field(5, ge=1, le=20, description="Most rows of a cluster.")
     min_similarity: float = Field(
         0.3, ge=-1, le=1, description="Least mean cosine of a row to the other rows of its cluster."
     )
     low_below: int = Field(4, ge=0, le=5, description="Rows with a score below this are clustered.")
     by_source: bool = Field(True, description="Clusters never cross sources.")
     cell_rows: int = Field(1024, ge=16, description="Rows of one coarse cell: the unit of parallel work.")
-    num_tasks: int = resources(2, ge=1)
+    num_tasks: int = resources(2, ge=1, description="Tasks that work at a time.")
 
     @model_validator(mode="after")
     def _ordered(self) -> ClusterConfig:
@@ -164,13 +164,13 @@ class ClusterConfig(Section):
 class DistillConfig(Section):
     """Generation of one row a cluster."""
 
-    max_prompt_length: int = Field(2400, ge=8)
-    max_completion_length: int = Field(2400, ge=8)
-    temperature: float = Field(0.0, ge=0)
+    max_prompt_length: int = Field(2400, ge=8, description="Tokens; longer prompts are refused.")
+    max_completion_length: int = Field(2400, ge=8, description="Tokens; what is longer is cut off.")
+    temperature: float = Field(0.0, ge=0, description="Of sampling; 0 is greedy.")
     num_tasks: int = resources(2, ge=1, description="Tasks at a time that gather the members of clusters.")
-    num_actors: int = resources(1, ge=1)
+    num_actors: int = resources(1, ge=1, description="Actors that work at a time.")
     num_cpus: float = resources(1.0, gt=0, description="CPUs (and CPU threads) of an actor.")
-    tensor_parallel_size: int = resources(1, ge=1)
+    tensor_parallel_size: int = resources(1, ge=1, description="GPUs of one engine.")
 
 
 class PerplexityConfig(Section):
@@ -185,9 +185,9 @@ class PerplexityConfig(Section):
     max_length: int = Field(
         2048, ge=16, description="Tokens of prompt and completion; longer rows are refused."
     )
-    num_actors: int = resources(1, ge=1)
+    num_actors: int = resources(1, ge=1, description="Actors that work at a time.")
     num_cpus: float = resources(1.0, gt=0, description="CPUs (and CPU threads) of an actor.")
-    tensor_parallel_size: int = resources(1, ge=1)
+    tensor_parallel_size: int = resources(1, ge=1, description="GPUs of one engine.")
     gpu_memory_utilization: float = resources(
         0.8, gt=0, lt=1, description="vLLM's share of each GPU; prompts' logits need room beside it."
     )
@@ -213,7 +213,9 @@ class SelectConfig(Section):
     similarity_threshold: float = Field(
         0.9, gt=-1, le=1, description="deita: a row as similar as this to a chosen one is passed over."
     )
-    perplexity: PerplexityConfig = Field(default_factory=PerplexityConfig)
+    perplexity: PerplexityConfig = Field(
+        default_factory=PerplexityConfig, description="Of `method: perplexity`."
+    )
 
     @field_validator("budget")
     @classmethod

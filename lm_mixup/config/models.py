@@ -72,7 +72,7 @@ class ChatConfig(Section):
     max_cost: float | None = resources(
         None, gt=0, description="Most that the run directory may cost in all, in the prices' currency."
     )
-    num_actors: int = resources(1, ge=1)
+    num_actors: int = resources(1, ge=1, description="Actors that ask at a time.")
     num_cpus: float = resources(1.0, gt=0, description="CPUs (and, for vLLM, CPU threads) of an actor.")
     tensor_parallel_size: int = resources(1, ge=1, description="GPUs of a vLLM actor, where there are any.")
     gpu_memory_utilization: float = resources(0.9, gt=0, lt=1, description="vLLM's share of each GPU.")

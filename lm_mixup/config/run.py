@@ -16,8 +16,14 @@ from lm_mixup.config.augment import (
 )
 from lm_mixup.config.build import BuildConfig
 from lm_mixup.config.models import EmbedderConfig, ModelConfig, RateConfig, TeacherConfig
+from lm_mixup.config.rewards import LibraryConfig, RewardsConfig
 from lm_mixup.config.section import Section, resources
-from lm_mixup.config.train import GrpoConfig, LibraryConfig, RewardsConfig, SftConfig, TrackingConfig
+from lm_mixup.config.train import (
+    FinetuneConfig,
+    GrpoConfig,
+    SftConfig,
+    TrackingConfig,
+)
 
 
 class RayConfig(Section):
@@ -39,14 +45,14 @@ class DataConfig(Section):
 class ReportConfig(Section):
     """The HTML page."""
 
-    title: str = "lm-mixup run"
+    title: str = Field("lm-mixup run", description="Heading of the page.")
     examples: int = Field(10, ge=0, description="Distilled rows shown beside their parents.")
 
 
 class Config(Section):
     """A whole run: what `configs/*.yaml` holds."""
 
-    seed: int = 0
+    seed: int = Field(0, description="Of everything that is drawn at random.")
     model: ModelConfig = Field(default_factory=ModelConfig)
     embedder: EmbedderConfig = Field(default_factory=EmbedderConfig)
     ray: RayConfig = resources(RayConfig())
@@ -67,6 +73,7 @@ class Config(Section):
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
     distill: DistillConfig = Field(default_factory=DistillConfig)
     select: SelectConfig = Field(default_factory=SelectConfig)
+    finetune: FinetuneConfig = Field(default_factory=FinetuneConfig)
     report: ReportConfig = Field(default_factory=ReportConfig)
 
     @model_validator(mode="after")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,9 @@ from lm_mixup.grpo.rollout import Group
 from lm_mixup.rewards.batch import RewardBatch, RewardScores
 from lm_mixup.rewards.combine import component_names, weight_matrix
 
+if TYPE_CHECKING:
+    from lm_mixup.grpo.learner import Learner
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -25,12 +30,14 @@ class Batch:
         scores: N = G·n rewards, in the order of the groups.
         advantages: float64 [G, n].
         silent: bool [G], groups that carry no signal.
+        kl: float64 [G, n], what `less_kl` took off the rewards, before its weight; else None.
     """
 
     groups: list[Group]
     scores: RewardScores
     advantages: NDArray[np.float64]
     silent: NDArray[np.bool_]
+    kl: NDArray[np.float64] | None = None
 
 
 def reward_batch(groups: Sequence[Group]) -> RewardBatch:
@@ -100,6 +107,23 @@ def refilled(
     return make_batch(
         [batch.groups[g] for batch, g in chosen], RewardScores(total, components), weights, config
     )
+
+
+def less_kl(batch: Batch, learner: Learner, config: GrpoConfig) -> Batch:
+    """With `kl_in: reward`: advantages of reward − β · KL, the KL of a completion summed over its tokens.
+
+    Which groups carry a signal is left to their rewards alone, as with the KL in the loss.
+
+    Args:
+        batch: Groups with advantages of their rewards.
+        learner: Holds the reference model.
+        config: The `grpo` section.
+    """
+    if config.kl_in == "loss" or config.beta == 0:
+        return batch
+    kl = learner.kl(make_episodes(batch, drop_silent=False)).reshape(batch.advantages.shape)
+    rewards = batch.scores.total.reshape(kl.shape) - config.beta * kl
+    return dataclasses.replace(batch, advantages=group_advantages(rewards, config.advantage), kl=kl)
 
 
 def make_episodes(batch: Batch, drop_silent: bool) -> list[Episode]:

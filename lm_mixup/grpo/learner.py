@@ -109,6 +109,20 @@ class Learner:
         tokens = [step[0].counts.tokens for step in plans]
         return summarise_update(per_rank, tokens) | {"seconds": time.perf_counter() - started}
 
+    def kl(self, episodes: Sequence[Episode]) -> np.ndarray:
+        """The KL estimate to the reference model, summed over each episode's tokens: float64 [E]."""
+        import ray
+
+        one_step = self._config.model_copy(update={"num_iterations": 1, "update_batch_size": None})
+        (plan,) = plan_steps(episodes, one_step, learning_rate=0.0)
+        shared = ray.put(list(episodes))
+        per_rank = self._wait(
+            [rank.kl.remote(shared, plan[i].micro_batches) for i, rank in enumerate(self.ranks)],
+            "the learner to compare with its reference model",
+        )
+        sums = {index: value for rank in per_rank for index, value in rank.items()}
+        return np.array([sums[index] for index in range(len(episodes))])
+
     def logps(self, token_ids: Sequence[int]) -> np.ndarray:
         """Log π of each token of a sequence given those before it: float32 [T − 1]."""
         logps: np.ndarray = self._wait(

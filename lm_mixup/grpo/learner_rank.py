@@ -39,7 +39,7 @@ class LearnerRank:
         from lm_mixup.train.adapter import with_adapter
 
         torch.manual_seed(seed)
-        self._config = config
+        self._config, self._seed = config, seed
         self._device: Any = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._tokenizer = load_tokenizer(model_path, model)
         policy: Any = load_policy(model_path, model)
@@ -119,13 +119,15 @@ class LearnerRank:
         config = self._config
         options = LossOptions(
             loss=config.loss,
-            beta=config.beta,
+            beta=config.beta if config.kl_in == "loss" else 0.0,
             kl_estimator=config.kl_estimator,
             epsilon=config.epsilon,
             epsilon_high=config.epsilon if config.epsilon_high is None else config.epsilon_high,
             importance_correction=config.importance_correction,
             importance_cap=config.importance_cap,
+            importance_limit=config.importance_limit,
         )
+        self._seed_dropout()
         self._policy.train()
         # With one update a batch the learner's log-probs before it are those of the update's own forward
         # pass.
@@ -151,7 +153,7 @@ class LearnerRank:
                 logp=logp,
                 old_logp=old_logp,
                 engine_logp=micro.engine_logp,
-                ref_logp=self._reference_logps(micro),
+                ref_logp=self._reference_logps(micro) if options.beta > 0 else None,
                 advantages=micro.advantages,
                 mask=micro.mask,
             )
@@ -174,6 +176,33 @@ class LearnerRank:
         norm = self._engine.get_global_grad_norm() if grad_norm is None else grad_norm
         return sums | {"logp_difference_max": largest, "grad_norm": float(norm)}
 
+    def _seed_dropout(self) -> None:
+        """Makes what an update draws a function of the seed and the steps so far: a resume draws the same."""
+        import torch
+
+        key = [self._seed, self._engine.global_steps, self._rank]
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+
+    def kl(self, episodes: Sequence[Episode], micro_batches: Sequence[list[int]]) -> dict[int, float]:
+        """The KL estimate to the reference model under the sampled tokens, summed over each episode's tokens.
+
+        Args:
+            episodes: Those of all ranks.
+            micro_batches: This rank's share, as in `OptimizerStep`.
+
+        Returns:
+            By episode index.
+        """
+        from lm_mixup.grpo.losses import kl_estimate
+
+        sums: dict[int, float] = {}
+        for indices in micro_batches:
+            micro = self._collate(episodes, indices)
+            reference = self._reference_logps(micro)
+            kl = kl_estimate(micro.engine_logp, reference, self._config.kl_estimator) * micro.mask
+            sums |= zip(indices, kl.sum(-1).tolist(), strict=bool(indices))
+        return sums
+
     def _collate(self, episodes: Sequence[Episode], indices: list[int]) -> MicroBatch:
         """The micro-batch on this rank's device; for an empty one, an episode that weighs nothing."""
         chosen = [episodes[i] for i in indices] or [min(episodes, key=lambda e: e.length)]
@@ -189,11 +218,9 @@ class LearnerRank:
 
         return completion_logps(model, micro, self._config.temperature)
 
-    def _reference_logps(self, micro: MicroBatch) -> torch.Tensor | None:
+    def _reference_logps(self, micro: MicroBatch) -> torch.Tensor:
         import torch
 
-        if self._config.beta == 0:
-            return None
         with torch.no_grad():
             if self._reference is not None:
                 return self._forward(self._reference, micro)[0]

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from lm_mixup.config import GrpoConfig, RewardsConfig
-from lm_mixup.grpo.batch import Batch, make_batch, make_episodes, refilled, reward_batch
+from lm_mixup.grpo.batch import Batch, less_kl, make_batch, make_episodes, refilled, reward_batch
 from lm_mixup.grpo.checkpoint import Progress
 from lm_mixup.grpo.learner import Learner
-from lm_mixup.grpo.metrics import UPDATE_KEYS, Clock, rollout_metrics, rollout_tokens
+from lm_mixup.grpo.metrics import UPDATE_KEYS, Clock, rollout_metrics, rollout_tokens, update_metrics
 from lm_mixup.grpo.rollout import Group, Pending, Prompt, RolloutPool
 from lm_mixup.grpo.sampler import learning_rate, prompt_seeds, prompts_of_step, refill_prompts
 from lm_mixup.rewards.workers import RewardWorkers
@@ -55,15 +55,11 @@ def train(
     """
     publish(parts, version=progress.step)
     on_start(progress.step)
-    ahead = config.max_staleness if config.mode == "async" else 0
     num_tokens, unspent = progress.num_tokens, deque(progress.unspent)
     for step in range(progress.step + 1, config.max_steps + 1):
         clock = Clock()
         with clock.part("rollout"):
-            started: deque[Pending] = deque()
-            for coming in range(step + len(unspent), min(step + ahead, config.max_steps) + 1):
-                drawn = prompts_of_step(prompts, coming, config.prompts_per_step, seed)
-                started.append(parts.rollout.start(drawn, prompt_seeds(drawn, coming, seed)))
+            started = start_ahead(parts, prompts, config, step, len(unspent), seed)
             groups = unspent.popleft() if unspent else parts.rollout.finish(started.popleft())
         first = score(parts, groups, config, clock)
         more = refill(parts, prompts, first, config, step, seed, clock)
@@ -71,6 +67,7 @@ def train(
             parts.rollout.sleep()
         with clock.part("advantage"):
             batch = refilled(first, more, config.prompts_per_step, parts.weights, config)
+            batch = less_kl(batch, parts.learner, config)
             episodes = make_episodes(batch, config.drop_zero_std)
         with clock.part("update"):
             rate = learning_rate(step, config)
@@ -79,22 +76,31 @@ def train(
             sync_difference = publish(parts, version=step)
         with clock.part("rollout"):  # no wait: an engine takes weights once it has done what it was sent
             unspent.extend(parts.rollout.finish(pending) for pending in started)
-        drawn_groups = [group for batch in (first, *more) for group in batch.groups]
-        prompt_tokens, completion_tokens = rollout_tokens(drawn_groups)
+        prompt_tokens, completion_tokens = rollout_tokens(first, *more)
         num_tokens += prompt_tokens + completion_tokens
         metrics = {
             "step": step,
             **rollout_metrics(first, more, step),
-            **{key: update[key] for key in UPDATE_KEYS},
+            **update_metrics(update, batch),
             "lr": rate,
             "weight_version": step,
             "sync/probe_logp_difference": sync_difference,
-            **clock.timings(),
-            "tokens_per_second/rollout": completion_tokens / clock.seconds["rollout"],
-            "tokens_per_second/update": sum(e.length for e in episodes) / clock.seconds["update"],
+            **clock.metrics(rolled_out=completion_tokens, learned=sum(e.length for e in episodes)),
             "num_tokens": num_tokens,
         }
         on_step(Progress(step, num_tokens, tuple(unspent)), metrics)
+
+
+def start_ahead(
+    parts: Parts, prompts: Sequence[Prompt], config: GrpoConfig, step: int, unspent: int, seed: int
+) -> deque[Pending]:
+    """Starts the rollouts that the step lacks: its own, and in `async` mode those of steps to come."""
+    last = step + (config.max_staleness if config.mode == "async" else 0)
+    started: deque[Pending] = deque()
+    for coming in range(step + unspent, min(last, config.max_steps) + 1):
+        drawn = prompts_of_step(prompts, coming, config.prompts_per_step, seed)
+        started.append(parts.rollout.start(drawn, prompt_seeds(drawn, coming, seed)))
+    return started
 
 
 def score(parts: Parts, groups: list[Group], config: GrpoConfig, clock: Clock) -> Batch:

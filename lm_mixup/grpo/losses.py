@@ -18,6 +18,7 @@ from torch import Tensor
 LossName = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"]
 KlEstimator = Literal["k1", "k2", "k3"]
 Correction = Literal["none", "token", "sequence"]
+Limit = Literal["truncate", "mask"]
 
 _LOG_RATIO_LIMIT = 20.0
 
@@ -63,6 +64,7 @@ class LossOptions:
     epsilon_high: float = 0.2
     importance_correction: Correction = "token"
     importance_cap: float = 2.0
+    importance_limit: Limit = "truncate"
 
 
 def token_logps_and_entropy(logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -113,6 +115,17 @@ def importance_ratio(inputs: LossInputs, correction: Correction) -> Tensor:
     return torch.exp(difference.clamp(-_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT))
 
 
+def limited(ratio: Tensor, cap: float, limit: Limit) -> Tensor:
+    """The weight that an importance ratio gives: never above the cap.
+
+    Args:
+        ratio: [B, T].
+        cap: Largest weight.
+        limit: `truncate` gives what lies above it the cap, `mask` gives it 0: nothing is learned there.
+    """
+    return ratio.clamp(max=cap) if limit == "truncate" else ratio.masked_fill(ratio > cap, 0.0)
+
+
 def policy_loss(
     inputs: LossInputs, options: LossOptions, counts: GlobalCounts
 ) -> tuple[Tensor, dict[str, float]]:
@@ -140,7 +153,7 @@ def policy_loss(
 
     weights = importance_ratio(inputs, options.importance_correction)
     if options.importance_correction != "none":
-        per_token = per_token * weights.clamp(max=options.importance_cap)
+        per_token = per_token * limited(weights, options.importance_cap, options.importance_limit)
 
     kl_sum = 0.0
     if inputs.ref_logp is not None:

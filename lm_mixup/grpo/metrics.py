@@ -40,10 +40,19 @@ class Clock:
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
-    def timings(self) -> dict[str, float]:
-        """`timing_s/…` of every part and of the step so far."""
+    def metrics(self, *, rolled_out: int, learned: int) -> dict[str, float]:
+        """`timing_s/…` of every part and of the step so far, and `tokens_per_second/…`.
+
+        Args:
+            rolled_out: Completion tokens that were sampled.
+            learned: Prompt and completion tokens of the update.
+        """
         total = time.perf_counter() - self._started
-        return {f"timing_s/{name}": round(s, 4) for name, s in (*self.seconds.items(), ("step", total))}
+        times = {f"timing_s/{name}": round(s, 4) for name, s in (*self.seconds.items(), ("step", total))}
+        return times | {
+            "tokens_per_second/rollout": rolled_out / self.seconds["rollout"],
+            "tokens_per_second/update": learned / self.seconds["update"],
+        }
 
 
 def rollout_metrics(first: Batch, more: Sequence[Batch], step: int) -> dict[str, float]:
@@ -75,13 +84,22 @@ def rollout_metrics(first: Batch, more: Sequence[Batch], step: int) -> dict[str,
     }
 
 
+def update_metrics(update: Mapping[str, Any], batch: Batch) -> dict[str, Any]:
+    """What an update reports; `kl` comes from the batch where it was taken off the rewards."""
+    reported = {key: update[key] for key in UPDATE_KEYS}
+    if batch.kl is not None:
+        reported["kl"] = float(batch.kl.sum() / rollout_tokens(batch)[1])
+    return reported
+
+
 def _duplicates(group: Group) -> float:
     """The share of a group's completions that repeat another of the group."""
     return 1 - len({tuple(c.token_ids) for c in group.completions}) / len(group.completions)
 
 
-def rollout_tokens(groups: Sequence[Group]) -> tuple[int, int]:
+def rollout_tokens(*batches: Batch) -> tuple[int, int]:
     """Prompt tokens (counted for each completion) and completion tokens."""
+    groups = [group for batch in batches for group in batch.groups]
     prompts = sum(len(g.prompt.token_ids) * len(g.completions) for g in groups)
     completions = sum(len(c.token_ids) for g in groups for c in g.completions)
     return prompts, completions

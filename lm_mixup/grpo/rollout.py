@@ -10,6 +10,7 @@ import numpy as np
 
 from lm_mixup.backends.engine import Completion, Engine, Sampling
 from lm_mixup.config import GrpoConfig, ModelConfig
+from lm_mixup.grpo.sync import Published, check_sync
 from lm_mixup.grpo.transport import OnDevice, end
 from lm_mixup.grpo.transport.host import HostTensor, from_host
 from lm_mixup.grpo.waiting import lost, wait_for
@@ -18,8 +19,6 @@ from lm_mixup.tasks import TaskType
 
 if TYPE_CHECKING:
     from lm_mixup.grpo.placement import Placement
-
-_MAX_RESTARTS = 3
 
 
 @dataclass(frozen=True)
@@ -117,16 +116,6 @@ class RolloutActor:
         """Takes the GPU back."""
         if self._shares_gpu:
             self._engine.wake()
-
-
-@dataclass
-class Published:
-    """The weights the pool should hold, and how it is checked that it does."""
-
-    version: int
-    weights: Any
-    probe: list[int]
-    expected: np.ndarray
 
 
 def deal(positions: Sequence[int], cost: Sequence[int], actors: int) -> list[list[int]]:
@@ -291,9 +280,10 @@ class RolloutPool:
             How it scores the probe.
         """
         self._restarts += 1
-        if self._restarts > _MAX_RESTARTS:
+        if self._restarts > self._config.max_failures:
             raise RuntimeError(
-                f"rollout actors died {self._restarts} times; the last one: {error}"
+                f"rollout actors died {self._restarts} times (grpo.max_failures="
+                f"{self._config.max_failures}); the last one: {error}"
             ) from error
         say(f"  rollout actor {index} died; starting another and sending its prompts again")
         self.actors[index] = self._start(index)
@@ -381,24 +371,3 @@ class RolloutPool:
 
         for actor in self.actors:
             ray.kill(actor)
-
-
-class WeightSyncError(RuntimeError):
-    """An engine does not hold the weights that the learner published."""
-
-
-def check_sync(actor: int, published: Published, scored: np.ndarray, tolerance: float) -> float:
-    """The largest |Δ log-prob| between an engine's scores of the probe and the learner's.
-
-    Raises:
-        WeightSyncError: It is above the tolerance, or not a number.
-    """
-    difference = float(np.max(np.abs(scored - published.expected)))
-    if not difference <= tolerance:
-        raise WeightSyncError(
-            f"rollout actor {actor} scores the probe {difference:.2e} away from the learner after loading "
-            f"weights {published.version} (tolerance {tolerance:.0e}): it would sample from other weights "
-            "than are trained. If the model runs in bfloat16, raise grpo.verify_tolerance; else the weight "
-            "sync is at fault"
-        )
-    return difference

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from lm_mixup.config import Config
-from lm_mixup.stages import augment, build, train
+from lm_mixup.stages import augment, build, evaluate, train
 from lm_mixup.stages.stage import Context, Stage
 
-_BY_VERB = {"build": build.STAGES, "train": train.STAGES, "augment": augment.STAGES}
+_RUN = {"build": build.STAGES, "train": train.STAGES, "augment": augment.STAGES}
+_BY_VERB = _RUN | {"evaluate": evaluate.STAGES}
 STAGES: tuple[Stage, ...] = sum(_BY_VERB.values(), ())
 BY_NAME = {stage.name: stage for stage in STAGES}
 
 GROUPS = {verb: tuple(stage.name for stage in stages) for verb, stages in _BY_VERB.items()}
-VERBS = GROUPS | {"run": tuple(BY_NAME)}
+VERBS = GROUPS | {"run": tuple(name for verb in _RUN for name in GROUPS[verb])}
 
 
 def stages_of(verb: str, config: Config) -> tuple[str, ...]:
@@ -21,7 +22,7 @@ def stages_of(verb: str, config: Config) -> tuple[str, ...]:
 
 def inputs_of(stage: Stage, config: Config) -> tuple[str, ...]:
     """The stages that a stage reads under a config."""
-    return tuple(name for name in stage.inputs if BY_NAME[name].when(config))
+    return tuple(name for name in stage.inputs if stage.reads(config) and BY_NAME[name].when(config))
 
 
 __all__ = ["BY_NAME", "GROUPS", "STAGES", "VERBS", "Context", "Stage", "inputs_of", "stages_of"]

@@ -39,6 +39,7 @@ class Stage:
         when: Whether a config has this stage; the others do without it, and read nothing of it.
         check: Refuses, before any stage is run, what would fail after minutes: missing keys, files, models.
             Raises `InputError`.
+        reads: Whether it reads its inputs under a config.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Stage:
     run: Callable[[Context], Outcome]
     when: Callable[[Config], bool] = lambda config: True
     check: Callable[[Config], None] = nothing_to_check
+    reads: Callable[[Config], bool] = lambda config: True
 
 
 def sections(*names: str) -> Callable[[Context], Any]:

@@ -22,6 +22,13 @@ def _check_tracking(config: Config) -> None:
     check_tracking(config.tracking)
 
 
+def _check_sft(config: Config) -> None:
+    from lm_mixup.backends.policy import check_length
+
+    check_length(config.model, config.sft.max_length, "sft.max_length")
+    _check_tracking(config)
+
+
 def _library(c: Context) -> Outcome:
     from lm_mixup.rewards.library import library
 
@@ -56,12 +63,15 @@ def _grpo(c: Context) -> Outcome:
 
 
 def _check_grpo(config: Config) -> None:
+    from lm_mixup.backends.policy import check_length
     from lm_mixup.grpo.transport import check_transport
     from lm_mixup.rewards.custom import check_custom
 
     check_custom(config.rewards.custom)
     check_transport(config.grpo, config.ray)
     _check_tracking(config)
+    tokens = config.grpo.max_prompt_length + config.grpo.max_completion_length
+    check_length(config.model, tokens, "grpo.max_prompt_length + grpo.max_completion_length")
 
 
 def _grpo_identity(c: Context) -> Any:
@@ -74,7 +84,7 @@ def _grpo_identity(c: Context) -> Any:
 
 
 STAGES = (
-    Stage("sft", ("mixture",), sections("sft", "model"), _sft, check=_check_tracking),
+    Stage("sft", ("mixture",), sections("sft", "model"), _sft, check=_check_sft),
     Stage(
         "library",
         ("generate", "degrade", "rate_mixture"),

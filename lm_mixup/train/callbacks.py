@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lm_mixup.train.checkpoint import drop_oldest, mark_whole, read_metrics
+
+if TYPE_CHECKING:
+    import torch
 
 
 class KeepWhole(TrainerCallback):
@@ -31,8 +35,43 @@ class KeepWhole(TrainerCallback):
         if not state.is_world_process_zero:
             return
         folder = Path(str(args.output_dir))
-        mark_whole(folder, state.global_step)
+        mark_whole(folder, state.global_step, dist.get_world_size())
         drop_oldest(folder, self._limit)
+
+
+class KeepBest(TrainerCallback):
+    """Writes the model of every evaluation that beats those before it."""
+
+    def __init__(self, best: Path, write: Callable[[torch.nn.Module], None]) -> None:
+        """Takes the folder that `write` writes the model into; it is called on every rank."""
+        self._best, self._write = best, write
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Called on every rank before the trainer itself takes note of the loss."""
+        earlier = state.best_metric
+        if earlier is None or not self._best.is_dir() or kwargs["metrics"]["eval_loss"] < earlier:
+            self._write(kwargs["model"])
+
+
+class Unshare(TrainerCallback):
+    """Gives each parameter group its own weight decay and count of steps back, after a universal load.
+
+    Under ZeRO-3 DeepSpeed 0.19 loads the first group's settings for all of them, so that norms and biases
+    would decay too, and one tensor as the count of steps of all, which each group would then add to.
+    """
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Called on every rank; the trainer's groups are the parameters that decay, then the others."""
+        optimizer = kwargs["optimizer"]
+        for group, decay in zip(optimizer.param_groups, (args.weight_decay, 0.0), strict=False):
+            group["weight_decay"] = decay
+        for values in optimizer.state.values():
+            if "step" in values:
+                values["step"] = values["step"].clone()
 
 
 class MetricsLog(TrainerCallback):

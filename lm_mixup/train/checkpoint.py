@@ -44,9 +44,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole.splitlines()]
 
 
-def mark_whole(folder: Path, step: int) -> None:
+def mark_whole(folder: Path, step: int, ranks: int) -> None:
     """Says that every rank has written its share of a checkpoint."""
-    (folder / f"checkpoint-{step}" / _MARK).write_text("{}\n", encoding="utf-8")
+    mark = folder / f"checkpoint-{step}" / _MARK
+    mark.write_text(json.dumps({"ranks": ranks}) + "\n", encoding="utf-8")
+
+
+def ranks_of(checkpoint: Path) -> int:
+    """How many ranks wrote a whole checkpoint."""
+    ranks: int = json.loads((checkpoint / _MARK).read_text(encoding="utf-8"))["ranks"]
+    return ranks
 
 
 def drop_oldest(folder: Path, limit: int) -> None:

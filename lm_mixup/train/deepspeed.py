@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import io
+import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,6 +36,7 @@ def deepspeed_config(
     micro_batch_size: int,
     gradient_accumulation_steps: int = 1,
     world_size: int = 1,
+    load_universal: bool = False,
 ) -> dict[str, Any]:
     """A DeepSpeed configuration for a torch optimizer that the caller makes.
 
@@ -45,6 +51,7 @@ def deepspeed_config(
         micro_batch_size: Sequences of one forward pass on one rank.
         gradient_accumulation_steps: Forward passes of one optimizer step on one rank.
         world_size: Number of ranks.
+        load_universal: Checkpoints are read as `write_universal` wrote them.
 
     Returns:
         The dict that `deepspeed.initialize(config=…)` and `TrainingArguments(deepspeed=…)` take.
@@ -73,12 +80,43 @@ def deepspeed_config(
         "gradient_clipping": max_grad_norm,
         "bf16": {"enabled": bf16},
         "zero_optimization": zero,
+        "checkpoint": {"load_universal": load_universal},
         # The optimizer is torch's AdamW on every device: DeepSpeed's CPU Adam would be compiled at first use.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1_000_000_000,
         "wall_clock_breakdown": False,
     }
+
+
+def write_universal(checkpoint: Path) -> None:
+    """Writes a ZeRO checkpoint's state beside its shards once more, parameter by parameter.
+
+    ZeRO's shards can be read by as many ranks as wrote them; this form (DeepSpeed's universal checkpoint) by
+    any number, with `load_universal`.
+
+    Args:
+        checkpoint: The folder that an engine saved into; what is there already is not written again.
+    """
+    from deepspeed.checkpoint.ds_to_universal import main
+
+    tag = (checkpoint / "latest").read_text(encoding="utf-8").strip()
+    target, mark = checkpoint / f"{tag}_universal", checkpoint / "latest_universal"
+    if mark.is_file():
+        return
+    shutil.rmtree(target, ignore_errors=True)  # a killed run's half
+    options = argparse.Namespace(
+        input_folder=str(checkpoint / tag),
+        output_folder=str(target),
+        num_extract_workers=1,  # in this process: children would inherit its process group and GPU
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=True,
+    )
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        main(options)
+    mark.write_text(target.name, encoding="utf-8")
 
 
 def whole_weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:

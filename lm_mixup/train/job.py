@@ -41,3 +41,8 @@ class SftJob:
     def final(self) -> Path:
         """Folder of the finished model."""
         return self.out.local / "model"
+
+    @property
+    def best(self) -> Path:
+        """Folder of the model of the best evaluation, with `keep_best`."""
+        return self.out.local / "best"

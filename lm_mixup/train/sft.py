@@ -6,6 +6,7 @@ and checkpoints make the stage resumable: killed anywhere, the same call ends wi
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import threading
@@ -49,8 +50,8 @@ def sft(
         tracking: Section `tracking`; default: its defaults.
 
     Raises:
-        InputError: No such model, or no row of the training split fits in `max_length`.
-        ray.train.TrainingFailedError: The workers failed repeatedly.
+        InputError: No such model; or as `fit`.
+        ray.train.TrainingFailedError: As `fit`.
     """
     check_model_path(model.path)
     base = base_model(mixture, out, model, seed)
@@ -62,14 +63,27 @@ def sft(
         num_actors=config.num_workers,
         label="encode",
     )
-    counts = _split_counts(out)
+    return fit(SftJob(out=out, config=config, model=model, base=base, seed=seed), tracking)
+
+
+def fit(job: SftJob, tracking: TrackingConfig | None = None) -> Outcome:
+    """Trains on the token rows that lie in the job's stage directory, unless that is done.
+
+    Args:
+        job: What is trained, and how.
+        tracking: Section `tracking`; default: its defaults.
+
+    Raises:
+        InputError: There is no row to train on, or the cluster has no room for the workers.
+        ray.train.TrainingFailedError: The workers failed repeatedly.
+    """
+    counts, name = _split_counts(job.out), job.out.name
     if not counts[TRAIN_SPLIT]:
         raise InputError(
-            f"sft: no MIXTURE row of split {TRAIN_SPLIT} fits in sft.max_length={config.max_length}; raise it"
+            f"{name}: no row to train on fits in {name}.max_length={job.config.max_length}; raise it"
         )
-    job = SftJob(out=out, config=config, model=model, base=base, seed=seed)
     if not job.final.is_dir():
-        total = planned_steps(config, counts[TRAIN_SPLIT])
+        total = planned_steps(job.config, counts[TRAIN_SPLIT])
         _run_workers(job, total, tracking or TrackingConfig())
     return _outcome(job, counts)
 
@@ -96,11 +110,7 @@ def _run_workers(job: SftJob, total: int, tracking: TrackingConfig) -> None:
     from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.torch.torch_trainer import TorchTrainer
 
-    resources = ray.cluster_resources()
-    use_gpu = resources.get("GPU", 0) >= 1
-    wanted = job.config.num_workers * job.config.cpus_per_worker
-    if wanted > resources.get("CPU", 0):
-        say(f"  sft: asks for {wanted:g} CPUs, the cluster has {resources.get('CPU', 0):g}; waiting for more")
+    use_gpu = ray.cluster_resources().get("GPU", 0) >= 1
     storage = tempfile.mkdtemp(prefix="ray-train-", dir=job.out.local)
     trainer = TorchTrainer(
         _train_loop,
@@ -112,9 +122,9 @@ def _run_workers(job: SftJob, total: int, tracking: TrackingConfig) -> None:
         ),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         run_config=RunConfig(
-            name="sft",
+            name=job.out.name,
             storage_path=storage,
-            failure_config=FailureConfig(max_failures=job.config.max_failures),
+            failure_config=FailureConfig(max_failures=job.config.max_failures, controller_failure_limit=0),
             worker_runtime_env={"env_vars": _worker_env(use_gpu)},
         ),
     )
@@ -125,10 +135,44 @@ def _run_workers(job: SftJob, total: int, tracking: TrackingConfig) -> None:
         with (
             mirrored(job.out.local, tracking, settings, read_metrics(job.metrics)) as mirror,
             _shown(job, total, done, mirror),
+            _placed(job, use_gpu),
         ):
             trainer.fit()
     finally:
         shutil.rmtree(storage, ignore_errors=True)
+
+
+@contextmanager
+def _placed(job: SftJob, use_gpu: bool) -> Iterator[None]:
+    """Bounds the wait for the cluster's resources, which Ray Train would wait for without end.
+
+    Raises:
+        InputError: They were not free in time; the message says what was asked for and what there is.
+    """
+    import ray
+    from ray.train import ControllerError
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+    name, config = job.out.name, job.config
+    has = ray.cluster_resources()
+    gpus = config.num_workers if use_gpu else 0
+    report = (
+        f"{name} asks for {config.num_workers} workers of {config.cpus_per_worker:g} CPUs each and {gpus} "
+        f"GPUs; the cluster has {has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs"
+    )
+    if config.num_workers * config.cpus_per_worker > has.get("CPU", 0) or gpus > has.get("GPU", 0):
+        say(f"  {report}; waiting {config.placement_timeout_s:.0f} s for more nodes")
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(config.placement_timeout_s)
+    try:
+        yield
+    except ControllerError as error:
+        if not isinstance(error.controller_failure, WorkerGroupStartupTimeoutError):
+            raise
+        free = ray.available_resources()
+        raise InputError(
+            f"{report}, of which {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs are free; lower "
+            f"{name}.num_workers or {name}.cpus_per_worker, or add nodes"
+        ) from None
 
 
 def _train_loop(loop_config: dict[str, Any]) -> None:
@@ -147,7 +191,7 @@ def _worker_env(use_gpu: bool) -> dict[str, str]:
 def _shown(job: SftJob, total: int, done: int, mirror: Callable[[dict[str, Any]], None]) -> Iterator[None]:
     """A progress bar, and the trackers, that follow the workers' log."""
     ended = threading.Event()
-    with track("sft", total=total, completed=done) as advance, ThreadPoolExecutor(1) as thread:
+    with track(job.out.name, total=total, completed=done) as advance, ThreadPoolExecutor(1) as thread:
         following = thread.submit(_follow, job, done, advance, mirror, ended)
         try:
             yield
@@ -192,7 +236,7 @@ def _outcome(job: SftJob, counts: dict[str, int]) -> Outcome:
     }
     files = [f"{job.out.name}/metrics.jsonl"]
     files += [f"{job.out.name}/model/{path.name}" for path in sorted(job.final.iterdir())]
-    other = sum(receipt.metrics["rows_of_other_splits"] for receipt in job.out.receipts().values())
+    other = sum(receipt.metrics.get("rows_of_other_splits", 0) for receipt in job.out.receipts().values())
     left_out = {
         "test_rows_not_evaluated": counts[EVAL_SPLIT] - metrics["eval_rows"],
         "rows_of_other_splits": int(other),

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import os
+import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 from trl import SFTTrainer
 
 from lm_mixup.backends.policy import load_policy, load_tokenizer, policy_dtype, save_model
 from lm_mixup.config import SftConfig
 from lm_mixup.train.adapter import adapter, merge
-from lm_mixup.train.callbacks import KeepWhole, MetricsLog
-from lm_mixup.train.checkpoint import drop_others, last_checkpoint, step_of, trim_metrics
-from lm_mixup.train.deepspeed import deepspeed_config, leave_out_shared_memory_op, whole_weights
+from lm_mixup.train.callbacks import KeepBest, KeepWhole, MetricsLog, Unshare
+from lm_mixup.train.checkpoint import drop_others, last_checkpoint, ranks_of, step_of, trim_metrics
+from lm_mixup.train.deepspeed import (
+    deepspeed_config,
+    leave_out_shared_memory_op,
+    whole_weights,
+    write_universal,
+)
 from lm_mixup.train.encode import EVAL_SPLIT, TRAIN_SPLIT
 from lm_mixup.train.job import SftJob
 from lm_mixup.train.order import EpochSampler
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import torch
     from datasets import Dataset
     from trl import SFTConfig as TrlConfig
 
@@ -37,13 +43,23 @@ def train(job: SftJob) -> None:
     _join_deepspeed()
     last = last_checkpoint(job.checkpoints)
     dist.barrier()
+    reshaped = _is_reshaped(job, last)
     if dist.get_rank() == 0:
         drop_others(job.checkpoints, keep=last)
         trim_metrics(job.metrics, step_of(last))
+        if last is not None and reshaped:
+            write_universal(last)
     dist.barrier()
-    trainer = make_trainer(job)
+    trainer = make_trainer(job, load_universal=reshaped)
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     finish(trainer, job)
+
+
+def _is_reshaped(job: SftJob, last: Path | None) -> bool:
+    """Whether ZeRO sharded the checkpoint over another number of workers than there are now."""
+    import torch.distributed as dist
+
+    return last is not None and job.config.zero_stage > 0 and ranks_of(last) != dist.get_world_size()
 
 
 def _join_deepspeed() -> None:
@@ -56,7 +72,9 @@ def _join_deepspeed() -> None:
     PartialState(backend="nccl" if torch.cuda.is_available() else "gloo")
 
 
-def trainer_arguments(job: SftJob, world_size: int, has_eval: bool) -> TrlConfig:
+def trainer_arguments(
+    job: SftJob, world_size: int, *, has_eval: bool, load_universal: bool = False
+) -> TrlConfig:
     """The trainer's arguments for a job."""
     import torch
     from trl import SFTConfig as TrlConfig
@@ -93,6 +111,7 @@ def trainer_arguments(job: SftJob, world_size: int, has_eval: bool) -> TrlConfig
         eval_steps=config.eval_steps,
         save_steps=config.save_steps,
         metric_for_best_model="eval_loss" if has_eval else None,
+        restore_callback_states_from_checkpoint=True,  # what early stopping has counted
         report_to=[],
         disable_tqdm=True,
         accelerator_config={"use_configured_state": True},
@@ -104,6 +123,7 @@ def trainer_arguments(job: SftJob, world_size: int, has_eval: bool) -> TrlConfig
             micro_batch_size=config.micro_batch_size,
             gradient_accumulation_steps=accumulation,
             world_size=world_size,
+            load_universal=load_universal,
         ),
     )
 
@@ -118,16 +138,24 @@ class OrderedTrainer(SFTTrainer):
         return EpochSampler(dataset["length"], rows * arguments.world_size, arguments.seed)
 
 
-def make_trainer(job: SftJob) -> SFTTrainer:
+def make_trainer(job: SftJob, *, load_universal: bool = False) -> SFTTrainer:
     """The trainer of this worker. Arguments come first: ZeRO-3 shards the weights as they are loaded."""
     import torch.distributed as dist
 
     rows = job.out.read()
     evaluation = eval_rows(rows, job.config.eval_rows)
-    arguments = trainer_arguments(job, dist.get_world_size(), evaluation is not None)
+    has_eval = evaluation is not None
+    arguments = trainer_arguments(
+        job, dist.get_world_size(), has_eval=has_eval, load_universal=load_universal
+    )
     callbacks: list[TrainerCallback] = [MetricsLog(job.metrics), KeepWhole(job.config.save_limit)]
+    if load_universal:
+        callbacks.append(Unshare())
     if job.config.patience is not None and evaluation is not None:
         callbacks.append(EarlyStoppingCallback(job.config.patience))
+    if job.config.keep_best and evaluation is not None:
+        callbacks.append(KeepBest(job.best, lambda module: write_model(module, job, job.best)))
+    set_seed(job.seed)  # of the adapters, which are made before the trainer sets it
     return OrderedTrainer(
         model=load_policy(job.base, job.model),
         args=arguments,
@@ -176,30 +204,37 @@ def labels_of(input_ids: list[int], prompt_length: int) -> list[int]:
 
 
 def finish(trainer: SFTTrainer, job: SftJob) -> None:
-    """Gathers the weights, merges the adapters and writes the model folder, on rank 0."""
+    """Writes the model folder: the weights as they are now, or the best ones."""
     import torch.distributed as dist
 
-    weights = whole_weights(trainer.accelerator.unwrap_model(trainer.model_wrapped))
-    if trainer.accelerator.is_main_process:
-        _write_model(weights, job)
+    if not (job.config.keep_best and job.best.is_dir()):
+        write_model(trainer.accelerator.unwrap_model(trainer.model_wrapped), job, job.final)
+    elif trainer.accelerator.is_main_process:
+        if job.config.lora is not None:
+            shutil.copytree(adapter_of(job.best), adapter_of(job.final), dirs_exist_ok=True)
+        scratch = job.final.with_name(".model.tmp")
+        shutil.copytree(job.best, scratch, dirs_exist_ok=True)
+        scratch.rename(job.final)  # last: what is there is done
     dist.barrier()
 
 
-def _write_model(weights: dict[str, torch.Tensor], job: SftJob) -> None:
-    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-
-    unset_hf_deepspeed_config()  # this copy is whole, whatever the stage
-    policy = load_policy(job.base, job.model)
-    _load(policy, merge(weights, job.config.lora))
-    save_model(job.final, policy, load_tokenizer(job.base, job.model))
+def adapter_of(model: Path) -> Path:
+    """Where a model's adapters lie, which are merged in the model itself."""
+    return model.with_name(f"{model.name}_adapter")
 
 
-def _load(module: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    """Loads trained weights; only tied copies, which are stored once, may be missing."""
-    missing, unexpected = module.load_state_dict(weights, strict=False)
-    tied = {name for name, _ in module.named_parameters(remove_duplicate=False)}
-    stored = {name for name, _ in module.named_parameters()}
-    if unexpected or set(missing) - (tied - stored):
-        raise RuntimeError(
-            f"trained weights do not fit the model: missing {missing}, unexpected {unexpected}"
-        )
+def write_model(module: Any, job: SftJob, folder: Path) -> None:
+    """Gathers the weights of a model in training and writes it, adapters merged, and these beside it.
+
+    A collective call.
+    """
+    import torch.distributed as dist
+
+    weights = whole_weights(module)
+    if dist.get_rank() == 0:
+        policy = module
+        if job.config.lora is not None:
+            module.save_pretrained(adapter_of(folder), state_dict=weights, save_embedding_layers=False)
+            policy = module.get_base_model()
+        tokenizer = load_tokenizer(job.base, job.model)
+        save_model(folder, policy, tokenizer, merge(weights, job.config.lora))

@@ -15,17 +15,21 @@ import pytest
 import torch
 from child_processes import children_like
 from grpo_parts import CONFIG, SEED, make_episodes, make_model
+from transformers import PreTrainedModel
 
 from lm_mixup.backends.policy import encode_prompt, load_policy, load_tokenizer
 from lm_mixup.config import GrpoConfig, LoraConfig, ModelConfig, RewardsConfig, TrackingConfig
 from lm_mixup.grpo import checkpoint
 from lm_mixup.grpo.checkpoint import Progress
+from lm_mixup.grpo.episodes import Episode, collate
+from lm_mixup.grpo.forward import completion_logps
 from lm_mixup.grpo.learner import Learner
 from lm_mixup.grpo.loop import Parts, publish, train
-from lm_mixup.grpo.metrics import read_metrics
+from lm_mixup.grpo.metrics import UPDATE_KEYS, read_metrics
 from lm_mixup.grpo.placement import reserve
-from lm_mixup.grpo.rollout import Prompt, RolloutPool, WeightSyncError
+from lm_mixup.grpo.rollout import Group, Prompt, RolloutPool
 from lm_mixup.grpo.stage import _run
+from lm_mixup.grpo.sync import WeightSyncError
 from lm_mixup.rewards.workers import RewardBatch, RewardScores
 
 
@@ -191,8 +195,19 @@ def test_validation_has_a_temperature_of_its_own(undisturbed, pool, prompts: lis
     assert drawn(1) == drawn(1) != drawn(0)
 
 
+def assert_logps_are_of(policy: PreTrainedModel, groups: list[Group], temperature: float) -> None:
+    """The engine's log-probs are those that the learner computes at the same temperature."""
+    for group in groups:
+        drawn = [Episode(group.prompt.token_ids, c.token_ids, c.logprobs, 0.0, 0) for c in group.completions]
+        micro = collate(drawn, pad_id=0)
+        with torch.no_grad():
+            logps, _ = completion_logps(policy, micro, temperature)
+        difference = (logps - micro.engine_logp).abs() * micro.mask
+        assert float(difference.max()) <= 1e-4
+
+
 def test_stale_weights_are_noticed_and_an_actor_killed_mid_generation_changes_nothing(
-    pool, model: str, prompts: list[Prompt]
+    pool, model: str, prompts: list[Prompt], monkeypatch
 ):
     import ray
 
@@ -204,7 +219,10 @@ def test_stale_weights_are_noticed_and_an_actor_killed_mid_generation_changes_no
     parts = Parts(rollout, CountsLetters(), learner, RewardsConfig(), probe)
     publish(parts, version=5)
     seeds = list(range(len(prompts)))
+    cooler = CONFIG.model_copy(update={"temperature": 0.7})
+    monkeypatch.setattr(rollout, "_config", cooler)
     calm = rollout.generate(prompts, seeds)
+    assert_logps_are_of(load_policy(model, ModelConfig()), calm[:4], cooler.temperature)
     doomed = rollout.actors[0]
     threading.Timer(0.05, lambda: ray.kill(doomed)).start()
     disturbed = rollout.generate(prompts, seeds)
@@ -251,20 +269,39 @@ def test_a_learner_killed_before_its_first_checkpoint_changes_nothing(
     assert mapped and not [path for path in mapped if "deepspeed_allreduce" in path]
 
 
+def kl_by_hand(model: str, episode: Episode) -> float:
+    """The k3 estimate between an episode's engine and the model as it was, summed over the completion."""
+    ids = torch.tensor([episode.prompt_ids + episode.completion_ids])
+    with torch.no_grad():
+        logits = load_policy(model, ModelConfig())(ids).logits[0, :-1] / CONFIG.temperature
+    logps = logits.log_softmax(-1).gather(1, ids[0, 1:, None])[len(episode.prompt_ids) - 1 :, 0]
+    x = logps - torch.from_numpy(episode.engine_logps)
+    return float((x.exp() - 1 - x).sum())
+
+
 @pytest.mark.parametrize("change", [{"zero_stage": 0}, {"zero_stage": 3, "learner_ranks": 2}], ids=str)
 def test_adapters_alone_are_trained_and_engines_get_them_merged(
     ray_session, pool, model: str, change: dict, tmp_path: Path
 ):
-    change = {"lora": LoraConfig(r=4, alpha=8), "beta": 0.1, "rollout_actors": 1} | change
+    change = {"lora": LoraConfig(r=4, alpha=8, dropout=0.2), "beta": 0.1, "rollout_actors": 1} | change
     config = CONFIG.model_copy(update=change)
     rollout, _ = pool
     placement = reserve(config, RewardsConfig())
     learner = Learner(model, ModelConfig(), config, SEED, placement)
-    updates = [learner.update(make_episodes(12), 1e-2) for _ in range(2)]
+    updates = [learner.update(make_episodes(12), 1e-2)]
+    learner.save(tmp_path, "first")
+    updates += [learner.update(make_episodes(12), 1e-2)]
     assert updates[0]["kl"] == pytest.approx(0, abs=1e-6) and updates[1]["kl"] > 1e-5
+    expected = [kl_by_hand(model, episode) for episode in make_episodes(12)]
+    np.testing.assert_allclose(learner.kl(make_episodes(12)), expected, rtol=1e-4)
     probe = list(range(20, 60))
     assert rollout.publish(1, learner.weights(), probe, learner.logps(probe)) <= 1e-4
     learner.save_model(tmp_path / "model")
+    if config.zero_stage == 0:  # a resumed learner drops out what one that went on drops out
+        learner.restart()
+        learner.load(tmp_path, "first")
+        again = learner.update(make_episodes(12), 1e-2)
+        assert {k: again[k] for k in UPDATE_KEYS} == {k: updates[1][k] for k in UPDATE_KEYS}
     learner.shutdown()
     placement.release()
     before = load_policy(model, ModelConfig()).state_dict()

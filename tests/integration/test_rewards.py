@@ -191,7 +191,10 @@ def test_two_actors_score_as_one_and_a_killed_one_is_replaced(ray_session, made,
     try:
         ray_session.kill(workers._actors[0])  # the calls that wait for it fail
         assert_equal(workers.score(batch), expected)
+        tasks, run = [], workers._map
+        workers._map = lambda method, calls: tasks.extend([method] * len(calls)) or run(method, calls)
         assert_equal(workers.score(batch), expected)
+        assert set(tasks) == {"score"}, "references are embedded once a run"
         assert workers.score(RewardBatch([], [], [], [])).total.shape == (0,)
         with pytest.raises(InputError, match="task type cs"):
             workers.score(RewardBatch(["cs"], ["x"], ["C: a\nS: b"], [0]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import threading
 import time
 
@@ -11,11 +13,12 @@ from stage_rows import put_part
 
 from lm_mixup import records, tasks
 from lm_mixup.backends.policy import create_nano, encode_prompt, load_policy, load_tokenizer
-from lm_mixup.config import LoraConfig, ModelConfig, SftConfig
+from lm_mixup.config import DataConfig, FinetuneConfig, LoraConfig, ModelConfig, SftConfig
 from lm_mixup.errors import InputError
 from lm_mixup.runs import RunDir, StageDir, summarise
 from lm_mixup.train.checkpoint import last_checkpoint, read_metrics
 from lm_mixup.train.encode import TOKENS
+from lm_mixup.train.finetune import finetune
 from lm_mixup.train.sft import sft
 
 METALS = ["iron", "gold", "zinc", "lead", "tin", "copper", "silver", "nickel"]
@@ -23,6 +26,7 @@ CONFIG = SftConfig(
     max_steps=6,
     learning_rate=3e-3,
     lr_scheduler="constant",
+    weight_decay=0.5,
     max_length=160,
     batch_size=8,
     micro_batch_size=8,
@@ -31,6 +35,7 @@ CONFIG = SftConfig(
     save_steps=6,
     max_failures=0,
 )
+STOPS = {"patience": 2, "keep_best": True}
 
 
 def mixture_rows(count=40):
@@ -88,7 +93,7 @@ def losses(out):
 def undisturbed(ray_session, tmp_path_factory, mixture, model):
     """One worker, one forward pass a step, 30 steps."""
     return run_sft(
-        tmp_path_factory.mktemp("plain"), mixture, model, max_steps=30, save_steps=10, save_limit=2
+        tmp_path_factory.mktemp("plain"), mixture, model, max_steps=30, save_steps=10, save_limit=2, **STOPS
     )
 
 
@@ -123,11 +128,59 @@ def test_every_row_is_accounted_for(undisturbed, mixture):
     assert out.read().schema.equals(TOKENS)
 
 
-def test_two_workers_with_micro_batches_of_one_equal_one_with_whole_batches(
+def continued(root, mixture, model, step, **changes):
+    """Goes on with a run as it was when it had written the checkpoint of a step."""
+    for folder in (root / "sft" / "model", *root.glob("sft/checkpoints/checkpoint-*")):
+        if not folder.name.endswith(f"-{step}"):
+            shutil.rmtree(folder)
+    return run_sft(root, mixture, model, **changes)
+
+
+def test_zero_3_on_two_workers_equals_one_worker_which_may_then_go_on_alone(
     undisturbed, tmp_path, mixture, model
 ):
-    out, _ = run_sft(tmp_path, mixture, model, num_workers=2, micro_batch_size=1, zero_stage=2)
+    """Micro-batches of one on two workers, parameters sharded; then whole batches on one worker."""
+    sharded = {"zero_stage": 3, "num_workers": 2, "micro_batch_size": 1}
+    out, _ = run_sft(tmp_path, mixture, model, save_steps=3, **sharded)
     assert losses(out) == pytest.approx(losses(undisturbed[0])[:6], abs=1e-5)
+    resumed, _ = continued(tmp_path, mixture, model, 3, zero_stage=3)
+    assert losses(resumed) == pytest.approx(losses(undisturbed[0])[:6], abs=1e-5)
+
+
+def test_two_workers_go_on_where_one_was_and_stop_where_nothing_is_gained(
+    undisturbed, tmp_path, mixture, model
+):
+    finished, _ = undisturbed
+    copied = tmp_path / "sft"
+    shutil.copytree(finished.local, copied)
+    state = copied / "checkpoints" / "checkpoint-20" / "trainer_state.json"
+    told = json.loads(state.read_text())
+    told["best_metric"] = 0.1  # as if the best lay behind, and one evaluation had not beaten it
+    told["stateful_callbacks"]["EarlyStoppingCallback"]["attributes"]["early_stopping_patience_counter"] = 1
+    state.write_text(json.dumps(told))
+    changes = {"num_workers": 2, "micro_batch_size": 1, "max_steps": 30}
+    out, _ = continued(tmp_path, mixture, model, 20, **changes, **STOPS)
+    assert losses(out) == pytest.approx(losses(finished)[:24], abs=1e-5)
+    kept = [
+        line["eval_loss"] for line in read_metrics(finished.local / "metrics.jsonl") if "eval_loss" in line
+    ]
+    assert eval_loss(out) == pytest.approx(kept[-1], abs=1e-4)  # the copied run's best, not the last step's
+
+
+def eval_loss(out):
+    """Mean loss of a token of the final model on the rows that were evaluated, one row at a time."""
+    import torch
+
+    policy = load_policy(out.local / "model", ModelConfig())
+    rows = sorted((r for r in out.read().to_pylist() if r["split"] == "test"), key=lambda r: r["id"])
+    total = count = 0.0
+    for row in rows[: CONFIG.eval_rows]:
+        ids, start = torch.tensor([row["input_ids"]]), row["prompt_length"]
+        with torch.no_grad():
+            logp = policy(ids).logits[0, :-1].log_softmax(-1)
+        chosen = logp.gather(1, ids[0, 1:, None])[start - 1 :]
+        total, count = total - float(chosen.sum()), count + len(chosen)
+    return total / count
 
 
 def test_a_killed_worker_is_replaced_and_changes_nothing(undisturbed, tmp_path, mixture, model):
@@ -160,25 +213,64 @@ def kill_one_worker(root, killed, mapped, timeout_s=300.0):
         return
 
 
-def test_zero_3_with_adapters_packing_and_checkpointing(ray_session, tmp_path, mixture, model):
-    import torch
+def run_finetune(root, pairs, model, **changes):
+    out = RunDir(root).stage("finetune")
+    out.begin("same")
+    config = FinetuneConfig(
+        max_steps=3,
+        learning_rate=1e-2,
+        lr_scheduler="linear",
+        warmup_ratio=0.3,
+        eval_fraction=0.0,
+        max_failures=0,
+        max_length=96,
+        lora=LoraConfig(r=4, alpha=8),
+        **changes,
+    )
+    finetune(str(pairs), out, config, model, DataConfig(rows_per_part=10), seed=7)
+    return out
 
-    changes = {"num_workers": 2, "micro_batch_size": 1, "batch_size": 4, "zero_stage": 3, "packing": True}
-    changes |= {
-        "gradient_checkpointing": True,
-        "lora": LoraConfig(r=4, alpha=8),
-        "max_steps": 3,
-        "eval_rows": 0,
-    }
-    out, _ = run_sft(tmp_path, mixture, model, **changes)
-    curve = losses(out)
-    assert curve[-1] < curve[0]
+
+def test_packed_rows_equal_rows_of_their_own(ray_session, tmp_path, model):
+    """Every step holds all rows, packed or not, so losses agree only if no row sees another.
+
+    The packed side is everything at once that must change nothing: ZeRO-3 on two workers, micro-batches of
+    one, activations computed anew. Adapters alone are trained, on a JSONL of prompts and completions.
+    """
+    import torch
+    from peft import PeftModel
+
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"Metal {i}?", "completion": f"{METALS[i % 8]} " * (1 + i % 7)} for i in range(24)]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = run_finetune(tmp_path / "own", pairs, model, batch_size=24, micro_batch_size=8)
+    sequences = packed_count(own)
+    assert 2 * sequences <= 24 and sequences % 2 == 0
+    changes = {"packing": True, "zero_stage": 3, "gradient_checkpointing": True, "num_workers": 2}
+    packed = run_finetune(
+        tmp_path / "packed", pairs, model, batch_size=sequences, micro_batch_size=1, **changes
+    )
+    assert losses(packed) == pytest.approx(losses(own), abs=1e-5)
+    assert losses(own)[-1] < losses(own)[0]
+    rates = [line["lr"] for line in read_metrics(own.local / "metrics.jsonl")]
+    assert rates[0] == 0 and rates[1] > rates[2] > 0  # the first of three steps is the warm-up
     before = load_policy(model.path, model).state_dict()
-    after = load_policy(out.local / "model", model).state_dict()
-    assert before.keys() == after.keys()
+    after, other = (load_policy(out.local / "model", model).state_dict() for out in (own, packed))
+    adapted = PeftModel.from_pretrained(load_policy(model.path, model), packed.local / "model_adapter")
+    by_peft = adapted.merge_and_unload().state_dict()
+    assert before.keys() == after.keys() == other.keys() == by_peft.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    projections = {name for name in before if "_proj.weight" in name}
-    assert changed == projections
+    assert changed == {name for name in before if "_proj.weight" in name}
+    for name in before:
+        torch.testing.assert_close(other[name], after[name], atol=1e-4, rtol=0)
+        torch.testing.assert_close(by_peft[name], other[name])
+
+
+def packed_count(out):
+    """Into how many sequences the rows are packed."""
+    from lm_mixup.train.sft_worker import train_rows
+
+    return len(train_rows(out.read(), SftConfig(packing=True, max_length=96)))
 
 
 def test_a_run_that_is_done_is_not_done_again(undisturbed, mixture, model):
@@ -189,6 +281,9 @@ def test_a_run_that_is_done_is_not_done_again(undisturbed, mixture, model):
     assert (out.local / "model" / "config.json").stat().st_mtime_ns == stamp
 
 
-def test_no_row_that_fits_is_an_input_error(ray_session, tmp_path, mixture, model):
-    with pytest.raises(InputError, match="max_length"):
-        run_sft(tmp_path, mixture, model, max_length=16)
+def test_what_cannot_be_trained_is_an_input_error(undisturbed, tmp_path, mixture, model):
+    with pytest.raises(InputError, match=r"sft\.max_length"):
+        run_sft(tmp_path / "short", mixture, model, max_length=16)
+    shutil.copytree(undisturbed[0].local, tmp_path / "wide" / "sft")
+    with pytest.raises(InputError, match=r"sft asks for 1 workers of 99 CPUs each.*the cluster has 2 CPUs"):
+        continued(tmp_path / "wide", mixture, model, 0, cpus_per_worker=99, placement_timeout_s=1)

@@ -41,6 +41,10 @@ def test_help_answers_in_under_a_second():
         (["train", QUICKSTART, "--set", "model.path=no/such/model/here"], "no/such/model/here"),
         (["build", QUICKSTART, "--until", "sft"], "--until sft"),
         (["train", QUICKSTART], "needs mixture"),
+        (["train", QUICKSTART, "--set", "grpo.max_completion_length=4000"], "nano reads 4096 at most"),
+        (["evaluate", QUICKSTART], "finetune needs select"),
+        (["evaluate", QUICKSTART, "--set", "finetune.train=no.jsonl"], "finetune.train: there is no file"),
+        (["evaluate", QUICKSTART, "--set", "finetune.model.path=nano-untrained"], "has no weights"),
         (["build", "nowhere.yaml"], "nowhere.yaml"),
         (["status", "nowhere"], "not a run directory"),
     ],
@@ -84,6 +88,17 @@ def test_status_lists_every_stage(tmp_path: Path):
     assert code == 0
     for name in ("passages", "sft", "grpo", "select"):
         assert name in output
+
+
+def test_fine_tuning_needs_no_other_stage_where_a_file_is_named():
+    from lm_mixup.config import Config
+    from lm_mixup.stages import BY_NAME, inputs_of, stages_of
+
+    own = Config.model_validate({"finetune": {"train": "mine.jsonl"}})
+    assert inputs_of(BY_NAME["finetune"], Config()) == ("select",)
+    assert inputs_of(BY_NAME["finetune"], own) == ()
+    assert stages_of("evaluate", own) == ("finetune",)
+    assert "finetune" not in stages_of("run", own)
 
 
 def test_credentials_in_urls_are_masked(tmp_path: Path):

@@ -6,11 +6,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
-from lm_mixup.config import Config
+from lm_mixup.config import Config, Section
 from lm_mixup.config_file import load_config
 from lm_mixup.errors import InputError
 
@@ -40,6 +41,14 @@ def write(tmp_path: Path, text: str) -> Path:
         ("select: {stratify_by: topic}", "select.stratify_by"),
         ("select: {perplexity: {taek: low}}", "did you mean take?"),
         ("sft: {batch_size: 10, micro_batch_size: 4}", "multiple of micro_batch_size"),
+        ("sft: {offload: true, zero_stage: 0}", "offload needs zero_stage"),
+        ("sft: {patience: 3, eval_rows: 0}", "need evaluations"),
+        ("sft: {lr_scheduler: cosine_with_min_lr}", "needs lr_scheduler_kwargs"),
+        ("finetune: {micro_batch_size: 3}", "multiple of micro_batch_size"),
+        ("grpo: {num_generations: 1}", "grpo.num_generations"),
+        ("grpo: {learner_ranks: 9, prompts_per_step: 2}", "must not be less than learner_ranks"),
+        ("grpo: {keep_best: true, eval_prompts: 0}", "keep_best needs validations"),
+        ("grpo: {kl_in: reward, advantage: gdpo}", "kl_in reward needs"),
         ("- a\n- b", "must be a mapping of sections, not a list"),
         ("just words", "must be a mapping of sections, not a str"),
         ("a: [1, 2", "not valid YAML"),
@@ -87,7 +96,14 @@ def test_the_resolved_config_reads_back(tmp_path: Path):
 
 def test_resources_do_not_decide_the_output():
     base = Config()
-    more = Config.model_validate({"embedder": {"num_actors": 7}, "grpo": {"rollout_actors": 3}})
+    more = Config.model_validate(
+        {
+            "embedder": {"num_actors": 7},
+            "grpo": {"rollout_actors": 3, "micro_tokens": 512},
+            "sft": {"num_workers": 4, "micro_batch_size": 2, "gradient_checkpointing": True},
+        }
+    )
+    assert base.sft.identity() == more.sft.identity()
     assert base.embedder.identity() == more.embedder.identity()
     assert base.grpo.identity() == more.grpo.identity()
     assert base.grpo.identity() != Config.model_validate({"grpo": {"beta": 0.5}}).grpo.identity()
@@ -98,6 +114,21 @@ def test_every_field_of_a_public_section_is_refused_when_misspelt():
         if isinstance(info.annotation, type) and hasattr(info.annotation, "model_fields"):
             with pytest.raises(ValueError, match="Extra inputs"):
                 Config.model_validate({name: {"surely_no_such_key": 1}})
+
+
+def test_every_field_is_documented():
+    def undocumented(section: type[Section], path: str) -> list[str]:
+        found = []
+        for name, info in section.model_fields.items():
+            kinds = [info.annotation, *get_args(info.annotation)]
+            sections = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)]
+            for kind in sections:
+                found += undocumented(kind, f"{path}{name}.")
+            if not info.description and not any(kind.__doc__ for kind in sections):
+                found.append(f"{path}{name}")
+        return found
+
+    assert undocumented(Config, "") == []
 
 
 @pytest.mark.parametrize("module", ["lm_mixup.config", "lm_mixup.cli", "lm_mixup.tasks"])

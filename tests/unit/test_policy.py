@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from lm_mixup import tasks
 from lm_mixup.backends.policy import (
     TAGS,
+    check_length,
     check_model_path,
     create_nano,
     encode_prompt,
@@ -128,6 +131,18 @@ def test_hub_names_pass_and_folders_need_a_config(tmp_path, nano):
     check_model_path(str(nano))
     with pytest.raises(InputError, match=r"config\.json"):
         check_model_path(str(tmp_path))
+
+
+def test_more_tokens_than_the_model_reads_are_refused_before_anything_starts(tmp_path, nano):
+    config = json.loads((nano / "config.json").read_text())
+    model, limit = ModelConfig(path=str(tmp_path)), config["max_position_embeddings"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    check_length(model, limit, "sft.max_length")
+    with pytest.raises(InputError, match=rf"^sft\.max_length: {limit + 1} tokens, but .* reads {limit} at"):
+        check_length(model, limit + 1, "sft.max_length")
+    config["rope_parameters"] = {"rope_type": "yarn", "factor": 4.0}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    check_length(model, 4 * limit, "sft.max_length")
 
 
 def test_pickled_weights_are_refused(nano, tmp_path):

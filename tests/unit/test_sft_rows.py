@@ -11,17 +11,19 @@ from hypothesis import strategies as st
 
 from lm_mixup import records, tasks
 from lm_mixup.backends.policy import create_nano, load_tokenizer
-from lm_mixup.config import ModelConfig
+from lm_mixup.config import FinetuneConfig, ModelConfig
 from lm_mixup.train.checkpoint import (
     drop_oldest,
     drop_others,
     last_checkpoint,
     mark_whole,
+    ranks_of,
     read_metrics,
     step_of,
     trim_metrics,
 )
 from lm_mixup.train.encode import encode_rows
+from lm_mixup.train.finetune import encode_lines, line_ranges
 from lm_mixup.train.order import epoch_order
 
 ROW = {
@@ -110,10 +112,10 @@ def test_only_whole_checkpoints_count(tmp_path):
     assert last_checkpoint(tmp_path) is None and step_of(None) == 0
     for step in (90, 100, 110):
         (tmp_path / f"checkpoint-{step}").mkdir()
-    mark_whole(tmp_path, 90)
-    mark_whole(tmp_path, 100)
+    mark_whole(tmp_path, 90, ranks=1)
+    mark_whole(tmp_path, 100, ranks=2)
     last = last_checkpoint(tmp_path)
-    assert step_of(last) == 100
+    assert last is not None and (step_of(last), ranks_of(last)) == (100, 2)
     drop_others(tmp_path, last)
     assert sorted(f.name for f in tmp_path.iterdir()) == ["checkpoint-100", "checkpoint-90"]
     drop_oldest(tmp_path, limit=1)
@@ -129,3 +131,39 @@ def test_a_resumed_log_holds_no_step_twice(tmp_path):
     assert [line["step"] for line in read_metrics(path)] == [1, 2]
     trim_metrics(tmp_path / "none.jsonl", 0)
     assert read_metrics(tmp_path / "none.jsonl") == []
+
+
+def test_pairs_are_a_chat_that_ends_and_what_is_no_pair_is_refused(tokenizer):
+    good = {"id": "a", "prompt": "What is <|im_end|> gold?", "completion": "A metal."}
+    lines = [json.dumps(good), "", "{", "[]", json.dumps({"id": "b", "prompt": " ", "completion": "x"})]
+    lines += [json.dumps({"prompt": "x", "completion": None}), json.dumps(good | {"completion": "x " * 400})]
+    result = encode_lines([x.encode() for x in lines], tokenizer, FinetuneConfig(max_length=160), seed=0)
+    (row,) = result.rows.to_pylist()
+    prompt, answer = row["input_ids"][: row["prompt_length"]], row["input_ids"][row["prompt_length"] :]
+    assert tokenizer.decode(answer[:-1]) == "A metal." and answer[-1] == tokenizer.eos_token_id
+    assert prompt.count(tokenizer.eos_token_id) == 1  # of the user's turn: the one in the text was broken
+    reasons = result.rejected["reason"].to_pylist()
+    assert reasons == ["not_json", "not_json", "no_prompt", "no_completion", "too_long"]
+    assert result.rows_in == 6
+
+
+def test_which_pairs_are_held_out_depends_on_seed_and_row_alone(tokenizer):
+    lines = [json.dumps({"id": str(i), "prompt": "a", "completion": "b"}).encode() for i in range(400)]
+
+    def held_out(rows, seed):
+        found = encode_lines(rows, tokenizer, FinetuneConfig(eval_fraction=0.25), seed).rows.to_pylist()
+        return {row["id"] for row in found if row["split"] == "test"}
+
+    assert 70 < len(held_out(lines, 0)) < 130
+    assert held_out(lines, 0) == held_out(lines[:100], 0) | held_out(lines[:99:-1], 0) != held_out(lines, 1)
+
+
+@settings(max_examples=40)
+@given(st.lists(st.binary(max_size=6).filter(lambda b: b"\n" not in b)), st.integers(1, 5), st.booleans())
+def test_ranges_of_lines_are_the_file(tmp_path_factory, lines, count, ends):
+    path = tmp_path_factory.mktemp("lines") / "train.jsonl"
+    path.write_bytes(b"\n".join(lines) + b"\n" * ends)
+    content = path.read_bytes()
+    ranges = line_ranges(str(path), count)
+    assert b"".join(content[a:b] for a, b in ranges) == content
+    assert all(content[a:b].count(b"\n") == count for a, b in ranges[:-1])

@@ -9,9 +9,9 @@ import pytest
 
 from lm_mixup.backends.engine import Completion
 from lm_mixup.config import GrpoConfig, RewardsConfig
-from lm_mixup.grpo.batch import Batch, make_batch, make_episodes, refilled, reward_batch
+from lm_mixup.grpo.batch import Batch, less_kl, make_batch, make_episodes, refilled, reward_batch
 from lm_mixup.grpo.loop import refill
-from lm_mixup.grpo.metrics import Clock, rollout_metrics
+from lm_mixup.grpo.metrics import UPDATE_KEYS, Clock, rollout_metrics, update_metrics
 from lm_mixup.grpo.rollout import Group, Prompt
 from lm_mixup.grpo.sampler import refill_prompts
 from lm_mixup.rewards.workers import RewardScores
@@ -57,6 +57,27 @@ def test_without_a_refill_the_batch_is_the_first_draw_and_silence_is_dropped():
     assert len(make_episodes(first, drop_silent=False)) == 4
     silent = scored({"a": [0.5, 0.5]})
     assert make_episodes(refilled(silent, [silent], 1, WEIGHTS, CONFIG), drop_silent=True) == []
+
+
+def test_the_kl_is_taken_off_the_rewards_of_groups_that_speak_without_it():
+    episodes = []
+
+    class Learner:
+        def kl(self, asked) -> np.ndarray:
+            episodes.extend(asked)
+            return np.array([1.0, 2.0, 6.0, 2.0])
+
+    batch = scored({"a": [0.5, 0.5], "b": [0, 1]})
+    assert less_kl(batch, Learner(), CONFIG) is batch and not episodes
+    config = CONFIG.model_copy(update={"kl_in": "reward", "beta": 0.25, "advantage": "dr_grpo"})
+    charged = less_kl(batch, Learner(), config)
+    assert [e.completion_ids for e in episodes] == [[7, 0], [7, 1]] * 2
+    np.testing.assert_allclose(charged.advantages, [[0.125, -0.125], [-1.0, 1.0]])
+    assert charged.silent.tolist() == [True, False]
+    assert charged.scores is batch.scores
+    update = dict.fromkeys(UPDATE_KEYS, 0.5)
+    assert update_metrics(update, charged) == update | {"kl": 11 / 8}
+    assert update_metrics(update, batch) == update
 
 
 def test_totals_that_tie_are_not_silent_under_gdpo_if_their_parts_differ():

@@ -162,6 +162,26 @@ def test_importance_ratio_is_truncated_in_the_loss_and_reported_before():
     assert sums["ratio"] == pytest.approx(5.0)
 
 
+@pytest.mark.parametrize("correction", ["token", "sequence"])
+def test_a_masked_ratio_teaches_nothing_and_leaves_the_kl(correction: str):
+    old = torch.tensor([[0.1, math.log(5.0)], [0.1, 0.2]])
+    logp = old.clone().requires_grad_()
+    inputs = LossInputs(logp, old, torch.zeros(2, 2), old - 1, torch.ones(2), torch.ones(2, 2))
+
+    def gradient(beta: float) -> torch.Tensor:
+        options = LossOptions(
+            beta=beta, kl_estimator="k1", importance_correction=correction, importance_limit="mask"
+        )
+        loss, sums = policy_loss(inputs, options, GlobalCounts(1, 2, 2))
+        assert sums["ratio"] > 5  # as measured, before the limit
+        return -torch.autograd.grad(loss, logp)[0]
+
+    taught = {"token": [[math.exp(0.1), 0.0], [math.exp(0.1), math.exp(0.2)]]}
+    taught["sequence"] = [[0.0, 0.0], [math.exp(0.3), math.exp(0.3)]]
+    torch.testing.assert_close(gradient(0.0), torch.tensor(taught[correction]))
+    torch.testing.assert_close(gradient(0.5), torch.tensor(taught[correction]) - 0.5)
+
+
 def test_sequence_ratio_is_the_product_over_completion_tokens_only():
     old = torch.tensor([[0.1, 0.2, 9.0]])
     inputs = LossInputs(old, old, torch.zeros(1, 3), None, torch.ones(1), torch.tensor([[1.0, 1.0, 0.0]]))

@@ -66,6 +66,10 @@ class Learner:
         self.weight = zlib.crc32(repr((self.weight, seen, rate)).encode())
         return dict.fromkeys(UPDATE_KEYS, float(self.weight))
 
+    def kl(self, episodes: Sequence[Any]) -> np.ndarray:
+        self._call()
+        return np.array([zlib.crc32(repr((self.weight, e.completion_ids)).encode()) % 7 for e in episodes])
+
     def logps(self, token_ids: Sequence[int]) -> np.ndarray:
         self._call()
         return np.zeros(1)
@@ -153,12 +157,15 @@ def run(folder: Path, learner: Learner, **changes: Any) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("changes", [{}, ASYNC], ids=["synchronous", "async"])
+@pytest.mark.parametrize(
+    "changes", [{}, ASYNC, {"kl_in": "reward", "beta": 0.1}], ids=["synchronous", "async", "kl in rewards"]
+)
 def test_a_learner_that_dies_in_any_call_changes_nothing(tmp_path: Path, changes: dict):
     calm = Learner()
     undisturbed = run(tmp_path / "calm", calm, **changes)
     assert [line["step"] for line in undisturbed["metrics"]] == [1, 2, 3, 4, 5, 6]
     assert [line["step"] for line in undisturbed["validation"]] == [0, 3, 6]
+    assert all((line["kl"] == line["loss"]) == ("kl_in" not in changes) for line in undisturbed["metrics"])
     for call in range(1, calm.calls + 1):
         learner = Learner(deaths=[call])
         assert run(tmp_path / f"dies-{call}", learner, **changes) == undisturbed, call

@@ -17,8 +17,8 @@ from lm_mixup.grpo import checkpoint
 from lm_mixup.grpo.checkpoint import Progress
 from lm_mixup.grpo.metrics import MetricsLog, read_metrics
 from lm_mixup.grpo.placement import plan_bundles
-from lm_mixup.grpo.rollout import Published, WeightSyncError, check_sync
 from lm_mixup.grpo.sampler import learning_rate, prompt_seeds, prompts_of_step
+from lm_mixup.grpo.sync import Published, WeightSyncError, check_sync
 
 
 @given(st.integers(1, 40), st.integers(1, 15), st.integers(0, 3))

@@ -1,0 +1,181 @@
+"""Fine-tuning on a finished training set: JSONL rows of prompt and completion in, a model out.
+
+What SFT does for the distiller (`sft.py`), with any instruction model and any rows: it shows what a training
+set is worth.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import fsspec
+import pyarrow as pa
+
+from lm_mixup import records
+from lm_mixup.backends.policy import (
+    UNTRAINED_NANO,
+    check_model_path,
+    encode_pair,
+    load_tokenizer,
+    model_folder,
+)
+from lm_mixup.config import DataConfig, FinetuneConfig, ModelConfig, TrackingConfig
+from lm_mixup.errors import InputError
+from lm_mixup.parts import PartResult, map_parts
+from lm_mixup.records import content_id
+from lm_mixup.runs import Outcome, StageDir
+from lm_mixup.train.encode import EVAL_SPLIT, REFUSED, TOKENS, TRAIN_SPLIT
+from lm_mixup.train.job import SftJob
+from lm_mixup.train.sft import fit
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def finetune(
+    rows: str,
+    out: StageDir,
+    config: FinetuneConfig,
+    model: ModelConfig,
+    data: DataConfig,
+    seed: int,
+    tracking: TrackingConfig | None = None,
+) -> Outcome:
+    """Fine-tunes a model on a training set.
+
+    Writes what `sft` writes: token rows as parts, `metrics.jsonl`, `checkpoints/` and `model/`.
+
+    Args:
+        rows: Path or URI of a JSONL file with `prompt`, `completion` and, if there is one, `id`.
+        out: Where to.
+        config: Section `finetune`.
+        model: What is fine-tuned, where the section does not name it.
+        data: Section `data`: lines of one part.
+        seed: Of the rows that are held out, the data order and the adapters.
+        tracking: Section `tracking`; default: its defaults.
+
+    Raises:
+        InputError: No such model or file, no row that fits, or no room in the cluster.
+        ray.train.TrainingFailedError: The workers failed repeatedly.
+    """
+    model = config.model or model
+    check_base(model)
+    base = model_folder(model.path)
+    map_parts(
+        out,
+        [(rows, *cut) for cut in line_ranges(rows, data.rows_per_part)],
+        _make_encoder,
+        {"base": base, "model": model, "config": config, "seed": seed},
+        num_actors=config.num_workers,
+        label="encode",
+    )
+    return fit(SftJob(out=out, config=config, model=model, base=base, seed=seed), tracking)
+
+
+def check_base(model: ModelConfig) -> None:
+    """Refuses what cannot be fine-tuned, before anything is started.
+
+    Raises:
+        InputError: There is no such model, or it has no weights.
+    """
+    check_model_path(model.path)
+    if model.path == UNTRAINED_NANO:
+        raise InputError(f"finetune: {model.path} has no weights; set finetune.model.path")
+
+
+def line_ranges(path: str, lines: int) -> list[tuple[int, int]]:
+    """Cuts a file into byte ranges of `lines` whole lines each, the last one of what is left.
+
+    Raises:
+        InputError: There is no such file.
+    """
+    cuts, end = [0], 0
+    try:
+        with fsspec.open(path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                end += len(line)
+                if number % lines == 0:
+                    cuts.append(end)
+    except FileNotFoundError:
+        raise InputError(f"finetune.train: there is no file {path}") from None
+    if end != cuts[-1]:
+        cuts.append(end)
+    return list(itertools.pairwise(cuts))
+
+
+def _make_encoder(
+    base: str, model: ModelConfig, config: FinetuneConfig, seed: int
+) -> Callable[[tuple[str, int, int]], PartResult]:
+    tokenizer = load_tokenizer(base, model)
+
+    def encode(item: tuple[str, int, int]) -> PartResult:
+        path, start, stop = item
+        with fsspec.open(path, "rb") as file:
+            file.seek(start)
+            lines = file.read(stop - start).splitlines()
+        return encode_lines(lines, tokenizer, config, seed)
+
+    return encode
+
+
+def encode_lines(
+    lines: Sequence[bytes], tokenizer: PreTrainedTokenizerBase, config: FinetuneConfig, seed: int
+) -> PartResult:
+    """Encodes rows of prompt and completion; none is cut, none is passed over without a reason.
+
+    Args:
+        lines: JSON objects, UTF-8; blank lines are no rows.
+        tokenizer: The model's.
+        config: The length limit and the share that is held out.
+        seed: Of which rows are held out: that depends on it and the row alone.
+
+    Returns:
+        `TOKENS` rows of split `sft` or `test`, the end-of-sequence token last; and refused rows with reason
+        `not_json`, `no_prompt`, `no_completion` or `too_long`.
+    """
+    kept: list[dict[str, Any]] = []
+    refused: list[dict[str, Any]] = []
+    for row in _rows(lines):
+        if "reason" in row:
+            refused.append(row)
+            continue
+        prompt, answer = encode_pair(tokenizer, row["prompt"], row["completion"])
+        ids = [*prompt, *answer, int(tokenizer.eos_token_id)]
+        if len(ids) > config.max_length:
+            refused.append({"id": row["id"], "reason": "too_long", "tokens": len(ids)})
+            continue
+        held_out = int(content_id(str(seed), row["id"]), 16) < config.eval_fraction * 2**128
+        split = EVAL_SPLIT if held_out else TRAIN_SPLIT
+        kept.append({"id": row["id"], "split": split, "input_ids": ids, "prompt_length": len(prompt)})
+    return PartResult(
+        rows=records.table(kept, TOKENS),
+        rejected=pa.Table.from_pylist(refused, schema=REFUSED) if refused else None,
+        rows_in=len(kept) + len(refused),
+    )
+
+
+def _rows(lines: Sequence[bytes]) -> Iterator[dict[str, Any]]:
+    """Each line as a row with `id`, and either `prompt` and `completion` or the `reason` why not."""
+    for line in lines:
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            yield {"id": content_id(line.decode("utf-8", "replace")), "reason": "not_json"}
+            continue
+        lacking = [key for key in ("prompt", "completion") if not _is_text(row.get(key))]
+        name = str(row.get("id") or content_id(str(row.get("prompt")), str(row.get("completion"))))
+        if lacking:
+            yield {"id": name, "reason": f"no_{lacking[0]}"}
+        else:
+            yield {"id": name, "prompt": row["prompt"], "completion": row["completion"]}
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())

@@ -1,0 +1,43 @@
+"""The built-in components of a batch: what is embedded, and what there is nothing to judge in."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lm_mixup.config import RewardsConfig
+from lm_mixup.rewards.quality import make_library
+from lm_mixup.rewards.workers import score_components
+from lm_mixup.tasks import Qa, Tfq, write_answer, write_output
+
+
+def vector(text: str) -> np.ndarray:
+    """A direction of its own for every text."""
+    drawn = np.random.default_rng(list(text.encode())).normal(size=16)
+    return (drawn / np.linalg.norm(drawn)).astype(np.float32)
+
+
+def test_every_readable_answer_is_embedded_once_for_quality_and_alignment_both():
+    asked: list[list[str]] = []
+
+    def embed(texts):
+        asked.append(list(texts))
+        return np.stack([vector(text) for text in texts])
+
+    good, poor = write_answer(Qa("Iron?", "Fe.")), write_answer(Qa("Iron?", "dunno"))
+    true = write_answer(Tfq("Neon is a gas.", True))
+    bank = np.stack([vector(good), vector(poor)] * 2)
+    library = make_library(bank, np.array([5, 0, 5, 0]), np.arange(4), 1, 0.01)
+    completions = [write_output("", text) for text in (good, poor, "no marks", true)] + ["no tags"]
+    references = np.stack([vector(good)] * 3 + [vector(true), vector(good)])
+    scores = score_components(
+        ["qa", "qa", "qa", "tfq", "qa"],
+        completions,
+        references,
+        embed,
+        {"qa": library, "tfq": library},
+        RewardsConfig(neighbors=1),
+    )
+    assert asked == [[good, poor, true]]
+    assert scores["alignment"].tolist() == [1, 0, 0, 1, 0]
+    assert scores["quality"].tolist()[:3] == [1, 0, 0] and scores["quality"][4] == 0
+    assert scores["format"].tolist() == [1, 1, 0.5, 1, 0]
