@@ -9,8 +9,9 @@ ratio is of texts a second of processor time, which other work on the machine di
 rows with `prompt` and `completion`; without it, rows of the closed world are taken.
 
 onnx needs the packages onnxruntime, onnx and onnxscript, openvino the package openvino; what is not installed
-is left out and named. Their graphs are made from the loaded model here and run inside sentence-transformers'
-`encode`: its own export goes through optimum, whose last release for ONNX (0.1) wants transformers below 5.
+is left out and named, and so is bfloat16 on a CPU that has to emulate it. Their graphs are made from the
+loaded model here and run inside sentence-transformers' `encode`: its own export goes through optimum, whose
+last release for ONNX (0.1) wants transformers below 5.
 """
 
 from __future__ import annotations
@@ -162,6 +163,13 @@ def backends(threads: int) -> dict[str, Callable[[], Encode]]:
     }
 
 
+def native_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 itself; where it does not, that takes ten times as long."""
+    listing = Path("/proc/cpuinfo")
+    flags = listing.read_text(encoding="utf-8") if listing.is_file() else ""
+    return any(name in flags for name in ("amx_bf16", "avx512_bf16"))
+
+
 NEEDS = {"torch": [], "onnx": ["onnxruntime", "onnx", "onnxscript"], "openvino": ["openvino"]}
 
 
@@ -170,7 +178,9 @@ def installed(names: list[str], threads: int) -> dict[str, Encode]:
     loaded = {}
     for name, make in backends(threads).items():
         missing = [need for need in NEEDS[name.split()[0]] if importlib.util.find_spec(need) is None]
-        if missing:
+        if name.endswith("bfloat16") and not native_bfloat16():
+            print(f"left out: {name} (this CPU does not compute it)")
+        elif missing:
             print(f"left out: {name} ({', '.join(missing)} not installed)")
         elif not names or name in names:
             loaded[name] = make()
@@ -200,7 +210,7 @@ def race(sides: dict[str, Encode], texts: list[str], repeats: int) -> dict[str, 
 
 
 def padding(lengths: np.ndarray, keys: np.ndarray) -> float:
-    """Tokens computed for each token there is, in batches of texts sorted by those keys."""
+    """Tokens computed for each token there is, if texts sorted by those keys are padded batch by batch."""
     order = np.argsort(keys, kind="stable")
     batches = [lengths[order[start : start + BATCH]] for start in range(0, len(order), BATCH)]
     return round(float(sum(batch.max() * len(batch) for batch in batches) / lengths.sum()), 3)
@@ -221,19 +231,24 @@ def main() -> None:
         args.texts = None
     texts = read_texts(args.texts, rows)
     wanted = [*args.backends, "torch float32"] if args.backends else []
-    models = {f"ours {dtype}": ours(dtype, args.threads) for dtype in ("float32", "bfloat16")}
+    dtypes = ("float32", "bfloat16") if native_bfloat16() else ("float32",)
+    models = {f"ours {dtype}": ours(dtype, args.threads) for dtype in dtypes}
     sides = {name: model.embed for name, model in models.items()} | installed(wanted, args.threads)
     found = race(sides, texts, repeats)
     for name, figures in found.items():
         print(f"{name:20}" + "".join(f"  {key} {value}" for key, value in figures.items()))
     mine, theirs = (fastest(found, own) for own in (True, False))
+    from lm_mixup.backends.embedder import padded_lengths
+
     lengths = models[mine].lengths(texts)
     characters = np.array([len(text) for text in texts])
     ratio = found[mine]["texts/s (processor)"] / found[theirs]["texts/s (processor)"]
     harness.finish(
         "embedding",
         {"rows": len(texts), "threads": args.threads, "tokens": int(lengths.sum()), "repeats": repeats},
-        {"setting": mine} | found[mine] | {"padded/real tokens": padding(lengths, -lengths)},
+        {"setting": mine}
+        | found[mine]
+        | {"padded/real tokens": round(float(padded_lengths(lengths).sum() / lengths.sum()), 3)},
         {"setting": theirs}
         | found[theirs]
         | {"padded/real tokens": padding(lengths, -characters)}

@@ -218,6 +218,10 @@ class _Errors:
         pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, KeyboardInterrupt):  # Ctrl-C, or SIGTERM
+            again = "; the same command again goes on where it stopped" if self._run_dir else ""
+            say(f"[bold red]stopped[/]{again}")
+            raise typer.Exit(1)
         if not isinstance(error, Exception):
             return
         theirs = input_error_in(error)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from typing import Any
 
 from tenacity import Retrying, retry_if_exception_message, stop_after_attempt
@@ -52,6 +54,13 @@ def start_ray(config: RayConfig) -> None:
             **options,
         )
     _quiet_ray_data()
+    _stop_as_by_keyboard()
+
+
+def _stop_as_by_keyboard() -> None:
+    """SIGTERM ends the driver as Ctrl-C does; Ray's own handler, set by `init`, prints a stack first."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _quiet_ray_data() -> None:

@@ -35,7 +35,7 @@ class EmbedderConfig(Section):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto",
         description="`auto`: float16 on GPU, float32 on CPU. `bfloat16` is about twice as fast on CPUs with "
-        "AMX, and its vectors depend a little on the texts that share a batch.",
+        "AMX, and many times slower on those without.",
     )
     batch_size: int = resources(64, ge=1, description="Texts a forward pass.")
     num_actors: int = resources(1, ge=1, description="Embedding actors.")

@@ -1,10 +1,10 @@
 """Nearest neighbours in large pools: a row is compared with the rows of the cells nearest to it.
 
 The inverted-file search (IVF; Jégou et al. 2011) spread over Ray tasks. Rows are shuffled into cells of near
-rows, as in clustering; cells that lie near each other share a bucket; a task takes the rows of one bucket and
-looks them up in the buckets that hold their `probes` nearest cells. With cells of m rows the cost is
-2·N·(N/m + probes·m)·d operations in place of 2·N²·d. How many neighbours are missed is measured on sampled
-rows and stands in the manifest.
+rows (`cell_tree`); cells that lie near each other share a bucket; a task takes the rows of one bucket and
+looks them up in the buckets that hold their `probes` nearest cells. With C cells of m rows the cost is
+2·N·(C + probes·m)·d operations in place of 2·N²·d, and 2·N·(17·√C + probes·m)·d above 4,096 cells. How many
+neighbours are missed is measured on sampled rows and stands in the manifest.
 
 What comes out depends on the rows, their parts and the seed alone: cells, buckets and blocks do not know how
 many tasks there are.
@@ -13,9 +13,8 @@ many tasks there are.
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,18 +23,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lm_mixup.config import NeighborsConfig
-from lm_mixup.data.cells import CellPlan, plan_cells, run_tasks, shuffle
+from lm_mixup.data.cell_tree import CellTree, divide, plant
+from lm_mixup.data.cells import in_blocks, run_tasks, shuffle
 from lm_mixup.data.embed import vectors_of
 from lm_mixup.data.knn import SLACK, best, neighbor_table, search
 from lm_mixup.parts import PartResult, map_parts
 from lm_mixup.progress import say, track
 from lm_mixup.runs import Outcome, StageDir
 
-_MOST_CELLS = 4_096
-_BUCKET_ROWS = 16_384
-_MOST_BUCKETS = 512
-_BLOCK_PARTS = 8
-_MOST_BLOCKS = 512
+_QUERY_ROWS = 16_384
 _SAMPLED_ROWS = 1_000
 _LOW_RECALL = 0.95
 _TIE = 1e-5  # similarities closer than this are the same to one who computes them in another order
@@ -59,29 +55,38 @@ def approximate_neighbors(embed: StageDir, out: StageDir, config: NeighborsConfi
 
     Metrics: `recall`, the share of the true k nearest rows that were found, over 1,000 sampled rows.
 
-    Memory: a task holds one bucket and the candidates of its rows, or 262,144 sampled vectors; a writer holds
-    all ids. The vectors, in fp16, lie once in the object store, which spills to disk.
+    Memory: a task holds one bucket and the candidates of 16,384 of its rows, 25 · `probes` · 12 bytes each,
+    or 262,144 sampled vectors. All ids are held once a machine. The vectors, in fp16, lie in the object store
+    as blocks and again as buckets, and what was found once, 12 · k bytes a row; it spills to disk.
     """
     import ray
 
-    parts = embed.parts()
+    parts, limit = embed.parts(), config.num_actors
     edges = _edges(embed)
-    total, limit = int(edges[-1]), config.num_actors
-    size = max(_BLOCK_PARTS, -(-len(parts) // _MOST_BLOCKS))
-    task = ray.remote(load_block).options(num_cpus=config.num_cpus)
-    starts = range(0, len(parts), size)
-    loads = [partial(task.remote, embed, parts[at : at + size], int(edges[at])) for at in starts]
-    blocks = run_tasks(loads, limit)
-    plan = near_together(_plan(blocks, total, config, seed), total)
-    banks = _gather(shuffle(blocks, plan, limit), config)
+    total = int(edges[-1])
+    runs = in_blocks(range(len(parts)))
+    task = ray.remote(load_block).options(num_cpus=config.num_cpus, num_returns=2)
+    loads = [partial(task.remote, embed, [parts[i] for i in run], int(edges[run[0]])) for run in runs]
+    blocks, named = zip(*run_tasks(loads, limit), strict=True)
+    tree = plant(blocks, total, config.cell_rows, limit, seed)
+    banks = _gather(shuffle(blocks, tree, limit, divide), config)
     sample = _sample(banks, total, config, seed)
-    found, hits = _search_all(banks, plan, sample, edges[[*starts, len(parts)]], config)
-    make_kwargs = {"embed": embed, "edges": edges, "block_parts": size, "found": found, "k": config.k}
-    map_parts(out, list(range(len(parts))), make_writer, make_kwargs, num_cpus=config.num_cpus)
+    block_edges = edges[[*(run[0] for run in runs), len(parts)]]
+    found, hits = _search_all(banks, tree, sample, block_edges, config)
+    ids = ray.remote(joined).options(num_cpus=config.num_cpus).remote(*named)
+    make_kwargs = {"edges": edges, "block_parts": len(runs[0]), "found": found, "ids": [ids]}
+    map_parts(
+        out,
+        list(range(len(parts))),
+        make_writer,
+        make_kwargs,
+        num_actors=config.num_actors,
+        num_cpus=config.num_cpus,
+    )
     recall = hits / (config.k * len(sample.index))
     if recall < _LOW_RECALL:
         say(f"  [yellow]neighbors[/]: {recall:.1%} of the nearest rows were found; raise neighbors.probes")
-    told = {"cells": len(plan.bucket_of), "probes": config.probes, "recall": round(recall, 4)}
+    told = {"cells": len(tree.fine), "probes": config.probes, "recall": round(recall, 4)}
     return Outcome(metrics={"k": config.k, "method": "approximate", **told})
 
 
@@ -91,46 +96,22 @@ def _edges(embed: StageDir) -> np.ndarray:
     return np.cumsum([0, *(receipts[part].rows_out for part in sorted(receipts))])
 
 
-def load_block(embed: StageDir, parts: Sequence[str], first: int) -> pa.Table:
-    """The rows {id, group, index, embedding} of some parts; all are of one group."""
+def load_block(embed: StageDir, parts: Sequence[str], first: int) -> tuple[pa.Table, pa.Array]:
+    """The rows {id, group, index, embedding} of some parts, all of one group; and their ids alone.
+
+    Ids are `large_string`: 67 million of 32 letters are more than a `string` array holds.
+    """
     table = pa.concat_tables([embed.read_part(part) for part in parts]).combine_chunks()
     index = pa.array(np.arange(first, first + table.num_rows))
     group = pa.array([""] * table.num_rows, pa.string())
-    return pa.table({"id": table["id"], "group": group, "index": index, "embedding": table["embedding"]})
+    ids = pa.concat_arrays([pa.array([], pa.large_string()), *table["id"].cast(pa.large_string()).chunks])
+    rows = {"id": table["id"], "group": group, "index": index, "embedding": table["embedding"]}
+    return pa.table(rows), ids
 
 
-def _plan(blocks: Sequence[Any], total: int, config: NeighborsConfig, seed: int) -> CellPlan:
-    """Cells of about `cell_rows` rows, or of more where there would be too many; at least two."""
-    cell_rows = max(min(config.cell_rows, total // 2), math.ceil(total / _MOST_CELLS))
-    return plan_cells(blocks, {"": total}, cell_rows, config.num_actors, seed)
-
-
-def near_together(plan: CellPlan, total: int) -> CellPlan:
-    """Numbers the cells anew so that near ones have near numbers, and packs them into buckets.
-
-    The cells that the rows of one bucket are looked up in then lie in few other buckets.
-    """
-    centres = plan.centres[""]
-    count = len(centres)
-    per_bucket = max(1, _BUCKET_ROWS * count // total, -(-count // _MOST_BUCKETS))
-    order = np.concatenate(list(_halves(centres, np.arange(count), per_bucket)))
-    return replace(plan, centres={"": centres[order]}, bucket_of=np.arange(count) // per_bucket)
-
-
-def _halves(centres: np.ndarray, rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """Cuts rows across their widest direction, again and again, until `size` are left together."""
-    if len(rows) <= size:
-        yield rows
-        return
-    centred = centres[rows] - centres[rows].mean(axis=0)
-    direction = centred[np.argmax((centred**2).sum(axis=1))]
-    for _ in range(8):  # power iteration
-        direction = centred.T @ (centred @ direction)
-        direction /= max(float(np.linalg.norm(direction)), 1e-12)
-    order = rows[np.argsort(centred @ direction, kind="stable")]
-    middle = -(-len(rows) // (2 * size)) * size  # whole buckets on the left
-    yield from _halves(centres, order[:middle], size)
-    yield from _halves(centres, order[middle:], size)
+def joined(*ids: pa.Array) -> pa.Array:
+    """The ids of all blocks, by bank index."""
+    return pa.concat_arrays(ids)
 
 
 def _gather(buckets: Sequence[Sequence[Any]], config: NeighborsConfig) -> list[Any]:
@@ -191,38 +172,40 @@ def _device(config: NeighborsConfig) -> str:
 
 
 def _search_all(
-    banks: Sequence[Any], plan: CellPlan, sample: Sample, edges: np.ndarray, config: NeighborsConfig
-) -> tuple[list[list[Any]], int]:
-    """Neighbours of all rows: references by block of parts; and the hits of the sampled rows."""
+    banks: Sequence[Any], tree: CellTree, sample: Sample, edges: np.ndarray, config: NeighborsConfig
+) -> tuple[list[Any], int]:
+    """Neighbours of all rows: a reference for each block of parts; and the hits of the sampled rows."""
     import ray
 
     count = len(edges) - 1
     task = ray.remote(search_bucket).options(
         num_returns=count + 1, num_cpus=config.num_cpus, num_gpus=config.num_gpus
     )
-    shared = ray.put((plan, sample, edges))
+    shared = ray.put((tree, sample, edges))
     calls = [partial(task.remote, shared, list(banks), bucket, config) for bucket in range(len(banks))]
     with track("neighbors", total=len(banks)) as advance:
         found = run_tasks(calls, config.num_actors, advance)
     hits = sum(ray.get([pieces[count] for pieces in found]))
-    return [[pieces[block] for pieces in found] for block in range(count)], hits
+    merge = ray.remote(merged).options(num_cpus=config.num_cpus)
+    of_blocks = [partial(merge.remote, *(pieces[block] for pieces in found)) for block in range(count)]
+    return run_tasks(of_blocks, config.num_actors), hits
 
 
 def search_bucket(
-    shared: tuple[CellPlan, Sample, np.ndarray], banks: list[Any], bucket: int, config: NeighborsConfig
+    shared: tuple[CellTree, Sample, np.ndarray], banks: list[Any], bucket: int, config: NeighborsConfig
 ) -> list[Any]:
     """Neighbours of a bucket's rows {index, neighbors, similarities}, by block; last, its sample's hits."""
     import ray
 
-    plan, sample, edges = shared
+    tree, sample, edges = shared
     rows = ray.get(banks[bucket])
     own = rows["index"].to_numpy()
-    count = len(edges) - 1
-    if not rows.num_rows:
-        # k columns, though there is no row: Arrow divides by the width of such a list
-        none = found_table(own, np.zeros((0, config.k), np.int64), np.zeros((0, config.k), np.float32))
-        return [*[none] * count, 0]
-    near, alike = _in_nearest_cells(vectors_of(rows), own, plan, banks, config)
+    near = np.zeros((rows.num_rows, config.k), np.int64)
+    alike = np.zeros((rows.num_rows, config.k), np.float32)
+    for start in range(0, rows.num_rows, _QUERY_ROWS):  # rows of a bucket are sorted by cell
+        few = slice(start, start + _QUERY_ROWS)
+        queries = vectors_of(rows.slice(start, _QUERY_ROWS))
+        near[few], alike[few] = _in_nearest_cells(queries, own[few], tree, banks, config)
     sampled = np.isin(own, sample.index)
     least = sample.least[np.searchsorted(sample.index, own[sampled])]
     hits = int((alike[sampled] >= least[:, None] - _TIE).sum())
@@ -233,21 +216,25 @@ def search_bucket(
 
 
 def _in_nearest_cells(
-    queries: np.ndarray, own: np.ndarray, plan: CellPlan, banks: Sequence[Any], config: NeighborsConfig
+    queries: np.ndarray, own: np.ndarray, tree: CellTree, banks: Sequence[Any], config: NeighborsConfig
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Indices and similarities [M, k] of the best rows in the `probes` cells nearest to each query."""
+    """Indices and similarities [M, k] of the best rows in the `probes` cells nearest to each query.
+
+    Where there are fewer than k, the last have the index −1 and the similarity −inf.
+    """
     import ray
 
-    cells = _nearest_cells(queries, plan.centres[""], config.probes)
+    cells = tree.nearest(queries, config.probes)
     keep = config.k + 1 + SLACK
     near = np.full((*cells.shape, keep), -1, np.int64)
     alike = np.full((*cells.shape, keep), -np.inf, np.float32)
-    asked, slots = np.divmod(np.argsort(cells, axis=None, kind="stable"), cells.shape[1])
+    order = np.argsort(cells, axis=None, kind="stable")[(cells < 0).sum() :]
+    asked, slots = np.divmod(order, cells.shape[1])
     asked_cells = cells[asked, slots]
-    for bucket in np.unique(plan.bucket_of[asked_cells]).tolist():
+    for bucket in np.unique(tree.bucket_of[asked_cells]).tolist():
         bank = ray.get(banks[bucket])
         bank_cells, bank_index = bank["cell"].to_numpy(), bank["index"].to_numpy()
-        for cell in np.unique(asked_cells[plan.bucket_of[asked_cells] == bucket]).tolist():
+        for cell in np.unique(asked_cells[tree.bucket_of[asked_cells] == bucket]).tolist():
             first, last = np.searchsorted(bank_cells, [cell, cell + 1])
             if first == last:
                 continue
@@ -257,11 +244,6 @@ def _in_nearest_cells(
             near[asked[who], slots[who], : found.shape[1]] = bank_index[first:last][found]
             alike[asked[who], slots[who], : found.shape[1]] = values
     return _best_of(near.reshape(len(queries), -1), alike.reshape(len(queries), -1), config.k, own)
-
-
-def _nearest_cells(queries: np.ndarray, centres: np.ndarray, probes: int) -> np.ndarray:
-    """int64 [M, min(probes, cells)]."""
-    return search(queries, centres, probes, "cpu")[0]
 
 
 def _best_of(near: np.ndarray, alike: np.ndarray, k: int, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -282,31 +264,31 @@ def found_table(own: np.ndarray, near: np.ndarray, alike: np.ndarray) -> pa.Tabl
     return pa.table({"index": own, "neighbors": lists[0], "similarities": lists[1]})
 
 
+def merged(*pieces: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """Neighbours and similarities [rows, k] of a block, from its pieces of all buckets, by bank index."""
+    rows = pa.concat_tables(pieces).sort_by("index")
+    near, alike = (rows[name].combine_chunks() for name in ("neighbors", "similarities"))
+    k = near.type.list_size
+    return (
+        near.flatten().to_numpy(zero_copy_only=False).reshape(-1, k),
+        alike.flatten().to_numpy(zero_copy_only=False).reshape(-1, k),
+    )
+
+
 def make_writer(
-    embed: StageDir, edges: np.ndarray, block_parts: int, found: list[list[Any]], k: int
+    edges: np.ndarray, block_parts: int, found: list[Any], ids: list[Any]
 ) -> Callable[[int], PartResult]:
-    """Reads all ids; the function writes the neighbours of one part."""
+    """Takes all ids, held once a machine; the function writes the neighbours of one part."""
     import ray
 
-    parts = embed.parts()
-    ids = pa.concat_arrays([chunk for part in parts for chunk in embed.read_part(part, ["id"])["id"].chunks])
+    names: pa.Array = ray.get(ids[0])
 
     def write(part: int) -> PartResult:
         first, last = int(edges[part]), int(edges[part + 1])
-        near, alike = found_between(ray.get(found[part // block_parts]), first, last, k)
-        return PartResult(
-            neighbor_table(ids.slice(first, last - first), ids, near, alike), rows_in=last - first
-        )
+        start = int(edges[part - part % block_parts])
+        near, alike = ray.get(found[part // block_parts])
+        inside = slice(first - start, last - start)
+        own = names.slice(first, last - first).cast(pa.string())
+        return PartResult(neighbor_table(own, names, near[inside], alike[inside]), rows_in=last - first)
 
     return write
-
-
-def found_between(pieces: Sequence[pa.Table], first: int, last: int, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Neighbours and similarities [last − first, k] of the rows with these bank indices, in their order."""
-    rows = pa.concat_tables(pieces)
-    rows = rows.filter((pc.field("index") >= first) & (pc.field("index") < last)).sort_by("index")
-    near, alike = (
-        rows[name].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, k)
-        for name in ("neighbors", "similarities")
-    )
-    return near, alike

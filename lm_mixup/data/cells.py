@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,10 @@ _SAMPLE_PER_CELL = 64
 # Pieces of the shuffle number at most _MOST_BUCKETS², each small enough for the object store.
 _MOST_BUCKETS = 512
 _BUCKET_ROWS = 16_384
+_BLOCK_PARTS = 8
+_MOST_BLOCKS = 512
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -131,25 +135,43 @@ def divide(block: pa.Table, plan: CellPlan) -> list[pa.Table]:
             cells[rows] += labels
     planned = cells >= 0
     block = block.append_column("cell", pa.array(cells)).filter(pa.array(planned))
-    buckets = plan.bucket_of[cells[planned]]
+    return cut(block, plan.bucket_of[cells[planned]], plan.buckets)
+
+
+def cut(block: pa.Table, buckets: np.ndarray, count: int) -> list[pa.Table]:
+    """The rows of each of `count` buckets, in their order; `buckets` int64 [rows] is that of each row."""
     order = np.argsort(buckets, kind="stable")
-    edges = np.searchsorted(buckets[order], np.arange(plan.buckets + 1))
+    edges = np.searchsorted(buckets[order], np.arange(count + 1))
     block = block.take(pa.array(order))
     return [block.slice(start, stop - start) for start, stop in itertools.pairwise(edges.tolist())]
 
 
-def shuffle(blocks: Sequence[Any], plan: CellPlan, num_tasks: int) -> list[list[Any]]:
-    """The pieces of every bucket, as object references."""
+def shuffle(
+    blocks: Sequence[Any], plan: Any, num_tasks: int, how: Callable[..., list[pa.Table]] = divide
+) -> list[list[Any]]:
+    """The pieces of every bucket, as object references; `how` divides a block as the plan has it."""
     import ray
 
     shared, count = ray.put(plan), plan.buckets
-    task = ray.remote(divide if count > 1 else _divide_one).options(num_returns=count)
-    divided = run_tasks([partial(task.remote, block, shared) for block in blocks], num_tasks)
+    task = ray.remote(how if count > 1 else _divide_one).options(num_returns=count)
+    more = () if count > 1 else (how,)
+    divided = run_tasks([partial(task.remote, block, shared, *more) for block in blocks], num_tasks)
     return [[pieces if count == 1 else pieces[bucket] for pieces in divided] for bucket in range(count)]
 
 
-def _divide_one(block: pa.Table, plan: CellPlan) -> pa.Table:
-    return divide(block, plan)[0]
+def _divide_one(block: pa.Table, plan: Any, how: Callable[..., list[pa.Table]]) -> pa.Table:
+    return how(block, plan)[0]
+
+
+def in_blocks(items: Sequence[T], least: int | None = None) -> list[Sequence[T]]:
+    """Items in runs of equal length: at most 512 runs, as the pieces of a shuffle number that many a bucket.
+
+    Args:
+        items: Parts of a stage, units of a pool, …
+        least: Items of a run, at least; 8 parts if not given.
+    """
+    size = max(_BLOCK_PARTS if least is None else least, -(-len(items) // _MOST_BLOCKS))
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def run_tasks(

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from lm_mixup import records
 from lm_mixup.config import ClusterConfig, DataConfig
 from lm_mixup.data.capacity import bounded_clusters, residual_reasons
-from lm_mixup.data.cells import cell_count, plan_cells, run_tasks, shuffle
+from lm_mixup.data.cells import cell_count, in_blocks, plan_cells, run_tasks, shuffle
 from lm_mixup.data.cohesion import Bounds, centre_cosines, clusters_of
 from lm_mixup.data.embed import vectors_for, vectors_of
 from lm_mixup.data.kmeans import split_cell
@@ -36,8 +36,6 @@ _REJECTED = pa.schema(
     [("id", pa.string()), ("source", pa.string()), ("task_type", pa.string()), ("reason", pa.string())]
 )
 _LISTED = records.extend(_REJECTED, pa.schema([("group", pa.string())]))
-_BLOCK_PARTS = 8
-_MOST_BLOCKS = 512
 
 
 def cluster(
@@ -82,9 +80,7 @@ def _load(
     """Blocks of poor rows in the object store, their number by group, and the rows left out by reason."""
     import ray
 
-    parts = curated.parts()
-    size = max(_BLOCK_PARTS, -(-len(parts) // _MOST_BLOCKS))
-    chunks = [parts[start : start + size] for start in range(0, len(parts), size)]
+    chunks = in_blocks(curated.parts())
     task = ray.remote(load_block).options(num_returns=2)
     with track("poor rows", total=len(chunks)) as advance:
         loaded = run_tasks(

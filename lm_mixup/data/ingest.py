@@ -22,6 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lm_mixup.config import DataConfig, IngestConfig
+from lm_mixup.data.cells import in_blocks
 from lm_mixup.data.pool_files import Unit, list_units, read_unit
 from lm_mixup.data.pool_rows import PoolRow, Reason, Refused, line_limit, raw_text, read_item
 from lm_mixup.data.repeats import Finder, Places, by_unit, deal, keys_of, place, repeats, settle
@@ -76,8 +77,9 @@ def ingest(out: StageDir, pool: str, config: IngestConfig, data: DataConfig, see
     Output columns: `records.INSTRUCTION`. Rejected columns: reason, where (file:line), id, match
     (the id of the evaluation item or of the kept row, where that is why), raw (cut).
 
-    Memory of a task: one unit (`split_mib` of JSONL, a row group, or one file that cannot be cut); and in the
-    search for duplicates 24 bytes for each row of a bucket, of which there is one for every 2 GiB of pool.
+    Memory of a task: one unit (`split_mib` of JSONL, a row group, or one file that cannot be cut), and 48
+    bytes a row of the units that it goes through, a 512th of a large pool; in the search for duplicates 24
+    bytes for each row of a bucket, of which there is one for every 2 GiB of pool.
 
     Args:
         out: Where the parts are written.
@@ -169,6 +171,14 @@ def scan_unit(number: int, unit: Unit, reader: Reader, buckets: int) -> list[Any
     return [Scan(len(rows), len(usable), gave_ids, dict(refused)), *contents, *ids]
 
 
+def scan_group(first: int, units: Sequence[Unit], reader: Reader, buckets: int) -> list[Any]:
+    """`scan_unit` of consecutive units, one in memory at a time, the tables of a bucket joined."""
+    scans, *tables = zip(
+        *(scan_unit(number, unit, reader, buckets) for number, unit in enumerate(units, first)), strict=True
+    )
+    return [list(scans), *map(np.concatenate, tables)]
+
+
 def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
@@ -178,16 +188,20 @@ def _scan_pool(units: Sequence[Unit], reader: Reader, buckets: int) -> tuple[lis
     import ray
     from ray.exceptions import RayTaskError
 
-    scan = ray.remote(scan_unit).options(num_returns=1 + 2 * buckets)
+    scan = ray.remote(scan_group).options(num_returns=1 + 2 * buckets)
     find = ray.remote(_repeats_of)
     shared = ray.put(reader)
-    results: list[Any] = [scan.remote(number, unit, shared, buckets) for number, unit in enumerate(units)]
+    results: list[Any] = [
+        scan.remote(numbers[0], [units[number] for number in numbers], shared, buckets)
+        for numbers in in_blocks(range(len(units)), 1)
+    ]
     scans: list[Scan] = []
     try:
         with track("ingest: reading", total=len(units)) as advance:
             for result in results:
-                scans.append(ray.get(result[0]))
-                advance(1)
+                found: list[Scan] = ray.get(result[0])
+                scans += found
+                advance(len(found))
     except RayTaskError as error:
         if isinstance(error.cause, InputError):
             raise error.cause from None

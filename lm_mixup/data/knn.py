@@ -8,6 +8,7 @@ import pyarrow as pa
 # Asked for beyond k, so that ties at the edge are broken by index and not by the order of the search.
 SLACK = 8
 _GPU_BLOCK = 8_192
+_OWN_BLOCK = 4_096
 
 
 def knn(
@@ -21,7 +22,8 @@ def knn(
         k: Neighbours wanted.
         exclude_self: The queries are the bank, and row i is no neighbour of itself. It is left out by its
             index, so an exact duplicate of row i stays its neighbour.
-        device: `cpu` (faiss flat index) or a torch device.
+        device: `cpu` (faiss flat index; where rows are searched among themselves, each product is computed
+            once and serves both) or a torch device.
 
     Returns:
         indices int64 [M, K] and similarities float32 [M, K], best first, ties by the smaller index, with
@@ -35,8 +37,78 @@ def knn(
     if exclude_self and len(queries) != len(bank):
         raise ValueError(f"exclude_self: {len(queries)} queries are not the {len(bank)} rows of the bank")
     own = np.arange(len(queries)) if exclude_self else np.full(len(queries), -1)
-    found, alike = search(queries, bank, k + 1 + SLACK, device)
+    if exclude_self and device == "cpu" and len(bank) > _OWN_BLOCK:
+        found, alike = search_own(bank, k + 1 + SLACK)
+    else:
+        found, alike = search(queries, bank, k + 1 + SLACK, device)
     return best(found, alike, min(k, len(bank) - int(exclude_self)), own)
+
+
+def search_own(rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Best min(k, N) rows of each row, itself among them, in half the N²·d products of `search`.
+
+    The product of block i with block j holds the similarities of the rows of j to those of i too. Only what
+    is better than the k-th best so far is looked at: after a row's own block hardly anything.
+
+    Args:
+        rows: float32 [N, d].
+        k: Rows wanted.
+    """
+    k = min(k, len(rows))
+    starts = range(0, len(rows), max(_OWN_BLOCK, k))
+    blocks = [slice(start, min(start + starts.step, len(rows))) for start in starts]
+    found = [_Nearest(block.stop - block.start, k) for block in blocks]
+    for one, block in enumerate(blocks):
+        found[one].offer(rows[block] @ rows[block].T, block.start)
+        for other in range(one):
+            products = rows[blocks[other]] @ rows[block].T
+            found[other].offer(products, block.start)
+            found[one].offer(products, blocks[other].start, across=True)
+    for nearest in found:
+        nearest.settle()
+    return np.concatenate([one.indices for one in found]), np.concatenate([one.alike for one in found])
+
+
+class _Nearest:
+    """The k best of what the rows of a block have been offered, settled when enough has come together.
+
+    Attributes:
+        indices: int64 [M, k], −1 where nothing was offered yet.
+        alike: float32 [M, k], −inf there.
+    """
+
+    def __init__(self, count: int, k: int) -> None:
+        self.indices = np.full((count, k), -1, np.int64)
+        self.alike = np.full((count, k), -np.inf, np.float32)
+        self._worst = np.full(count, -np.inf, np.float32)
+        self._waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+
+    def offer(self, products: np.ndarray, start: int, *, across: bool = False) -> None:
+        """Similarities [M, B] to the rows from `start` on; with `across` [B, M]."""
+        k = self.indices.shape[1]
+        if self._worst[0] == -np.inf and products.shape[1 - across] >= k and not self._waiting:
+            table = products.T if across else products
+            top = np.argpartition(table, -k, axis=1)[:, -k:]
+            self.indices, self.alike = top + start, np.take_along_axis(table, top, axis=1)
+            self._worst = self.alike.min(axis=1)
+            return
+        at = np.flatnonzero(products > (self._worst[None, :] if across else self._worst[:, None]))
+        first, second = np.divmod(at, products.shape[1])
+        owner, index = (second, first) if across else (first, second)
+        self._waiting.append((owner, index + start, products.ravel()[at]))
+        if sum(len(values) for _, _, values in self._waiting) > self.alike.size:
+            self.settle()
+
+    def settle(self) -> None:
+        """Takes in what is waiting."""
+        count, k = self.indices.shape
+        old = (np.repeat(np.arange(count), k), self.indices.ravel(), self.alike.ravel())
+        owner, index, value = (np.concatenate(column) for column in zip(old, *self._waiting, strict=True))
+        order = np.lexsort((index, -value, owner))
+        starts = np.searchsorted(owner[order], np.arange(count))
+        kept = order[starts[:, None] + np.arange(k)]
+        self.indices, self.alike = index[kept], value[kept]
+        self._worst, self._waiting = self.alike[:, -1].copy(), []
 
 
 def search(queries: np.ndarray, bank: np.ndarray, k: int, device: str) -> tuple[np.ndarray, np.ndarray]:
@@ -85,13 +157,13 @@ def neighbor_table(
 
     Args:
         ids: [M], the rows whose neighbours these are.
-        bank_ids: [N], ids by bank index.
+        bank_ids: [N], ids by bank index, as `string` or `large_string`.
         indices: int64 [M, K], best first.
         similarities: float32 [M, K]; −inf where there is no neighbour: such places are left out.
     """
     there = np.isfinite(similarities)
     offsets = pa.array(np.concatenate([[0], np.cumsum(there.sum(axis=1))]).astype(np.int32))
-    listed = bank_ids.take(pa.array(indices[there]))
+    listed = bank_ids.take(pa.array(indices[there])).cast(pa.string())
     return pa.table(
         {
             "id": ids,

@@ -10,21 +10,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lm_mixup.data.cells import run_tasks
+from lm_mixup.data.cells import in_blocks, run_tasks
 from lm_mixup.runs import StageDir
 
 _COLUMNS = ["id", "prompt", "completion"]
 _ID = pa.large_string()  # all ids of 67 million rows are more than a `string` array holds
-# Pieces of the shuffle number at most _MOST².
-_MOST = 512
-_LEAST_PARTS = 8
-_T = TypeVar("_T")
 
 
 def gather_members(
@@ -48,12 +44,12 @@ def gather_members(
     import ray
 
     owners = ray.put(owners_of(cluster, parts))
-    buckets = _chunks(range(len(parts)))
+    buckets = in_blocks(range(len(parts)))
     edges = [bucket[0] for bucket in buckets] + [len(parts)]
     divided = run_tasks(
         [
             partial(_returning(len(buckets), divide_block).remote, curated, block, owners, edges)
-            for block in _chunks(curated.parts())
+            for block in in_blocks(curated.parts())
         ],
         num_tasks,
     )
@@ -114,9 +110,3 @@ def _returning(count: int, function: Callable[..., Any]) -> Any:
 def _listed(result: Any) -> list[Any]:
     """References to the results of a task: a task of one result gives its reference bare."""
     return result if isinstance(result, list) else [result]
-
-
-def _chunks(items: Sequence[_T]) -> list[Sequence[_T]]:
-    """Items in runs of equal length, at most `_MOST` runs."""
-    size = max(_LEAST_PARTS, -(-len(items) // _MOST))
-    return [items[start : start + size] for start in range(0, len(items), size)]

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lm_mixup.config import IngestConfig, NearDuplicatesConfig
+from lm_mixup.data.cells import in_blocks
 from lm_mixup.data.contamination import EvalIndex, read_eval_index
 from lm_mixup.data.near_duplicates import (
     KEY_BYTES,
@@ -101,6 +102,26 @@ def sift_unit(
     return [matches, held, *(table[bucket == index] for index in range(buckets))]
 
 
+def sift_group(
+    first: int,
+    units: Sequence[Unit],
+    reader: RowReader,
+    left_out: Sequence[npt.NDArray[np.int64]],
+    evals: EvalIndex | None,
+    near: NearDuplicatesConfig | None,
+    buckets: int,
+) -> list[Any]:
+    """`sift_unit` of consecutive units: the matches and the sketches of each, then the tables, joined."""
+    matches, sketches, *tables = zip(
+        *(
+            sift_unit(number, unit, reader, refused, evals, near, buckets)
+            for number, (unit, refused) in enumerate(zip(units, left_out, strict=True), first)
+        ),
+        strict=True,
+    )
+    return [list(matches), *sketches, *(np.concatenate(one) if near else None for one in tables)]
+
+
 def sift(
     units: Sequence[Unit],
     reader: RowReader,
@@ -126,24 +147,33 @@ def sift(
     evals = read_eval_index(config.decontaminate) if config.decontaminate else None
     keys = (1 + bands_of(near)[0]) if near else 0
     buckets = 1 + usable * keys * KEY_BYTES // _BUCKET_BYTES
-    task = ray.remote(sift_unit).options(num_returns=2 + buckets)
+    task = ray.remote(sift_group)
     shared = ray.put(reader), ray.put(evals)
     refused = by_unit(left_out)
     nothing = np.zeros(0, np.int64)
+    groups = in_blocks(range(len(units)), 1)
     results: list[Any] = [
-        task.remote(number, unit, shared[0], refused.get(number, nothing), shared[1], near, buckets)
-        for number, unit in enumerate(units)
+        task.options(num_returns=1 + len(group) + buckets).remote(
+            group[0],
+            [units[number] for number in group],
+            shared[0],
+            [refused.get(number, nothing) for number in group],
+            shared[1],
+            near,
+            buckets,
+        )
+        for group in groups
     ]
     matches: dict[int, list[Match]] = {}
     with track("ingest: sifting", total=len(units)) as advance:
-        for number, result in enumerate(results):
-            if found := ray.get(result[0]):
-                matches[number] = found
-            advance(1)
+        for group, result in zip(groups, results, strict=True):
+            listed: list[list[Match]] = ray.get(result[0])
+            matches |= {number: some for number, some in zip(group, listed, strict=True) if some}
+            advance(len(group))
     figures = _eval_figures(evals)
     if near:
-        sketches = [result[1] for result in results]
-        tables = [[result[2 + bucket] for result in results] for bucket in range(buckets)]
+        sketches = [sketch for result in results for sketch in result[1:-buckets]]
+        tables = [[result[bucket - buckets] for result in results] for bucket in range(buckets)]
         pairs, figures["near_duplicate_candidates"] = _similar(sketches, tables, near)
         for number, found in _near_matches(pairs, sketches).items():
             matches.setdefault(number, []).extend(found)

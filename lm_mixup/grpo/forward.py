@@ -130,12 +130,12 @@ def packed_attention(
     cut = [states.split(sizes, dim=2) for states in (query, key, value)]
     rows = []
     for index, group in enumerate(groups):
-        prompt = [pieces[2 * index] for pieces in cut]
-        own = [_by_completion(pieces[2 * index + 1], group) for pieces in cut]
-        read = scaled_dot_product_attention(*prompt, is_causal=True, **options)
+        q, k, v = (pieces[2 * index] for pieces in cut)
+        read = scaled_dot_product_attention(q, k, v, is_causal=True, **options)
         rows.append(read[0].transpose(0, 1))
-        keys, values = (_after(prompt[part], own[part]) for part in (1, 2))
-        written = scaled_dot_product_attention(own[0], keys, values, attn_mask=group.mask, **options)
+        own_q, own_k, own_v = (_by_completion(pieces[2 * index + 1], group) for pieces in cut)
+        keys, values = _after(k, own_k), _after(v, own_v)
+        written = scaled_dot_product_attention(own_q, keys, values, attn_mask=group.mask, **options)
         rows.append(written.transpose(1, 2).flatten(0, 1).index_select(0, group.tokens))
     return torch.cat(rows).unsqueeze(0)
 

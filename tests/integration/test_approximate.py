@@ -9,9 +9,9 @@ import pytest
 from stage_rows import put_part
 
 from lm_mixup.config import NeighborsConfig
-from lm_mixup.data import approximate
-from lm_mixup.data.approximate import Sample, found_between, gather_bucket, search_bucket
-from lm_mixup.data.cells import CellPlan
+from lm_mixup.data import approximate, cell_tree
+from lm_mixup.data.approximate import Sample, gather_bucket, merged, search_bucket
+from lm_mixup.data.cell_tree import CellTree
 from lm_mixup.data.embed import embedding_table, vectors_of
 from lm_mixup.data.knn import knn
 from lm_mixup.data.neighbors import neighbors
@@ -22,7 +22,7 @@ ROWS, WIDTH, K = 3_000, 32, 8
 
 @pytest.fixture(autouse=True)
 def several_buckets(monkeypatch):
-    monkeypatch.setattr(approximate, "_BUCKET_ROWS", 500)
+    monkeypatch.setattr(cell_tree, "_BUCKET_ROWS", 500)
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +65,19 @@ def test_nearly_all_of_the_nearest_rows_are_found(embedded, ray_session):
         np.testing.assert_allclose(rows["similarities"][at].as_py(), vectors[near] @ vectors[at], atol=1e-5)
 
 
+def test_cells_below_coarse_ones_lose_little(embedded, ray_session, monkeypatch):
+    """Three thousand rows in some thirty cells below five."""
+    monkeypatch.setattr(cell_tree, "_FLAT_CELLS", 16)
+    monkeypatch.setattr(approximate, "_QUERY_ROWS", 200)
+    out, outcome = found(embedded, "two levels", probes=14)
+    assert 20 <= outcome.metrics["cells"] <= 40
+    assert outcome.metrics["recall"] > 0.97
+    flat, _ = found(embedded, "one level", probes=14)
+    assert out.read(["id"]) == flat.read(["id"])
+    pairs = zip(out.read()["neighbor_ids"].to_pylist(), flat.read()["neighbor_ids"].to_pylist(), strict=True)
+    assert sum(len(set(one) & set(other)) for one, other in pairs) > 0.95 * K * ROWS
+
+
 def test_all_cells_give_the_exact_table(embedded, ray_session):
     out, outcome = found(embedded, "all", probes=1_000)
     assert outcome.metrics["recall"] == 1.0
@@ -74,7 +87,10 @@ def test_all_cells_give_the_exact_table(embedded, ray_session):
     assert (near == truth).mean() > 0.999  # rows equally near within rounding may swap
 
 
-def test_rows_do_not_depend_on_the_number_of_tasks(embedded, ray_session):
+@pytest.mark.parametrize("levels", [1, 2])
+def test_rows_do_not_depend_on_the_number_of_tasks(embedded, ray_session, monkeypatch, levels):
+    if levels == 2:
+        monkeypatch.setattr(cell_tree, "_FLAT_CELLS", 16)
     one, _ = found(embedded, "one", probes=4, num_actors=1)
     two, _ = found(embedded, "two", probes=4, num_actors=2)
     assert [one.read_part(part) for part in one.parts()] == [two.read_part(part) for part in two.parts()]
@@ -94,13 +110,14 @@ def test_parts_that_lost_all_their_rows_stay_empty(embedded, ray_session):
 
 def test_a_bucket_without_rows_ends_with_nothing_found(ray_session):
     """Cells that no row is nearest to; a table of lists without a width would kill the process."""
-    plan = CellPlan({"": 0}, {"": np.eye(4, dtype=np.float32)[:2]}, np.array([0, 1]))
-    shared = (plan, Sample(np.zeros(0, np.int64), np.zeros(0, np.float32)), np.array([0, 5, 9]))
+    centres = np.eye(4, dtype=np.float32)[:2]
+    tree = CellTree(centres[:1], centres, np.array([0, 2]), np.array([0, 1]))
+    shared = (tree, Sample(np.zeros(0, np.int64), np.zeros(0, np.float32)), np.array([0, 5, 9]))
     banks = [ray_session.put(gather_bucket())]
     *pieces, hits = search_bucket(shared, banks, 0, NeighborsConfig(k=2))
     assert hits == 0
     assert [piece.num_rows for piece in pieces] == [0, 0]
-    assert found_between(pieces, 0, 0, 2)[0].shape == (0, 2)
+    assert merged(pieces[0])[0].shape == (0, 2)
 
 
 def test_few_probes_find_less_and_say_so(embedded, ray_session, capsys):

@@ -93,6 +93,19 @@ def test_a_half_done_run_ends_as_a_whole_one(plain, messy_pool, tmp_path):
     assert files_of(again) == files_of(plain)
 
 
+def test_damaged_lines_come_out_as_they_are_or_are_refused(ray_session, tmp_path, import_benchmark):
+    """The kinds of `benchmarks/fuzz.py`, two of the lines with a field of 5 MB, in pieces of 64 KiB."""
+    fuzz = import_benchmark("fuzz")
+    lines = list(fuzz.fuzzed(500, seed=1))
+    fuzz.write_pool(tmp_path / "pool", [line for _, line in lines])
+    config = IngestConfig(num_actors=2, split_mib=1 / 16)
+    stage, _ = fuzz.run_ingest(tmp_path / "run", tmp_path / "pool", config)
+    found = fuzz.account(stage, lines)
+    assert all(found[kind].total() for kind in fuzz.KINDS)
+    assert found["clean"] == {"kept": found["clean"].total()}
+    assert found["5 MB field"] == {"too_long": 2}
+
+
 def test_parquet_gives_the_rows_of_jsonl(plain, tmp_path):
     pq.write_table(plain.read(), tmp_path / "pool.parquet", row_group_size=200)
     again = run_ingest(tmp_path / "again", tmp_path / "pool.parquet", rows_per_part=100)

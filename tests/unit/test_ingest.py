@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import json
-import random
 
 import numpy as np
 import pyarrow as pa
@@ -115,43 +114,10 @@ def test_raw_text_is_short_and_storable():
         assert text.encode("utf-8") and "\0" not in text and len(text) <= 6 * 2000
 
 
-def mutate(line, rng):
-    kind = rng.randrange(16)
-    if kind == 0:
-        position = rng.randrange(len(line))
-        return line[:position] + bytes([rng.randrange(256)]) + line[position + 1 :]
-    if kind == 1:
-        return line[: rng.randrange(len(line))]
-    if kind == 2:
-        return line.replace(b'"', b"", 1)
-    if kind == 3:
-        return rng.randbytes(rng.randrange(1, 60))
-    if kind == 4:
-        return b"[" * rng.randrange(1, 3000)
-    if kind == 5:
-        return line.replace(b"Answer", b"\\ud8" + b"%02x" % rng.randrange(256))
-    if kind == 6:
-        return line.replace(b"Question", b"\\u0000")
-    if kind == 7:
-        return json.dumps(
-            {"prompt": rng.choice([None, 1, 1e308, True, [], {}, ""]), "completion": "c"}
-        ).encode()
-    if kind == 8:
-        return b'{"prompt": "p", "completion": -' + b"9" * rng.randrange(1, 6000) + b"}"
-    if kind == 9:
-        return line + line
-    if kind == 10:
-        return b" " * rng.randrange(5)
-    return line
-
-
-def test_fuzz_every_line_comes_out_or_is_refused(tmp_path):
-    rng = random.Random(0)
-    clean = [
-        json.dumps({"id": f"row-{i}", "prompt": f"Question {i}? é", "completion": f"Answer {i}."}).encode()
-        for i in range(400)
-    ]
-    lines = [mutate(rng.choice(clean), rng).replace(b"\n", b" ") for _ in range(2000)]
+def test_fuzz_every_line_comes_out_or_is_refused(tmp_path, import_benchmark):
+    fuzzed = import_benchmark("fuzz").fuzzed(2_000, 0)
+    lines = [line for kind, line in fuzzed if kind != "5 MB field"]
+    lines += [b"{}"] * (2_000 - len(lines))
     path = tmp_path / "fuzz.jsonl"
     path.write_bytes(b"\n".join(lines) + b"\n")
     unit = Unit(str(path), "jsonl", 0, path.stat().st_size, "fuzz")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lm_mixup.backends.embedder import Embedder, dtype_of, resolve_path
+from lm_mixup.backends.embedder import Embedder, batches, dtype_of, padded_lengths, resolve_path
 from lm_mixup.config import EmbedderConfig
 from lm_mixup.errors import InputError
 
@@ -26,32 +26,44 @@ def test_no_texts_give_no_rows(embedder):
     assert embedder.embed([]).shape == (0, embedder.dimension)
 
 
-def test_order_is_kept_although_batches_are_sorted_by_length(embedder):
-    texts = [
-        "a",
-        "a longer sentence about the boiling point of water " * 3,
-        "Paris",
-        "iron rusts in air",
-    ]
-    together = embedder.embed(texts)
-    alone = np.concatenate([embedder.embed([text]) for text in texts])
-    np.testing.assert_allclose(together, alone, atol=1e-5)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_vector_does_not_depend_on_the_texts_of_its_batch(dtype):
+    """To the bit: neither on how many there are, nor on how long, nor on their order."""
+    few, many = (Embedder(EmbedderConfig(dtype=dtype, batch_size=size)) for size in (3, 64))
+    words = "iron rusts in air, 26 of the boiling points of water are not x**2"
+    texts = [f"{words[n % 5 : n % 5 + 4 + 7 * (n % 9)]} {n}" for n in range(24)]
+    together = many.embed(texts)
+    order = np.random.default_rng(0).permutation(len(texts))
+    assert (few.embed([texts[n] for n in order]) == together[order]).all()
+    assert (np.concatenate([few.embed([text]) for text in texts[:6]]) == together[:6]).all()
 
 
-def test_batches_hold_texts_of_like_length_in_tokens_and_little_padding(embedder, monkeypatch):
-    dense, wide = "1 2 3 4 5 6 7 8 9", "characteristically straightforward"  # 9 words, and 2 of more letters
-    batches = []
+def test_padding_is_little_and_a_batch_holds_one_length():
+    assert padded_lengths(np.array([1, 8, 9, 63, 65, 127, 129, 255, 300, 513])).tolist() == [
+        8, 8, 16, 64, 72, 128, 144, 256, 320, 576,
+    ]  # fmt: skip
+    lengths = np.random.default_rng(0).integers(1, 9_000, 3_000)
+    padded = padded_lengths(lengths)
+    assert (padded >= lengths).all() and (padded <= np.maximum(1.125 * lengths, lengths + 7)).all()
+    assert (padded_lengths(padded) == padded).all()
+    assert len(np.unique(padded)) < 80
+    found = list(batches(padded, 16))
+    assert sorted(np.concatenate(found).tolist()) == list(range(3_000))
+    assert all(len(set(padded[rows])) == 1 and len(rows) <= 16 for rows in found)
+    firsts = [padded[rows[0]] for rows in found]
+    assert firsts == sorted(firsts, reverse=True)
+    assert list(batches(np.zeros(0, np.int64), 4)) == []
+
+
+def test_texts_past_max_length_are_padded_no_further(embedder, monkeypatch):
+    told = []
     encode = embedder._model.encode
     monkeypatch.setattr(
-        embedder._model, "encode", lambda texts, **kwargs: batches.append(texts) or encode(texts, **kwargs)
+        embedder._model, "encode", lambda texts, **kwargs: told.append(kwargs) or encode(texts, **kwargs)
     )
-    texts = [f"{text} {n}" for n in range(4) for text in (dense, wide)]
-    vectors = embedder.embed(texts)
-    lengths = embedder.lengths(texts)
-    assert lengths[0] > lengths[1] and len(dense) < len(wide)
-    assert batches == [[f"{text} {n}" for n in pair] for text in (dense, wide) for pair in ((0, 1), (2, 3))]
-    np.testing.assert_allclose(vectors[3], embedder.embed([texts[3]])[0], atol=1e-5)
-    assert embedder.lengths(["a b c " * 1000])[0] == 256
+    embedder.embed(["a b c " * 1000, "a"])
+    assert [one["processing_kwargs"]["text"]["max_length"] for one in told] == [256, 8]
+    assert embedder.lengths(["a b c " * 1000]).tolist() == [256]
 
 
 def test_a_lower_precision_is_close_and_counts_as_another_embedder(embedder):

@@ -59,6 +59,18 @@ def test_a_row_is_not_its_own_neighbour_but_its_duplicate_is():
     assert similarities[3, 0] == pytest.approx(1.0, abs=1e-5)
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(8, 90), st.integers(1, 12), st.integers(7, 30), st.integers(0, 1000))
+def test_blocks_that_serve_both_sides_give_what_one_search_does(rows, k, block, seed):
+    bank = unit(rows, 16, seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lm_mixup.data.knn._OWN_BLOCK", block)
+        indices, similarities = knn(bank, bank, k, exclude_self=True)
+    expected, values = brute(bank, bank, min(k, rows - 1), exclude_self=True)
+    np.testing.assert_array_equal(indices, expected)
+    np.testing.assert_allclose(similarities, values, atol=1e-5)
+
+
 def test_ties_go_to_the_smaller_index():
     bank = np.eye(4, dtype=np.float32)[[1, 0, 0, 0, 2, 0]]
     indices, _ = knn(np.eye(4, dtype=np.float32)[:1], bank, 3)
