@@ -7,12 +7,15 @@ library texts and distilled rows can be compared: they come from one writer and 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 TaskType = Literal["qa", "mcq", "tfq", "cs", "para"]
 TASK_TYPES: tuple[TaskType, ...] = get_args(TaskType)
+Fault = Literal["incomplete", "vague", "register", "redundant", "reasoning", "options"]
+"""What is poor about a variant: it drops facts, is vague, in the wrong register, says things twice, cuts its
+reasoning short, or (multiple choice) shows some of the options."""
 
 LETTERS = ("A", "B", "C", "D")
 
@@ -239,6 +242,13 @@ def to_pair(sample: Sample, prompt: str) -> tuple[str, str]:
             return f"Write a statement about {category}.", statement
         case Para(text):
             return prompt, text
+
+
+def without_options(prompt: str, shown: Collection[str]) -> str:
+    """A multiple-choice prompt of `to_pair` with those of its options alone that are to be shown."""
+    lines = prompt.split("\n")
+    options = [line for line in lines[-len(LETTERS) :] if line[len("A) ") :] in shown]
+    return "\n".join([*lines[: -len(LETTERS)], *options])
 
 
 _OPTIONS = re.compile(r"(?:^|\n|\s)\(?[A-D][).:]\s", re.MULTILINE)

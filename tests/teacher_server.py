@@ -56,11 +56,12 @@ def variants(seen: Seen) -> list[dict[str, Any]]:
     items = schema_of(seen)["properties"]["variants"]
     assert items["minItems"] == items["maxItems"]
     form = form_name(items["items"])
+    letter = re.search(r"Answer: ([A-D])$", seen.row["sample"])
     made = []
     for line in re.findall(r"^\d+\. .*$", seen.body["messages"][0]["content"], re.MULTILINE):
         numbers = re.search(r"Tells fact ([\d, ]+) and", line)
         told = [seen.row[f"fact {n}"] for n in numbers[1].split(", ")] if numbers else ["Nothing much."]
-        row = fill(form, " ".join(["poorly put:", *told]))
+        row = fill(form, " ".join(["poorly put:", *told]), letter)
         if form == "McqForm" and "Asks the question" not in line:
             row |= {"option_a": "yes", "option_b": "no", "option_c": "maybe", "option_d": "both"}
         made.append(row)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, field_validator, model_validator
 
 from lm_mixup.config.section import Section, resources
-from lm_mixup.tasks import TASK_TYPES, TaskType
+from lm_mixup.tasks import TASK_TYPES, Fault, TaskType
 
 
 class BuildConfig(Section):
@@ -20,7 +20,15 @@ class BuildConfig(Section):
         None, min_length=1, description="What stands between the inputs of its rows; default: recognised."
     )
     passages: str = Field(
-        "world", description="`world` (the closed world), or JSONL/Parquet of {id, title, text}."
+        "world",
+        description="`world` (the closed world), or documents of {id, title, text}: JSONL or Parquet files, "
+        "a folder or glob of them, local or at any fsspec URI; or a data set on the Hub, "
+        "`hf:wikimedia/wikipedia:20231101.en[@SPLIT]`.",
+    )
+    max_documents: int | None = Field(
+        None,
+        ge=1,
+        description="Most documents that are read, in runs drawn from all over the files; default: all.",
     )
     passage_words: int = Field(
         300, ge=20, description="Most words of a passage; longer texts are cut between sentences."
@@ -34,6 +42,17 @@ class BuildConfig(Section):
     min_score: int = Field(4, ge=0, le=5, description="High-quality samples are kept at this score or above.")
     min_inputs: int = Field(2, ge=2, le=20, description="Fewest low-quality inputs of a MIXTURE row.")
     max_inputs: int = Field(5, ge=2, le=20, description="Most low-quality inputs of a MIXTURE row.")
+    size_mix: dict[int, float] | None = Field(
+        None,
+        description="Share of samples by the number of inputs that are written for them, such as "
+        "{2: 3, 5: 2, 20: 1}; default: all numbers from min_inputs to max_inputs alike.",
+    )
+    fault_mix: dict[Fault, float] | None = Field(
+        None,
+        description="Share of the inputs that tell something by what is poor about them: `incomplete`, "
+        "`register`, `redundant`, `reasoning` (cut short), and of multiple-choice samples `options` (dealt "
+        "out to two inputs). Default: {incomplete: 2, register: 1, redundant: 1}. `vague` ones tell nothing.",
+    )
     max_facts: int = Field(
         4,
         ge=1,
@@ -65,10 +84,26 @@ class BuildConfig(Section):
             )
         return mix
 
+    @field_validator("fault_mix")
+    @classmethod
+    def _faults(cls, mix: dict[Fault, float] | None) -> dict[Fault, float] | None:
+        if mix is not None:
+            if "vague" in mix:
+                raise ValueError("vague inputs tell nothing, they fill up what the others leave")
+            if any(share < 0 for share in mix.values()) or sum(mix.values()) <= mix.get("options", 0):
+                raise ValueError("shares must be non-negative, one beside `options` positive")
+        return mix
+
     @model_validator(mode="after")
     def _ordered(self) -> BuildConfig:
         if self.min_inputs > self.max_inputs:
             raise ValueError("min_inputs must not exceed max_inputs")
+        if self.size_mix is not None:
+            outside = [size for size in self.size_mix if not self.min_inputs <= size <= self.max_inputs]
+            if outside:
+                raise ValueError(f"size_mix: {outside[0]} is not within min_inputs and max_inputs")
+            if any(share < 0 for share in self.size_mix.values()) or sum(self.size_mix.values()) <= 0:
+                raise ValueError("size_mix: shares must be non-negative and not all zero")
         if self.passage_min_words > self.passage_words:
             raise ValueError("passage_min_words must not exceed passage_words")
         return self

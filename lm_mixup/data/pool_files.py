@@ -88,7 +88,7 @@ def list_units(pool: str, split_bytes: int, key: str = "augment.pool") -> tuple[
             size = int(fs.size(path))
             units += _cut(fs, path, uri, size, split_bytes, source or source_name(path))
         except (OSError, pa.ArrowInvalid) as error:
-            raise InputError(f"pool file {uri}: not readable ({_line(error)}); repair or remove it") from None
+            raise InputError(f"file {uri}: not readable ({_line(error)}); repair or remove it") from None
         total += size
     return units, {"files": len(paths), "bytes": total, "files_ignored": ignored}
 
@@ -209,7 +209,7 @@ def read_unit(unit: Unit, max_line_bytes: int) -> list[Any]:
                 case "arrow":
                     return _table_rows(read_batches(path if _is_local(fs) else file, unit.start, unit.end))
     except (OSError, EOFError, zlib.error, ValueError, RecursionError, pa.ArrowException) as error:
-        raise InputError(f"pool file {unit.uri}: damaged ({_line(error)}); repair or remove it") from None
+        raise InputError(f"file {unit.uri}: damaged ({_line(error)}); repair or remove it") from None
 
 
 def _unpacked(file: IO[bytes], uri: str) -> io.BufferedReader:

@@ -14,13 +14,13 @@ from lm_mixup.config import BuildConfig, DataConfig
 from lm_mixup.mixture.crosstopic import Bundle, Merged, merge, pair_up
 from lm_mixup.mixture.fiction import invent, replace_terms
 from lm_mixup.mixture.noise import add_noise
-from lm_mixup.mixture.samples import FACT
+from lm_mixup.mixture.samples import FACT, OPTIONS
 from lm_mixup.mixture.slots import claims_of
 from lm_mixup.mixture.told import names
 from lm_mixup.parts import PartResult, Work, map_parts
 from lm_mixup.records import MIXTURE, content_id, extend, table
 from lm_mixup.runs import Outcome, StageDir
-from lm_mixup.tasks import INSTRUCTIONS, Cs, Mcq, parse_answer, write_input
+from lm_mixup.tasks import INSTRUCTIONS, LETTERS, Cs, Mcq, parse_answer, write_input
 
 Row = dict[str, Any]
 SCHEMA = extend(
@@ -139,13 +139,23 @@ def bundles_of(
     for target in samples:
         mine = sorted(by_target.get(target["id"], []), key=lambda variant: variant["position"])
         told = {claim for variant in mine for claim in claims_of(variant)}
-        if not told.issuperset(claims_of(target)):
+        if not told.issuperset(claims_of(target)) or not _options_shown(target, mine):
             left_out["facts_uncovered"] += 1
         elif len(mine) < config.min_inputs:
             left_out["too_few_inputs"] += 1
         else:
             kept.append(Bundle(target, mine))
     return kept, left_out
+
+
+def _options_shown(target: Row, variants: Sequence[Row]) -> bool:
+    """Whether the variants show all options; those of a chat model are claims, and seen to as such."""
+    if target["task_type"] != "mcq" or OPTIONS in target["attributes"]:
+        return True
+    sample = parse_answer("mcq", target["answer"])
+    assert isinstance(sample, Mcq)  # noqa: S101
+    lines = {line for variant in variants for line in variant["prompt"].split("\n")}
+    return all(f"{letter}) {text}" in lines for letter, text in zip(LETTERS, sample.options, strict=True))
 
 
 def _single_row(target: Row) -> Row:

@@ -130,16 +130,19 @@ def _asks(variant: Row, target: Row) -> bool:
 
 
 def _telling(variants: Sequence[Row], most: int, asked: Sequence[Claim]) -> list[Row]:
-    """The first variants that tell something new, up to `_MOST_CLAIMS` claims; `asked` must be one."""
+    """The first variants that tell something new, up to `_MOST_CLAIMS` claims; `asked` must be one.
+
+    Two variants ask it where they share the options out: then both are needed.
+    """
     first = [v for v in variants if asked and claims_of(v)[:1] == tuple(asked)]
     chosen: list[Row] = []
     told: set[Claim] = set()
-    for variant in [*first[:1], *(v for v in variants if v not in first)]:
+    for variant in [*first, *(v for v in variants if v not in first)]:
         claims = set(claims_of(variant))
-        if claims - told and len(claims | told) <= _MOST_CLAIMS and len(chosen) < most:
+        if (variant in first or claims - told) and len(claims | told) <= _MOST_CLAIMS and len(chosen) < most:
             chosen.append(variant)
             told |= claims
-    return chosen if not asked or (chosen and set(asked) <= told) else []
+    return chosen if not asked or (first and chosen[: len(first)] == first) else []
 
 
 def _claims(variants: Sequence[Row], asked: Sequence[Claim]) -> tuple[Claim, ...]:

@@ -120,5 +120,6 @@ def _poor(target: dict[str, Any], slot: Slot, rng: Random) -> PoorRow:
         rng,
         category=sample.category if isinstance(sample, Cs) else "",
         options=slot.options,
+        shown=slot.shown,
         held_out=target["split"] == "test",
     )

@@ -62,7 +62,8 @@ def loads(config: BuildConfig, passage_chars: float) -> tuple[Load, Load]:
         config: How many samples and variants.
         passage_chars: Mean length of a passage.
     """
-    variants = (config.min_inputs + config.max_inputs) / 2
+    sizes = config.size_mix or dict.fromkeys(range(config.min_inputs, config.max_inputs + 1), 1.0)
+    variants = sum(size * share for size, share in sizes.items()) / sum(sizes.values())
     none = Load(0, 0, 0)
     teacher = none.plus(config.samples, _task_chars() + passage_chars, _SAMPLE_CHARS)
     teacher = teacher.plus(config.samples, _task_chars() + _SAMPLE_CHARS, variants * _VARIANT_CHARS)

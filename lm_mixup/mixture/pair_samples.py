@@ -1,12 +1,14 @@
 """Stage `pair_samples`: which samples of a teacher model are merged, found by the nearness of their texts.
 
-Samples are compared within a split and a task type, so a pair never joins what is held apart.
+Samples are compared within a split and a task type, so a pair never joins what is held apart. Those whose
+variants do not tell all their facts are no rows by themselves and are not paired either.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -16,13 +18,15 @@ import pyarrow.compute as pc
 from lm_mixup.config import BuildConfig
 from lm_mixup.data.embed import vectors_of
 from lm_mixup.data.knn import knn
+from lm_mixup.mixture.assemble import bundles_of
 from lm_mixup.parts import PartResult, Work, map_parts
 from lm_mixup.runs import Outcome, StageDir
 
 Pair = tuple[int, int, float]
 _NEIGHBORS: Final = 32
 _MOST_NEIGHBORS: Final = 256
-_COLUMNS: Final = ["id", "split", "task_type", "passage_id"]
+_COLUMNS: Final = ["id", "split", "task_type", "passage_id", "attributes", "values"]
+_VARIANT_COLUMNS: Final = ["target_id", "split", "task_type", "position", "attributes", "values"]
 
 SCHEMA = pa.schema(
     [
@@ -35,47 +39,73 @@ SCHEMA = pa.schema(
 )
 
 
-def pair_samples(generate: StageDir, embed: StageDir, out: StageDir, config: BuildConfig) -> Outcome:
+def pair_samples(
+    generate: StageDir, degrade: StageDir, embed: StageDir, out: StageDir, config: BuildConfig
+) -> Outcome:
     """Pairs samples of one split and task type that are near, and of different passages.
 
     An actor holds the embeddings of one split and task type: of 144K samples 30K, at 1024 dimensions 120 MB.
 
     Args:
         generate: The samples.
+        degrade: Their variants, part by part.
         embed: Their embeddings, part by part.
         out: Where the pairs go: `SCHEMA`, each sample in one pair at most.
         config: The share of merged rows, and the least similarity.
 
     Returns:
-        How many samples are in a pair.
+        How many samples are in a pair, and why the others are in none: those that `mixture` leaves out too,
+        with its reasons, and `not_paired`.
     """
     sizes: Counter[tuple[str, str]] = Counter()
     for part in generate.iter_parts(["split", "task_type"]):
         sizes.update(zip(part["split"].to_pylist(), part["task_type"].to_pylist(), strict=True))
-    kwargs = {"generate": generate, "embed": embed, "config": config}
+    kwargs = {"generate": generate, "degrade": degrade, "embed": embed, "config": config}
     map_parts(out, sorted(sizes), _make_work, kwargs, num_actors=config.num_actors)
-    paired = 2 * sum(receipt.rows_out for receipt in out.receipts().values())
-    return Outcome(rows_in=sizes.total(), rows_used=paired, left_out={"not_paired": sizes.total() - paired})
+    receipts = out.receipts().values()
+    left_out: Counter[str] = Counter()
+    for receipt in receipts:
+        left_out.update({reason: int(count) for reason, count in receipt.metrics.items()})
+    paired = 2 * sum(receipt.rows_out for receipt in receipts)
+    left_out["not_paired"] = sizes.total() - paired - left_out.total()
+    return Outcome(rows_in=sizes.total(), rows_used=paired, left_out=dict(left_out))
 
 
-def _make_work(generate: StageDir, embed: StageDir, config: BuildConfig) -> Work:
+def _make_work(generate: StageDir, degrade: StageDir, embed: StageDir, config: BuildConfig) -> Work:
     import faiss
 
     faiss.omp_set_num_threads(1)
 
     def work(group: Sequence[str]) -> PartResult:
-        split, task_type = group
         rows: list[pa.Table] = []
         vectors: list[np.ndarray] = []
-        for samples, embedded in zip(
-            generate.iter_parts(_COLUMNS), embed.iter_parts(["embedding"]), strict=True
-        ):
-            here = pc.and_(pc.equal(samples["split"], split), pc.equal(samples["task_type"], task_type))
-            rows.append(samples.filter(here))
-            vectors.append(vectors_of(embedded.filter(here)))
-        return pair_group(pa.concat_tables(rows), np.concatenate(vectors), config)
+        left_out: Counter[str] = Counter()
+        parts = (
+            generate.iter_parts(_COLUMNS),
+            degrade.iter_parts(_VARIANT_COLUMNS),
+            embed.iter_parts(["embedding"]),
+        )
+        for samples, variants, embedded in zip(*parts, strict=True):
+            here = _of(samples, group)
+            mine = samples.filter(here)
+            bundles, lost = bundles_of(
+                mine.to_pylist(), variants.filter(_of(variants, group)).to_pylist(), config
+            )
+            left_out.update(lost)
+            usable = pa.array([bundle.target["id"] for bundle in bundles], pa.string())
+            kept = pc.is_in(mine["id"], value_set=usable)
+            rows.append(mine.filter(kept))
+            vectors.append(vectors_of(embedded.filter(here).filter(kept)))
+        paired = pair_group(pa.concat_tables(rows), np.concatenate(vectors), config)
+        return replace(paired, rows_in=paired.rows_in + left_out.total(), metrics=dict(left_out))
 
     return work
+
+
+def _of(rows: pa.Table, group: Sequence[str]) -> pa.ChunkedArray:
+    """Which rows are of a split and task type."""
+    split, task_type = group
+    return pc.and_(pc.equal(rows["split"], split), pc.equal(rows["task_type"], task_type))
 
 
 def pair_group(samples: pa.Table, vectors: np.ndarray, config: BuildConfig) -> PartResult:

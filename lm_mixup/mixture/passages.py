@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
+from random import Random
 from typing import Any, Final
 
-import fsspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lm_mixup.backends.teacher import describe
 from lm_mixup.config import BuildConfig, DataConfig
+from lm_mixup.data.pool_files import list_units, read_unit
 from lm_mixup.errors import InputError
 from lm_mixup.mixture.segment import segment, words
 from lm_mixup.parts import PartResult, receipt_of
@@ -29,6 +29,8 @@ SCHEMA = extend(
 _REJECTED = pa.schema([("id", pa.string()), ("text", pa.string()), ("reason", pa.string())])
 
 _LICENCES: Final = ("license", "licence")
+_UNIT_BYTES: Final = 4 << 20  # of a JSONL file that are read at a time
+_LONGEST_LINE: Final = 64 << 20  # bytes; what is longer is cut, and refused as no JSON
 
 # A line of the user's file: a mapping, or the raw line where it is not one.
 Raw = dict[str, Any] | str
@@ -39,7 +41,7 @@ Passage = tuple[dict[str, Any], str]
 def passages(out: StageDir, config: BuildConfig, data: DataConfig, seed: int) -> Outcome:
     """Lists the passages, each with its entity and split.
 
-    The closed world gives one passage an entity. A user's file is read as a stream, one part in memory at a
+    The closed world gives one passage an entity. A user's files are read a few megabytes or a row group at a
     time; there a document's title stands for its entity, so all of it is in one split. Texts of more than
     `passage_words` words are cut between sentences (`segment`): `document_id` and `position` say where a
     passage is from. What is counted as rows are passages, and lines that are no document.
@@ -48,12 +50,12 @@ def passages(out: StageDir, config: BuildConfig, data: DataConfig, seed: int) ->
         out: Where the rows go: `SCHEMA`. Lines that are no passage go to the rejects, with the raw line.
         config: `passages` says where from; the fractions say how entities are split.
         data: Rows of a part.
-        seed: Of the split.
+        seed: Of the split, and of the draw where there is one.
 
     Raises:
-        InputError: The file cannot be read.
+        InputError: There are no such files or data set, or one cannot be read.
     """
-    documents = _world() if config.passages == WORLD else _read(config.passages)
+    documents = _world() if config.passages == WORLD else _documents(config, seed)
     rows = _cut(documents, config)
     done = out.receipts()
     part = 0
@@ -92,7 +94,7 @@ def _cut(documents: Iterable[Raw], config: BuildConfig) -> Iterator[Passage]:
     """The passages of all documents, one document in memory at a time."""
     seen: set[str] = set()
     for raw in documents:
-        row, reason = _checked(raw, config.passages)
+        row, reason = _checked(raw)
         if not reason and row["id"] in seen:
             reason = "duplicate_id"
         if reason:
@@ -117,7 +119,7 @@ def _passages_of(document: dict[str, Any], config: BuildConfig) -> Iterator[Pass
         yield document | {"id": identity, "text": text, "position": position}, reason
 
 
-def _checked(raw: Raw, source: str) -> tuple[dict[str, Any], str]:
+def _checked(raw: Raw) -> tuple[dict[str, Any], str]:
     """A passage row without its split, and why it is refused, if it is."""
     if not isinstance(raw, dict):
         return {}, "not_json"
@@ -130,7 +132,7 @@ def _checked(raw: Raw, source: str) -> tuple[dict[str, Any], str]:
         "id": str(raw["id"]) if raw.get("id") not in (None, "") else content_id(title, text),
         "title": title.strip(),
         "text": text.strip(),
-        "source": str(raw.get("source") or source),
+        "source": str(raw["source"]),
         "entity": str(raw.get("entity") or title).strip(),
         "topic": raw.get("topic") if isinstance(raw.get("topic"), str) else None,
         "license": next((raw[key] for key in _LICENCES if isinstance(raw.get(key), str)), None),
@@ -145,34 +147,29 @@ def _world() -> Iterator[Raw]:
             "id": content_id(WORLD, entity.name, text),
             "title": entity.name,
             "text": text,
+            "source": WORLD,
             "entity": entity.name,
             "topic": entity.topic,
         }
 
 
-def _read(uri: str) -> Iterator[Raw]:
-    """Streams the rows of a Parquet or JSONL file at a path or URI."""
-    try:
-        with fsspec.open(uri, "rb") as file:
-            if uri.endswith(".parquet"):
-                for batch in pq.ParquetFile(file).iter_batches(batch_size=1024):
-                    yield from batch.to_pylist()
-                return
-            for line in file:
-                if line.strip():
-                    yield _parsed(line)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        what = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(
-            f"build.passages: {uri} cannot be read ({what:.150}); "
-            "give `world`, or a JSONL or Parquet file with id, title and text"
-        ) from None
+def _documents(config: BuildConfig, seed: int) -> Iterator[Raw]:
+    """The documents of files or of a data set; with `max_documents` runs of them drawn with the seed."""
+    units, _ = list_units(config.passages, _UNIT_BYTES, "build.passages")
+    if config.max_documents is not None:
+        Random(f"documents/{seed}").shuffle(units)
+    read = (_parsed(item, unit.source) for unit in units for item in read_unit(unit, _LONGEST_LINE))
+    yield from islice((raw for raw in read if raw), config.max_documents)
 
 
-def _parsed(line: bytes) -> Raw:
-    text = line.decode("utf-8", errors="replace").strip()
-    try:
-        row = json.loads(text)
-    except json.JSONDecodeError:
-        return text
-    return row if isinstance(row, dict) else text
+def _parsed(item: Any, source: str) -> Raw:
+    """A document with its source, or the raw line where it is none; empty if the line is."""
+    if isinstance(item, bytes):
+        text = item.decode("utf-8", errors="replace").strip()
+        try:
+            item = json.loads(text)
+        except json.JSONDecodeError:
+            return text
+    if not isinstance(item, dict):
+        return json.dumps(item, ensure_ascii=False, default=str)
+    return item | {"source": item.get("source") or source}

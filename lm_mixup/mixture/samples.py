@@ -20,6 +20,8 @@ SCHEMA = extend(
 )
 FACT: Final = "fact"
 """The attribute of a claim that a chat model stated as a sentence; the closed world's have names."""
+OPTIONS: Final = "options"
+"""The attribute of the claims that stand for the options of a chat model's multiple-choice question."""
 
 
 def refusal(score: int | None, min_score: int) -> str:

@@ -15,13 +15,12 @@ from lm_mixup.backends.judge import Judge, RatingFailure, Verdict, rating_column
 from lm_mixup.config import BuildConfig
 from lm_mixup.mixture.forms import WRITTEN, Written, prompt_of, sample_of
 from lm_mixup.mixture.prompts import conversation
-from lm_mixup.mixture.samples import FACT, SCHEMA, parted, refusal
+from lm_mixup.mixture.samples import FACT, OPTIONS, SCHEMA, parted, refusal
 from lm_mixup.mixture.segment import sentences
 from lm_mixup.parts import PartResult
 from lm_mixup.records import content_id, table
-from lm_mixup.tasks import LETTERS, Mcq, TaskType, to_pair, write_answer
+from lm_mixup.tasks import LETTERS, Mcq, Sample, TaskType, to_pair, write_answer
 
-OPTIONS = "options"
 _FALSE_RATE = 0.4
 Question = tuple[TaskType, list[Message]]
 
@@ -110,6 +109,12 @@ def ask_each(
     return [answers[index] for index in range(len(questions))]
 
 
+def choice(sample: Sample) -> tuple[frozenset[str], str]:
+    """The options of a multiple-choice question, and the right one's text."""
+    assert isinstance(sample, Mcq)  # noqa: S101
+    return frozenset(sample.options), sample.options[LETTERS.index(sample.answer)]
+
+
 def why(reply: BaseModel | ChatFailure) -> str:
     """The reason of a reject that the teacher did not write; empty if it did."""
     return f"teacher_{reply.split(':')[0]}" if isinstance(reply, ChatFailure) else ""
@@ -166,7 +171,7 @@ def _row(
     sample = sample_of(reply.sample)
     prompt, completion = to_pair(sample, prompt_of(reply.sample))
     facts = list(dict.fromkeys(" ".join(fact.split()) for fact in reply.facts))
-    options = [" | ".join(sample.options)] if isinstance(sample, Mcq) else []
+    options = list(sample.options) if isinstance(sample, Mcq) else []
     answer = write_answer(sample)
     return row | {
         "id": content_id(passage["id"], str(number), answer),

@@ -22,10 +22,10 @@ from lm_mixup.mixture.assemble import bundles_of
 from lm_mixup.mixture.crosstopic import Bundle
 from lm_mixup.mixture.forms import TOLD, Told, prompt_of, sample_of
 from lm_mixup.mixture.prompts import conversation
-from lm_mixup.mixture.samples import FACT
+from lm_mixup.mixture.samples import FACT, OPTIONS
 from lm_mixup.mixture.samples import SCHEMA as SAMPLE
 from lm_mixup.mixture.slots import claims_of
-from lm_mixup.mixture.taught import OPTIONS, ask_each, rated, why
+from lm_mixup.mixture.taught import ask_each, choice, rated, why
 from lm_mixup.mixture.taught_variants import SHAPES
 from lm_mixup.mixture.told import tells
 from lm_mixup.parts import PartResult, Work, map_parts
@@ -232,16 +232,10 @@ def _write(row: Row, reply: BaseModel | ChatFailure, by_id: Mapping[str, Row]) -
         "cot": " ".join(reply.cot.split()),
     }
     first, second = by_id[row["target_id"]], by_id[row["partner_id"]]
-    if isinstance(sample, Mcq) and _choice(sample) != _choice(_sample(first)):
+    if isinstance(sample, Mcq) and choice(sample) != choice(_sample(first)):
         return "options_changed"
     if isinstance(sample, Tfq) and sample.answer != _holds(first, second):
         return "verdict_changed"
     text = f"{prompt}\n{completion}"
     told = (tells(text, claim.value) for claim in claims_of(row) if claim.attribute == FACT)
     return "" if all(told) else "facts_untold"
-
-
-def _choice(sample: Sample) -> tuple[frozenset[str], str]:
-    """The options of a multiple-choice question, and the right one's text."""
-    assert isinstance(sample, Mcq)  # noqa: S101
-    return frozenset(sample.options), sample.options["ABCD".index(sample.answer)]

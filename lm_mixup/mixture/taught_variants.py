@@ -13,13 +13,13 @@ from lm_mixup.backends.judge import Judge, RatingFailure, Verdict, rating_column
 from lm_mixup.config import BuildConfig
 from lm_mixup.mixture.forms import Form, prompt_of, sample_of, variants_form
 from lm_mixup.mixture.prompts import conversation
-from lm_mixup.mixture.samples import FACT, parted, too_good
+from lm_mixup.mixture.samples import FACT, OPTIONS, parted, too_good
 from lm_mixup.mixture.slots import SCHEMA, Slot, claims_of, slots
-from lm_mixup.mixture.taught import OPTIONS, ask_each, why
+from lm_mixup.mixture.taught import ask_each, choice, why
 from lm_mixup.mixture.told import tells
 from lm_mixup.parts import PartResult
 from lm_mixup.records import content_id, table
-from lm_mixup.tasks import Cs, Mcq, Sample, TaskType, parse_answer, to_pair, write_answer
+from lm_mixup.tasks import Cs, Mcq, Sample, TaskType, parse_answer, to_pair, without_options, write_answer
 
 Row = dict[str, Any]
 _ROUNDS = 2  # times that a sample's variants are asked for, where some came out too good
@@ -28,6 +28,8 @@ FAULTS: Final = {
     "vague": "vague. Non-committal words that say nothing certain.",
     "register": "wrong register. Sloppy chat language with fillers, lower case, no care.",
     "redundant": "redundant. Says the same thing twice in a row.",
+    "reasoning": "reasoning cut short. Jumps to the result and leaves out what leads to it.",
+    "options": "a bare question, without context.",  # we take the options out
 }
 SHAPES: Final[dict[TaskType, str]] = {
     "qa": '{"question": "…", "answer": "…"}',
@@ -130,11 +132,15 @@ def _row(target: Row, slot: Slot, reply: BaseModel | ChatFailure) -> Row:
     good = parse_answer(target["task_type"], target["answer"])
     sample = _in_category(sample_of(form), good)
     prompt, completion = to_pair(sample, prompt_of(form))
+    shown: tuple[str, ...] = ()
+    if isinstance(sample, Mcq) and isinstance(good, Mcq) and choice(sample) == choice(good):
+        shown = slot.shown or good.options
+        prompt = without_options(prompt, shown)
     text = f"{prompt}\n{completion}"
     told = [
         claim
         for claim in claims_of(target)
-        if (_same_options(sample, good) if claim.attribute == OPTIONS else tells(text, claim.value))
+        if (claim.value in shown if claim.attribute == OPTIONS else tells(text, claim.value))
     ]
     return row | {
         "id": content_id(target["id"], str(slot.position), prompt, completion),
@@ -151,7 +157,3 @@ def _in_category(sample: Sample, good: Sample) -> Sample:
     if isinstance(sample, Cs) and isinstance(good, Cs):
         return Cs(good.category, sample.statement)
     return sample
-
-
-def _same_options(sample: Sample, good: Sample) -> bool:
-    return isinstance(sample, Mcq) and isinstance(good, Mcq) and set(sample.options) == set(good.options)

@@ -47,7 +47,9 @@ def _embed_samples(c: Context) -> Outcome:
 def _pair_samples(c: Context) -> Outcome:
     from lm_mixup.mixture.pair_samples import pair_samples
 
-    return pair_samples(c.stage("generate"), c.stage("embed_samples"), c.out, c.config.build)
+    return pair_samples(
+        c.stage("generate"), c.stage("degrade"), c.stage("embed_samples"), c.out, c.config.build
+    )
 
 
 def _crosstopic(c: Context) -> Outcome:
@@ -102,7 +104,11 @@ def _is_merged(config: Config) -> bool:
 
 
 def _build(c: Context) -> Any:
-    return [c.config.build.identity(), c.config.data.identity(), file_versions(c.config.build.passages)]
+    return [c.config.build.identity(), c.config.data.identity(), _passage_versions(c)]
+
+
+def _passage_versions(c: Context) -> list[str]:
+    return file_versions(c.config.build.passages, "build.passages")
 
 
 def _rated_build(c: Context) -> Any:
@@ -127,7 +133,7 @@ STAGES = (
     Stage("generate", ("passages",), _rated_build, _generate, _is_built, _check_teacher),
     Stage("degrade", ("generate",), _rated_build, _degrade, _is_built),
     Stage("embed_samples", ("generate",), sections("embedder"), _embed_samples, _is_merged),
-    Stage("pair_samples", ("generate", "embed_samples"), _build, _pair_samples, _is_merged),
+    Stage("pair_samples", ("generate", "degrade", "embed_samples"), _build, _pair_samples, _is_merged),
     Stage("crosstopic", ("generate", "degrade", "pair_samples"), _rated_build, _crosstopic, _is_merged),
     Stage(
         "mixture", ("generate", "degrade", "crosstopic"), _mixture_identity, _mixture, check=_check_published

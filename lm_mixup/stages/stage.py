@@ -56,14 +56,14 @@ def sections(*names: str) -> Callable[[Context], Any]:
     return lambda c: [getattr(c.config, name).identity() for name in names]
 
 
-def file_versions(path: str) -> list[str]:
+def file_versions(path: str, key: str = "augment.pool") -> list[str]:
     """Digests of size and time of the files under a path, so that a changed input is noticed."""
     import fsspec
 
     from lm_mixup.data.hf_datasets import hub_files, is_hub_name
 
     if is_hub_name(path):
-        return hub_files(path)  # each names the revision
+        return hub_files(path, key)  # each names the revision
     fs, root = fsspec.core.url_to_fs(path)
     found = fs.glob(root) if "*" in root else [root]
     files = sorted(f for top in found for f in (fs.find(top) if fs.isdir(top) else [top]) if fs.exists(f))

@@ -7,18 +7,17 @@ twice.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
-from typing import Final, Literal, get_args
+from typing import Final
 
 from lm_mixup.backends.frames import labels, predicate
 from lm_mixup.backends.teacher import is_true
 from lm_mixup.backends.topics import TOPICS
 from lm_mixup.backends.wording import Claim, Entity, capitalised, listed
-from lm_mixup.tasks import LETTERS, Cs, Mcq, Para, Qa, Sample, TaskType, Tfq
+from lm_mixup.tasks import LETTERS, Cs, Fault, Mcq, Para, Qa, Sample, TaskType, Tfq, without_options
 
-Fault = Literal["incomplete", "vague", "register", "redundant"]
-FAULTS: Final[tuple[Fault, ...]] = get_args(Fault)
+FAULTS: Final[tuple[Fault, ...]] = ("incomplete", "vague", "register", "redundant")
 Options = tuple[str, str, str, str]
 
 
@@ -103,6 +102,7 @@ _VERDICTS: Mapping[Fault, tuple[str, ...]] = {
     "vague": ("{v}", "{v}, kind of"),
     "register": ("{v} i think", "{v} lol", "umm {v}"),
     "redundant": ("{v}. {v}.", "{v}, so {v}."),
+    "reasoning": ("So {v}.", "{v}, because."),
 }
 _YES_NO: Final[tuple[Options, ...]] = (
     ("yes", "no", "maybe", "both"),
@@ -115,11 +115,14 @@ _TELLINGS: Mapping[Fault, tuple[str, ...]] = {
     "vague": ("{t}",),
     "register": ("its {t} lol", "umm {t} i think", "{t} ok", "hey so {t}"),
     "redundant": ("{t}. {t}.", "{t}. The answer is {t}.", "{t}, so {t}."),
+    "reasoning": ("So {t}.", "Hence {t}.", "{t}, because.", "It follows: {t}."),
+    "options": ("{t}", "{t}."),
 }
 _STATEMENTS: Mapping[Fault, tuple[str, ...]] = {
     "incomplete": ("It {t}.", "It {t}", "{t}"),
     "register": ("so yeah it {t}", "it {t} lol", "well it {t} i think"),
     "redundant": ("It {t}. As said, it {again}.", "It {t}. It {again}."),
+    "reasoning": ("So it {t}.", "Hence it {t}.", "It {t}, because."),
 }
 
 
@@ -141,6 +144,7 @@ def poor_row(
     *,
     category: str = "",
     options: Options | None = None,
+    shown: Sequence[str] = (),
     held_out: bool = False,
 ) -> PoorRow:
     """Writes a poor row.
@@ -155,6 +159,7 @@ def poor_row(
         category: The category of a category-statement row; default: the first of the topic.
         options: The options of a multiple-choice row, which asks for its first claim; else it asks whether
             its claims hold.
+        shown: Those of the options that the row shows; default: all.
         held_out: Whether to prompt in the words held out for the test split. Short tellings are worded alike
             in all splits.
 
@@ -168,7 +173,8 @@ def poor_row(
         case "qa":
             return _qa(entity, claims, fault, use, rng)
         case "mcq":
-            return _mcq(entity, claims, fault, use, rng, options)
+            poor = _mcq(entity, claims, fault, use, rng, options)
+            return replace(poor, prompt=without_options(poor.prompt, shown)) if shown else poor
         case "tfq":
             return _tfq(entity, claims, fault, use, rng)
         case "cs":

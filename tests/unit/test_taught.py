@@ -264,6 +264,26 @@ def test_real_passages_become_mixture(own):
     assert facts and all(row["entity"] in protected_of(row) for row in facts)
 
 
+def test_a_teachers_options_are_dealt_out_and_all_are_needed(own):
+    mix = {"reasoning": 1, "options": 1e6}
+    config = build(min_inputs=3, max_inputs=3, task_mix={"mcq": 1}, fault_mix=mix, noise_rate=0)
+    with serving(teach) as server:
+        good, poor = made(own, server, config=config)
+        tasks = [seen.body["messages"][0]["content"] for seen in server.seen]
+    assert any("reasoning cut short" in task for task in tasks)
+    rows = mixture_part(good.rows, poor.rows, config, seed=0).rows.to_pylist()
+    assert len(rows) >= 8
+    for row in rows:
+        options = parse_answer("mcq", row["output"]).options
+        prompts = [text.rpartition("\n")[0] for text in row["inputs"]]
+        shown = [{option for option in options if f") {option}" in text} for text in prompts]
+        partial = [some for some in shown if some]
+        assert len(partial) == 2 and all(len(some) < 4 for some in partial)
+        assert set().union(*partial) == set(options)
+    lost = poor.rows.filter([row["attributes"].count("options") != 2 for row in poor.rows.to_pylist()])
+    assert mixture_part(good.rows, lost, config, seed=0).metrics["facts_uncovered"] == good.rows.num_rows
+
+
 def test_a_second_time_nothing_is_asked(own, tmp_path):
     run = RunDir(tmp_path)
     with serving(teach) as server:
@@ -333,6 +353,21 @@ def test_a_variant_that_drops_its_fact_leaves_the_sample_out(own):
         good, poor = made(own, server, config=config)
     assert poor.rejected.num_rows == 0
     assert mixture_part(good.rows, poor.rows, config, 0).rows.num_rows == 0
+
+
+def test_a_variant_with_another_answer_does_not_ask_the_question(own):
+    def answer(seen):
+        reply = json.loads(teach(seen))
+        for variant in reply.get("variants", []):
+            variant["answer"] = "B" if variant["answer"] == "A" else "A"
+        return json.dumps(reply)
+
+    config = build(task_mix={"mcq": 1})
+    with serving(answer) as server:
+        good, poor = made(own, server, config=config)
+    assert good.rows.num_rows and not any("options" in row["attributes"] for row in poor.rows.to_pylist())
+    mixed = mixture_part(good.rows, poor.rows, config, seed=0)
+    assert mixed.metrics["facts_uncovered"] == good.rows.num_rows
 
 
 def test_an_unrated_sample_is_a_reject(own):

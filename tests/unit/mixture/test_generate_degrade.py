@@ -12,6 +12,7 @@ from small_build import SAMPLES, FixedJudge, build
 
 from lm_mixup.backends.judge import Rating, RatingFailure, make_judge
 from lm_mixup.config import RateConfig
+from lm_mixup.mixture.assemble import bundles_of
 from lm_mixup.mixture.degrade import degrade_part
 from lm_mixup.mixture.generate import generate_part, plan
 from lm_mixup.mixture.slots import claims_of, slots
@@ -108,6 +109,46 @@ def test_variants_hold_all_claims_within_the_bounds(generated, least, most):
         asking = [slot for slot in planned if slot.options]
         assert len(asking) == (target["task_type"] == "mcq")
     assert sizes == set(range(least, most + 1))
+
+
+def test_sizes_and_faults_are_those_of_the_config(generated):
+    config = build(max_inputs=20, size_mix={2: 1, 7: 3}, fault_mix={"reasoning": 3, "register": 1})
+    planned = [slots(target, config, seed=0) for target in generated.rows.to_pylist()]
+    sizes = Counter(len(mine) for mine in planned)
+    assert set(sizes) == {2, 7} and 0.68 < sizes[7] / sizes.total() < 0.82
+    faults = Counter(slot.fault for mine in planned for slot in mine if len(mine) == 2)
+    assert set(faults) == {"reasoning", "register"}  # two inputs have no room for one that tells nothing new
+    assert 0.6 < faults["reasoning"] / faults.total() < 0.9
+
+
+@pytest.mark.parametrize("least", [2, 3, 6])
+def test_options_are_dealt_out_to_two_inputs_that_show_all_together(generated, least):
+    config = build(min_inputs=least, max_inputs=least, fault_mix={"incomplete": 1, "options": 1e6})
+    part = degrade_part(generated.rows, FixedJudge(Rating(4, 4, 4, 4)), config, seed=0)
+    by_target = {}
+    for row in part.rows.to_pylist():
+        by_target.setdefault(row["target_id"], []).append(row)
+    asked = 0
+    for target in generated.rows.to_pylist():
+        rows = by_target[target["id"]]
+        assert len(rows) == least
+        assert {claim for row in rows for claim in claims_of(row)} == set(claims_of(target))
+        if target["task_type"] != "mcq":
+            continue
+        good = parse_answer("mcq", target["answer"])
+        lines = [f"{letter}) {text}" for letter, text in zip(LETTERS, good.options, strict=True)]
+        shown = [[line for line in lines if line in row["prompt"].split("\n")] for row in rows]
+        partial = [some for some in shown if some]
+        assert len(partial) == 2 and all(2 <= len(some) <= 3 for some in partial)
+        assert {line for some in partial for line in some} == set(lines)
+        right = lines[LETTERS.index(good.answer)]
+        assert all(right in some for some in partial)
+        whole, lost = bundles_of([target], rows, config)
+        assert len(whole) == 1 and not lost
+        half = [row for row, some in zip(rows, shown, strict=True) if some != partial[0]]
+        assert bundles_of([target], half, config)[1]["facts_uncovered"] == 1
+        asked += 1
+    assert asked > 30
 
 
 def test_the_union_of_the_variants_holds_the_facts_of_the_target(generated, degraded):

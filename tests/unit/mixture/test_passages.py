@@ -81,6 +81,66 @@ def test_parquet_passages(tmp_path):
     assert out.read(["id", "title", "topic"]).to_pylist() == [{"id": "7", "title": "Tea", "topic": None}]
 
 
+def write_jsonl(path, first, count):
+    rows = [{"id": n, "title": f"T {n}", "text": f"Text {n}."} for n in range(first, first + count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def listed_from(source, folder, **settings):
+    out = RunDir(folder).stage("passages")
+    passages(out, build(passages=str(source), passage_min_words=1, **settings), DataConfig(), seed=0)
+    return out.read().to_pylist()
+
+
+def test_a_folder_of_files_is_read_and_each_row_tells_its_file(tmp_path):
+    (tmp_path / "in").mkdir()
+    write_jsonl(tmp_path / "in" / "wiki-00.jsonl", 0, 3)
+    write_jsonl(tmp_path / "in" / "news.jsonl", 3, 2)
+    (tmp_path / "in" / "notes.txt").write_text("not data")
+    rows = listed_from(tmp_path / "in", tmp_path / "run")
+    assert [(row["id"], row["source"]) for row in rows] == [
+        ("3", "news"), ("4", "news"), ("0", "wiki"), ("1", "wiki"), ("2", "wiki"),
+    ]  # fmt: skip
+
+
+def test_a_data_set_of_the_hub_is_read_by_its_name(tmp_path, monkeypatch):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from lm_mixup.data import hf_datasets
+
+    listed = hf_datasets.data_files
+    articles = {name: [f"{name} {n}" for n in range(4)] for name in ("id", "url", "title", "text")}
+    (tmp_path / "hub").mkdir()
+    pq.write_table(pa.table(articles), tmp_path / "hub" / "train-00000-of-00001.parquet")
+    asked = []
+
+    def at_the_hub(name, config, split, where):
+        asked.append((name, config, split, where))
+        return listed(str(tmp_path / "hub"), None, split, where)
+
+    monkeypatch.setattr(hf_datasets, "data_files", at_the_hub)
+    name = "hf:wikimedia/wikipedia:20231101.simple"
+    rows = listed_from(name, tmp_path / "run")
+    assert [(row["id"], row["title"], row["text"]) for row in rows] == [
+        (f"id {n}", f"title {n}", f"text {n}") for n in range(4)
+    ]
+    assert {row["source"] for row in rows} == {"wikipedia"}
+    assert asked == [("wikimedia/wikipedia", "20231101.simple", None, f"build.passages {name}")]
+
+
+def test_a_draw_of_the_documents_comes_from_all_over_the_files(tmp_path):
+    (tmp_path / "in").mkdir()
+    for number in range(9):
+        write_jsonl(tmp_path / "in" / f"f{number}.jsonl", 10 * number, 5)
+    (one, two, all_) = (
+        [row["id"] for row in listed_from(tmp_path / "in", tmp_path / name, max_documents=most)]
+        for name, most in (("one", 12), ("two", 12), ("all", None))
+    )
+    assert one == two and len(one) == 12 and len(all_) == 45
+    assert one != all_[:12] and len({int(name) // 10 for name in one}) == 3
+
+
 @pytest.mark.parametrize("content", [None, ""])
 def test_missing_or_empty_passages_are_the_user_s_error(tmp_path, content):
     source = tmp_path / "none.jsonl"
@@ -95,5 +155,5 @@ def test_missing_or_empty_passages_are_the_user_s_error(tmp_path, content):
 def test_damaged_parquet_is_the_user_s_error(tmp_path):
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 no more")
     out = RunDir(tmp_path / "run").stage("passages")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=r"bad\.parquet: not readable"):
         passages(out, build(passages=str(tmp_path / "bad.parquet")), DataConfig(), seed=0)

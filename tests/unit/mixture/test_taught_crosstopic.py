@@ -18,12 +18,12 @@ from lm_mixup.backends.judge import Rating, RatingFailure
 from lm_mixup.config import BuildConfig, Config
 from lm_mixup.mixture.assemble import mixture
 from lm_mixup.mixture.pair_samples import nearest_pairs, pair_group
-from lm_mixup.mixture.samples import FACT
+from lm_mixup.mixture.samples import FACT, OPTIONS
 from lm_mixup.mixture.samples import SCHEMA as SAMPLE
 from lm_mixup.mixture.slots import SCHEMA as VARIANT
 from lm_mixup.mixture.slots import claims_of
-from lm_mixup.mixture.taught import OPTIONS
 from lm_mixup.mixture.taught_crosstopic import merge_pairs
+from lm_mixup.parts import receipt_of
 from lm_mixup.records import table
 from lm_mixup.runs import RunDir
 from lm_mixup.stages import BY_NAME, inputs_of, stages_of
@@ -35,6 +35,14 @@ from lm_mixup.tasks import Mcq, Para, Qa, Tfq, parse_answer, to_pair, write_answ
 def unit(rows):
     vectors = np.asarray(rows, dtype=np.float32)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def map_here(out, items, make_work, kwargs, **_):
+    """`map_parts` without Ray."""
+    work = make_work(**kwargs)
+    for number, item in enumerate(items):
+        result = work(item)
+        out.write_part(number, result.rows, result.rejected, receipt_of(number, result))
 
 
 def random_group(seed, count, passages):
@@ -99,6 +107,29 @@ def test_a_group_gets_the_share_that_was_asked_for():
     assert pair_group(pa.table(columns), vectors, nothing).rows.num_rows == 0
 
 
+def test_samples_that_are_no_rows_are_not_paired(tmp_path, monkeypatch):
+    from lm_mixup.mixture import pair_samples as stage
+
+    monkeypatch.setattr(stage, "map_parts", map_here)
+    run = RunDir(tmp_path)
+    made = [sample("a"), sample("b"), *(sample("b") | {"id": n, "passage_id": n} for n in "cd")]
+    told = {"a": ([0], [1]), "b": ([0], []), "c": ([], []), "d": ([0],)}  # c lacks a fact, d an input
+    poor = [row for target in made for row in variants(target, *told[target["id"]])]
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array([1.0, 0.0] * 4, pa.float32()), 2)
+    for name, rows in (
+        ("generate", table(made, SAMPLE)),
+        ("degrade", table(poor, VARIANT)),
+        ("embed_samples", pa.table({"embedding": vectors})),
+    ):
+        put_part(run.stage(name), 0, rows)
+    stages = [run.stage(name) for name in ("generate", "degrade", "embed_samples", "pair_samples")]
+    outcome = stage.pair_samples(*stages, BuildConfig(crosstopic_rate=1))
+    (pair,) = stages[-1].read(["id", "partner_id"]).to_pylist()
+    assert pair == {"id": "a", "partner_id": "b"}
+    assert outcome.rows_in == 4 and outcome.rows_used == 2
+    assert outcome.left_out == {"facts_uncovered": 1, "too_few_inputs": 1, "not_paired": 0}
+
+
 # Merging
 
 FACTS = {
@@ -120,7 +151,9 @@ def sample(name, kind="qa", split="sft", holds=True):
         "para": Para(told),
     }[kind]
     prompt, completion = to_pair(good, "Write a paragraph.")
-    claims = ([(OPTIONS, " | ".join(options))] if kind == "mcq" else []) + [(FACT, f) for f in FACTS[name]]
+    claims = ([(OPTIONS, text) for text in options] if kind == "mcq" else []) + [
+        (FACT, f) for f in FACTS[name]
+    ]
     return {
         "id": name,
         "source": "own",
@@ -199,7 +232,7 @@ class Teacher:
         return form.model_validate({"sample": fields[name], "cot": "Both are mills."})
 
 
-TOLD_MCQ = (([0], [1, 2]), ([0, 1], [1], []))
+TOLD_MCQ = (([0, 1, 2, 3], [4, 5]), ([0, 1, 2, 3, 4], [4], []))
 GOOD = FixedJudge(Rating(9, 9, 9, 9))
 PAIR = [{"id": "a", "partner_id": "b", "similarity": 0.8}]
 
@@ -240,7 +273,7 @@ def test_a_merged_sample_tells_all_facts_of_both_and_so_do_its_inputs():
     ("reason", "arguments"),
     [
         ("sample_left_out", {"told": (([0],), ([0], []))}),
-        ("facts_uncovered", {"kind": "mcq", "told": (([0], [1, 2]), ([0, 1], []))}),
+        ("facts_uncovered", {"kind": "mcq", "told": (([0, 1, 2, 3], [4, 5]), ([0, 1, 2, 3, 4], []))}),
         ("too_many_inputs", {"max_inputs": 2}),
         ("facts_untold", {"teacher": Teacher(told="Alder Mill: 1810. Birch Mill: 1822.")}),
         ("facts_untold", {"teacher": Teacher(told="Farmers: barley, Alder Mill 1811, Birch 1822.")}),
@@ -273,8 +306,8 @@ def test_a_merged_question_keeps_the_options_of_the_first_and_leaves_the_others_
     (row,) = merged("mcq", told=TOLD_MCQ).rows.to_pylist()
     assert [variant["id"] for variant in row["variants"]] == ["a0", "a1", "b1"]
     assert parse_answer("mcq", row["answer"]).options[1] == "a two"
-    assert row["attributes"].count(OPTIONS) == 1
-    assert reason_of(merged("mcq", told=(TOLD_MCQ[0], ([0, 1], [])))) == "facts_uncovered"
+    assert row["attributes"].count(OPTIONS) == 4
+    assert reason_of(merged("mcq", told=(TOLD_MCQ[0], ([0, 1, 2, 3, 4], [])))) == "facts_uncovered"
 
 
 def test_few_inputs_are_filled_up_with_spare_ones():
@@ -289,13 +322,6 @@ def test_few_inputs_are_filled_up_with_spare_ones():
 
 def test_merged_samples_are_one_row_and_every_sample_is_accounted_for(tmp_path, monkeypatch):
     from lm_mixup.mixture import assemble
-    from lm_mixup.parts import receipt_of
-
-    def map_here(out, items, make_work, kwargs, **_):
-        work = make_work(**kwargs)
-        for number, item in enumerate(items):
-            result = work(item)
-            out.write_part(number, result.rows, result.rejected, receipt_of(number, result))
 
     monkeypatch.setattr(assemble, "map_parts", map_here)
     run = RunDir(tmp_path)
