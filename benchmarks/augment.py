@@ -34,6 +34,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pool", type=Path, required=True, help="JSONL with prompt and completion")
     parser.add_argument("--config", default="configs/quickstart.yaml")
     parser.add_argument("--grown", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--set", nargs="+", default=[], metavar="key.path=value", help="more of the config")
     parser.add_argument("--curate", action="store_true", help="also with the ratings' noise estimated")
     args = parser.parse_args()
     if args.quick:
@@ -65,16 +66,17 @@ def grown(pool: Path, times: int) -> Iterator[str]:
 
 
 def unaccounted(manifest: Manifest) -> int:
-    """Rows of a stage that are neither out, nor refused, nor used, nor left out for a reason."""
-    where = manifest.rows_out if manifest.rows_used is None else manifest.rows_used
-    return manifest.rows_in - where - manifest.rows_rejected - sum(manifest.left_out.values())
+    """Rows of a stage neither out nor refused; where rows are merged, neither used nor left out."""
+    if manifest.rows_used is None:
+        return manifest.rows_in - manifest.rows_out - manifest.rows_rejected
+    return manifest.rows_in - manifest.rows_used - sum(manifest.left_out.values())
 
 
 def augment(args: argparse.Namespace, times: int, folder: Path) -> dict[str, Any]:
     """Runs the stages on a pool grown so many times."""
     pool, run = folder / f"pool-{times}.jsonl", folder / f"run-{times}"
     pool.write_text("".join(f"{line}\n" for line in grown(args.pool, times)), encoding="utf-8")
-    overrides = [f"augment.pool={pool}", f"curate.enabled={str(args.curate).lower()}"]
+    overrides = [f"augment.pool={pool}", f"curate.enabled={str(args.curate).lower()}", *args.set]
     command = [sys.executable, "-m", "lm_mixup.cli", "augment", args.config, "--run-dir", str(run)]
     command += ["--until", "cluster", *(part for word in overrides for part in ("--set", word))]
     start = time.perf_counter()
@@ -104,7 +106,7 @@ def main() -> None:
                 if isinstance(row, dict):
                     print(f"  {stage:10}" + "  ".join(f"{key} {value:,}" for key, value in row.items()))
     if args.json:
-        config = {"config": args.config, "grown": args.grown, "curate": args.curate}
+        config = {"config": args.config, "grown": args.grown, "curate": args.curate, "set": args.set}
         report = {"name": "augment", "machine": harness.machine(), "config": config, "ours": results}
         args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
