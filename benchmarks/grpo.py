@@ -96,7 +96,7 @@ def run_ours(args: argparse.Namespace) -> dict[str, Any]:
     from lm_mixup.grpo.rollout import Prompt, RolloutPool
     from lm_mixup.ray_cluster import start_ray
 
-    os.environ.setdefault("RAY_worker_niceness", "0")  # as TRL's process has it; Ray's workers yield to others
+    os.environ.setdefault("RAY_worker_niceness", "0")  # as TRL's process has it; by default Ray's yield
     start_ray(RayConfig())
     config = GrpoConfig(
         max_steps=args.steps + WARM_UP,

@@ -178,11 +178,8 @@ class Engine:
         ]
         requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         outputs = self._llm.generate(requests, params, use_tqdm=False)
-        chosen = [choice for output in outputs for choice in output.outputs]
         tokenizer = self._llm.get_tokenizer()
-        texts = tokenizer.batch_decode([c.token_ids for c in chosen], skip_special_tokens=True)
-        drawn = iter([_completion(choice, text) for choice, text in zip(chosen, texts, strict=True)])
-        return [[next(drawn) for _ in output.outputs] for output in outputs]
+        return [[_completion(choice, tokenizer) for choice in output.outputs] for output in outputs]
 
     def score(self, token_ids: Sequence[int]) -> np.ndarray:
         """Log π of each token given those before it: float32 [T − 1], at temperature 1."""
@@ -238,6 +235,8 @@ class Engine:
         self._llm.wake_up()
 
 
-def _completion(choice: Any, text: str) -> Completion:
+def _completion(choice: Any, tokenizer: Any) -> Completion:
+    token_ids = list(choice.token_ids)
+    text = tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     logprobs = np.array(choice.logprobs.logprobs, dtype=np.float32)
-    return Completion(list(choice.token_ids), logprobs, text, finished=choice.finish_reason == "stop")
+    return Completion(token_ids, logprobs, text, finished=choice.finish_reason == "stop")
