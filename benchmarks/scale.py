@@ -1,11 +1,13 @@
-"""How time and memory of the data stages grow with the pool: neighbours, curation and clusters of N rows.
+"""How time and memory of the data stages grow with the pool: from reading N rows to selecting of them.
 
     python benchmarks/scale.py [--rows 10000 100000 300000] [--width 256] [--stages cluster neighbors curate]
 
-Embeddings are synthetic (topics within fields), scores (0 to 4: all rows are poor) are those topics' own
-with one in five off. Every size runs in a process of its own on a Ray of its own. Memory is the
-proportional set size of all its processes, so the object store is counted once. The growth exponent is
-the slope of log seconds over log rows from the first size to the last; 1 is linear.
+Rows have about 1 KB of made-up text. Embeddings are synthetic (topics within fields), scores (0 to 4: all
+rows are poor) are those topics' own with one in five off. `ingest` reads a JSONL of the rows; `select` takes
+3% out of them and of distilled rows, a fourth as many. What embeds or rates is not measured here. Every size
+runs in a process of its own on a Ray of its own. Memory is the proportional set size of all its processes,
+so the object store is counted once. The growth exponent is the slope of log seconds over log rows from the
+first size to the last; 1 is linear.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ import harness
 import numpy as np
 import pyarrow as pa
 
-STAGES = ("neighbors", "curate", "cluster")
+STAGES = ("ingest", "neighbors", "curate", "cluster", "select")
 ROWS_PER_PART = 8_192
+_TEXTS, _WORDS = 4096, 150  # different answers, and their length: about 1 KB
 
 
 def arguments() -> argparse.Namespace:
@@ -45,7 +48,8 @@ def write_pool(run: Any, rows: int, width: int) -> None:
     from lm_mixup.data.embed import embedding_table
     from lm_mixup.runs import Receipt
 
-    embed, rate = run.stage("embed"), run.stage("rate")
+    embed, rate, distilled = (run.stage(name) for name in ("embed", "rate", "rate_distilled"))
+    answers = write_texts()
     generator = np.random.default_rng(0)
     topics = max(rows // 6, 1)
     fields = generator.standard_normal((40, width)).astype(np.float32)
@@ -63,13 +67,31 @@ def write_pool(run: Any, rows: int, width: int) -> None:
                 "id": ids,
                 "source": ["pool"] * count,
                 "task_type": ["qa"] * count,
-                "prompt": ids,
-                "completion": ids,
+                "prompt": [f"What is told of {row}?" for row in ids],
+                "completion": [answers[int(t) % _TEXTS] for t in topic],
                 "score": score,
             }
         )
+        dense = table.slice(0, count // 4).drop_columns(["id", "source", "score"])
+        dense = dense.append_column("parent_ids", pa.array([[row] for row in ids[: count // 4]]))
+        dense = dense.append_column("score", pa.array(np.full(count // 4, 5, np.int8)))
+        dense = dense.append_column("long_tail", pa.array(generator.random(count // 4, np.float32)))
+        distilled.write_part(part, dense, None, Receipt(part, count // 4, count // 4, 0))
         embed.write_part(part, embedding_table(ids, vectors), None, Receipt(part, count, count, 0))
         rate.write_part(part, table, None, Receipt(part, count, count, 0))
+
+
+def write_texts() -> list[str]:
+    """Answers of so many words of six letters."""
+    letters = np.random.default_rng(2).integers(97, 123, (_TEXTS, _WORDS, 6), np.uint8)
+    return [" ".join(bytes(word).decode() for word in text) for text in letters]
+
+
+def write_jsonl(run: Any, path: Path) -> None:
+    """The pool as a user would have it."""
+    with path.open("w", encoding="utf-8") as file:
+        for part in run.stage("rate").iter_parts(["id", "prompt", "completion"]):
+            file.writelines(f"{json.dumps(row)}\n" for row in part.to_pylist())
 
 
 def _direction(topic: int, width: int) -> np.ndarray:
@@ -78,10 +100,20 @@ def _direction(topic: int, width: int) -> np.ndarray:
 
 def measure(rows: int, args: argparse.Namespace) -> dict[str, Any]:
     """Seconds and peak GiB of each stage at one size."""
-    from lm_mixup.config import ClusterConfig, CurateConfig, DataConfig, NeighborsConfig, RayConfig
+    from lm_mixup.config import (
+        ClusterConfig,
+        CurateConfig,
+        DataConfig,
+        IngestConfig,
+        NeighborsConfig,
+        RayConfig,
+        SelectConfig,
+    )
     from lm_mixup.data.cluster import cluster
     from lm_mixup.data.curate import curate
+    from lm_mixup.data.ingest import ingest
     from lm_mixup.data.neighbors import neighbors
+    from lm_mixup.data.select import select
     from lm_mixup.ray_cluster import start_ray
     from lm_mixup.runs import RunDir
 
@@ -95,12 +127,18 @@ def measure(rows: int, args: argparse.Namespace) -> dict[str, Any]:
         run = RunDir(folder)
         write_pool(run, rows, args.width)
         embed, rate, near, curated = (run.stage(name) for name in ("embed", "rate", "neighbors", "curate"))
+        dense, pool = run.stage("rate_distilled"), Path(folder) / "pool.jsonl"
+        if "ingest" in args.stages:
+            write_jsonl(run, pool)
+        reading, choice = IngestConfig(num_actors=cores), SelectConfig(min_score=0)
         work = {
+            "ingest": lambda: ingest(run.stage("ingest"), str(pool), reading, data, 0),
             "neighbors": lambda: neighbors(embed, near, NeighborsConfig(num_actors=cores), 0),
             "curate": lambda: curate(rate, near, curated, CurateConfig(num_actors=cores)),
             "cluster": lambda: cluster(
                 curated, embed, run.stage("cluster"), ClusterConfig(low_below=5, num_tasks=cores), data, 0
             ),
+            "select": lambda: select(dense, curated, embed, near, run.stage("select"), choice, 0),
         }
         if "curate" not in args.stages:
             curate(rate, rate, curated, passed)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -173,6 +174,8 @@ def _show(results: dict[str, StageResult], run_dir: str) -> None:
     """The closing table, and where the outcome lies."""
     skipped = [name for name, result in results.items() if result.skipped]
     console.print(_table({name: result.manifest for name, result in results.items()}, skipped))
+    if "mixture" in results:
+        console.print(_census(results["mixture"].manifest.metrics))
     if "select" in results:
         say(f"training set: {escape(run_dir)}/select/train.jsonl")
     if "finetune" in results:
@@ -197,6 +200,25 @@ def _table(manifests: dict[str, Manifest | None], skipped: object) -> Table:
         )
         table.add_row(name, *(f"{figure:,}" for figure in figures), f"{manifest.seconds:.1f}", state)
     return table
+
+
+def _census(figures: Mapping[str, Any]) -> Table:
+    """The rows of MIXTURE by split and by each thing that tells them apart."""
+    from lm_mixup.census import splits_in, tables_of
+
+    splits = splits_in(figures)
+    table = Table(box=None, header_style="bold", pad_edge=False, title="MIXTURE", title_justify="left")
+    for heading in ("", "", *splits, "all"):
+        table.add_column(heading, justify="right" if heading else "left")
+    _add_counts(table, "rows", "", list(splits.values()))
+    for label, lines in tables_of(figures).items():
+        for number, (value, counts) in enumerate(lines):
+            _add_counts(table, "" if number else label, value, counts)
+    return table
+
+
+def _add_counts(table: Table, label: str, value: str, counts: list[int]) -> None:
+    table.add_row(label, value, *(f"{count:,}" for count in (*counts, sum(counts))))
 
 
 def _open(run_dir: str) -> RunDir:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from lm_mixup.census import census
 from lm_mixup.parts import PartResult, receipt_of
-from lm_mixup.records import CLUSTER, CURATION, DISTILLED, INSTRUCTION, RATING, extend, table
+from lm_mixup.records import CLUSTER, CURATION, DISTILLED, INSTRUCTION, MIXTURE, RATING, extend, table
 from lm_mixup.runs import Outcome, RunDir, StageDir, summarise
 
 EVIL = "<script>alert('row')</script>"
@@ -47,7 +48,7 @@ def write_run(
         },
     )
     if train:
-        _train(run, rng)
+        _train(run, rng, evil)
     rows = [_pool_row(i, rng, evil) for i in range(pool)]
     _augment(run, rows, rng)
     return run
@@ -168,15 +169,17 @@ def _distilled(cluster: dict, number: int) -> dict:
     }
 
 
-def _train(run: RunDir, rng: random.Random) -> None:
+def _train(run: RunDir, rng: random.Random, evil: bool) -> None:
     counts = {
         "passages": (0, 420, 1.4),
         "generate": (420, 3000, 8.2),
         "degrade": (3000, 10400, 11.9),
-        "mixture": (10400, 2980, 6.0),
     }
     for name, (rows_in, rows_out, seconds) in counts.items():
         _write(run.stage(name), [], seconds, Outcome(rows_in=rows_in, rows_out=rows_out, rows_used=rows_in))
+    parts = [table(rows, MIXTURE) for rows in _chunks([_mixture_row(n, rng, evil) for n in range(240)])]
+    results = [PartResult(part, metrics=census(part) | {"inputs": 700}) for part in parts]
+    _write(run.stage("mixture"), results, 6.0, Outcome(rows_in=10400, rows_used=10400))
     _write(
         run.stage("sft"),
         [],
@@ -197,6 +200,24 @@ def _train(run: RunDir, rng: random.Random) -> None:
     run.write_bytes("grpo/metrics.jsonl", _lines(steps))
     held_out = [step | {"format/compliance": 0.9} for step in steps if step["step"] % 20 == 0]
     run.write_bytes("grpo/validation.jsonl", _lines(held_out))
+
+
+def _mixture_row(index: int, rng: random.Random, evil: bool) -> dict:
+    name, symbol, number = FACTS[index % len(FACTS)]
+    texts = [f"{name} is {symbol}", f"its number is {number}", f"a metal, {symbol}"][: rng.randint(2, 3)]
+    return {
+        "id": f"m{index:05d}",
+        "task_type": ("qa", "mcq", "tfq", "cs", "para")[index % 5],
+        "instruction": EVIL if evil else "Merge the texts.",
+        "inputs": [EVIL] * 2 if evil else texts,
+        "cot": EVIL if evil else rng.choice(["", "Both speak of one element."]),
+        "output": EVIL if evil else f"{name.title()} has the symbol {symbol} and the number {number}.",
+        "score": rng.choice([4, 5]),
+        "method": rng.choice(["degrade", "degrade", "crosstopic"]),
+        "noisy": rng.random() < 0.2,
+        "source_ids": [],
+        "split": ("sft", "sft", "sft", "grpo", "test")[index % 5],
+    }
 
 
 def _lines(rows: list[dict]) -> bytes:

@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import yaml
 
 from lm_mixup import __version__
+from lm_mixup.census import NOT_STATED, splits_in, tables_of
 from lm_mixup.runs import Manifest, RunDir
 from lm_mixup.stages import STAGES
 
@@ -27,9 +26,6 @@ _SIZES: Final = (
     (10**7, "1M<n<10M"),
     (10**8, "10M<n<100M"),
 )
-_NOT_STATED: Final = "not stated"
-_COUNTED: Final = ("task_type", "method", "origin", "score", "noisy")
-_LABELS: Final = {"task_type": "task type", "size": "inputs"}
 _LOCAL: Final = re.compile(r"^(?:[./~\\]|[A-Za-z]:[\\/]|\w[\w+.-]*://)|\.\w+$")
 
 
@@ -39,44 +35,28 @@ class Subset:
 
     Attributes:
         name: `mixture` or `training_set`.
-        splits: Rows of each split.
-        counts: By column (and `size`, the number of inputs), the rows of each value in each split.
-        reasoned: Rows with a chain of thought, by split.
+        figures: Its census.
     """
 
     name: str
-    splits: Counter[str] = field(default_factory=Counter)
-    counts: dict[str, Counter[tuple[str, str]]] = field(default_factory=dict)
-    reasoned: Counter[str] = field(default_factory=Counter)
+    figures: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """Rows of each split."""
+        return splits_in(self.figures)
 
     @property
     def rows(self) -> int:
         """Rows of all splits."""
-        return self.splits.total()
-
-    def count(self, split: str, rows: pa.Table) -> None:
-        """Adds rows of a split to the figures."""
-        self.splits[split] += rows.num_rows
-        columns = {name: rows[name] for name in _COUNTED if name in rows.schema.names}
-        if "inputs" in rows.schema.names:
-            columns["size"] = pc.list_value_length(rows["inputs"])
-        for name, values in columns.items():
-            total = self.counts.setdefault(name, Counter())
-            for entry in values.value_counts().to_pylist():
-                value = _NOT_STATED if entry["values"] is None else str(entry["values"])
-                total[value, split] += entry["counts"]
-        if "cot" in rows.schema.names:
-            self.reasoned[split] += pc.sum(pc.fill_null(pc.not_equal(rows["cot"], ""), False)).as_py() or 0
+        return sum(self.splits.values())
 
     def tables(self) -> dict[str, list[list[str]]]:
         """For each counted column its table: a heading, then rows of value and count in each split."""
-        found: dict[str, list[list[str]]] = {}
-        for name, counts in self.counts.items():
-            values = sorted({value for value, _ in counts}, key=_in_order)
-            label = _LABELS.get(name, name)
-            lines = [[value, *(f"{counts[value, split]:,}" for split in self.splits)] for value in values]
-            found[label] = [[label, *self.splits], *lines]
-        return found
+        return {
+            label: [[label, *self.splits], *([value, *map("{:,}".format, counts)] for value, counts in lines)]
+            for label, lines in tables_of(self.figures).items()
+        }
 
 
 def write_card(path: Path, run: RunDir, subsets: list[Subset], title: str, licence: str | None) -> None:
@@ -184,7 +164,7 @@ def sources_of(run: RunDir, manifests: Mapping[str, Manifest | None]) -> list[tu
             sources = part["source"].to_pylist()
             given = part["license"].to_pylist() if "license" in part.schema.names else [None] * len(sources)
             for source, licence in zip(sources, given, strict=True):
-                found[public_name(source), licence or _NOT_STATED] += 1
+                found[public_name(source), licence or NOT_STATED] += 1
     return [(source, licence, count) for (source, licence), count in sorted(found.items())]
 
 
@@ -192,8 +172,3 @@ def cell(value: Any) -> str:
     """A text that can stand in a cell of a Markdown table, and does nothing there."""
     flat = html.escape(" ".join(str(value).split()), quote=False)
     return re.sub(r"([\\`*_\[\]|])", r"\\\1", flat)
-
-
-def _in_order(value: str) -> tuple[int, float, str]:
-    """Numbers by size, then words."""
-    return (0, float(value), "") if re.fullmatch(r"-?\d+", value) else (1, 0.0, value)

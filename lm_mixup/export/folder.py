@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from lm_mixup.census import census
 from lm_mixup.errors import InputError
 from lm_mixup.export.card import Subset, write_card
 from lm_mixup.runs import RunDir, StageDir
@@ -27,7 +27,6 @@ TRAINING_SET: Final = "training_set"
 SUBSETS: Final = {MIXTURE: "mixture", TRAINING_SET: "select"}
 ROWS_PER_FILE: Final = 100_000
 _WHOLE: Final = "train"
-_ORDER: Final = ("sft", "grpo", "test")
 
 
 def export(run: RunDir, folder: str, licence: str | None = None, title: str | None = None) -> list[Subset]:
@@ -100,14 +99,8 @@ def write_subset(name: str, stage: StageDir, folder: Path, rows_per_file: int = 
                     files[split] = SplitFiles(folder, split, part.schema, rows_per_file)
                     opened.callback(files[split].close)
                 files[split].write(rows)
-                subset.count(split, rows)
-    subset.splits = Counter({split: subset.splits[split] for split in sorted(subset.splits, key=_place)})
+            subset.figures.update(census(part))
     return subset
-
-
-def _place(split: str) -> tuple[int, str]:
-    """Splits in the order in which they are used."""
-    return (_ORDER.index(split) if split in _ORDER else len(_ORDER), split)
 
 
 def by_split(part: pa.Table) -> Iterator[tuple[str, pa.Table]]:

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lm_mixup.census import census
 from lm_mixup.config import BuildConfig, DataConfig
 from lm_mixup.mixture.crosstopic import Bundle, Merged, merge, pair_up
 from lm_mixup.mixture.fiction import invent, replace_terms
@@ -103,8 +104,7 @@ def merged_part(merged: pa.Table, config: BuildConfig, seed: int) -> PartResult:
         partner = {name: pair[name] for name in ("partner_id", "partner_entity")}
         row = _single_row(pair) | partner | {"method": "crosstopic", "target_id": pair["target_id"]}
         rows.append(_finished(row, pair["variants"], config, seed))
-    metrics = {"samples_used": 2 * len(rows), "inputs": sum(len(row["inputs"]) for row in rows)}
-    return PartResult(table(rows, SCHEMA), rows_in=0, metrics=metrics)
+    return _counted(rows, rows_in=0, samples_used=2 * len(rows))
 
 
 def mixture_part(samples: pa.Table, variants: pa.Table, config: BuildConfig, seed: int) -> PartResult:
@@ -123,8 +123,14 @@ def mixture_part(samples: pa.Table, variants: pa.Table, config: BuildConfig, see
     for index, bundle in enumerate(bundles):
         if index not in merged_away:
             rows.append(_finished(_single_row(bundle.target), bundle.variants, config, seed))
-    metrics = {"samples_used": len(bundles), "inputs": sum(len(row["inputs"]) for row in rows), **left_out}
-    return PartResult(table(rows, SCHEMA), rows_in=samples.num_rows, metrics=metrics)
+    return _counted(rows, rows_in=samples.num_rows, samples_used=len(bundles), **left_out)
+
+
+def _counted(rows: Iterable[Row], rows_in: int, **figures: int) -> PartResult:
+    """The rows of a part with its figures, and how many there are of each kind."""
+    made = table(rows, SCHEMA)
+    inputs = pc.sum(pc.list_value_length(made["inputs"])).as_py() or 0
+    return PartResult(made, rows_in=rows_in, metrics={"inputs": inputs, **figures, **census(made)})
 
 
 def bundles_of(

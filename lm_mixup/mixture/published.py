@@ -18,6 +18,7 @@ from typing import Any, Final, Literal
 import fsspec
 import pyarrow as pa
 
+from lm_mixup.census import census, splits_in
 from lm_mixup.config import BuildConfig, DataConfig
 from lm_mixup.data.hf_datasets import is_hub_name, snapshot
 from lm_mixup.data.pool_files import Unit, list_units, read_unit
@@ -196,8 +197,10 @@ def published_part(batch: Sequence[Item], seen: Seen, separator: str | None) -> 
             rejected.append({"reason": str(error), "where": where, "id": given, "raw": raw_text(item.raw)})
             continue
         kept.append(row | {"published_id": given})
-        figures.update((f"rows/{row['split']}/{row['task_type']}", f"inputs/{way}"))
-    return PartResult(table(kept, SCHEMA), table(rejected, REJECTED), rows_in=len(batch), metrics=figures)
+        figures[f"inputs/{way}"] += 1
+    rows = table(kept, SCHEMA)
+    metrics = figures + census(rows)
+    return PartResult(rows, table(rejected, REJECTED), rows_in=len(batch), metrics=metrics)
 
 
 def read_row(record: dict[str, Any], file: File, separator: str | None) -> tuple[dict[str, Any], str]:
@@ -290,7 +293,7 @@ def _check(out: StageDir, source: str) -> None:
     for receipt in out.receipts().values():
         rows.update({name: int(value) for name, value in receipt.metrics.items()})
         reasons.update(receipt.rejected_by_reason)
-    if any(count for name, count in rows.items() if name.startswith("rows/sft/")):
+    if splits_in(rows).get("sft"):
         return
     told = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(3)) or "there are none"
     hint = "; say in build.mixture_separator what stands between inputs" if reasons["one_input"] else ""

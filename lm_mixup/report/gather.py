@@ -79,7 +79,11 @@ class Parent:
 
 @dataclass(frozen=True)
 class Example:
-    """A distilled row and its parents; `missing` parents lay outside the parts that were looked at."""
+    """A dense row beside the poor ones it was made of.
+
+    Of a distilled row these are its parents, `missing` of which lay outside the parts that were looked at. Of
+    a MIXTURE row they are its inputs, which nobody rated: `rated` is False.
+    """
 
     task_type: str
     prompt: str
@@ -88,7 +92,8 @@ class Example:
     score: int | None
     long_tail: float | None
     parents: list[Parent]
-    missing: int
+    missing: int = 0
+    rated: bool = True
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,7 @@ class RunFacts:
     cohesion: Counts | None = None
     origins: Counts | None = None
     rejects: dict[str, list[Reject]] = field(default_factory=dict)
+    mixtures: list[Example] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
     alarms: list[tuple[int, str]] = field(default_factory=list)
     calls: list[ModelCalls] = field(default_factory=list)
@@ -157,6 +163,7 @@ def gather(run: RunDir, examples: int) -> RunFacts:
         cohesion=_counts(run.stage("cluster"), "cohesion", digits=3),
         origins=_counts(run.stage("select"), "origin"),
         rejects={facts.name: found for facts in stages if (found := _rejects(run.stage(facts.name)))},
+        mixtures=_mixtures(run.stage("mixture"), examples),
         examples=_examples(run, examples),
         alarms=history(grpo, synchronous=mode != "async"),
         calls=[calls for facts in stages for calls in _calls(facts)],
@@ -248,23 +255,46 @@ def _text_of(row: Mapping[str, Any]) -> str:
     return "\n".join(str(text) for text in texts if text)
 
 
+def _mixtures(stage: StageDir, limit: int) -> list[Example]:
+    """MIXTURE rows, their inputs beside the target."""
+    rows = _sample(stage, ["id", "task_type", "inputs", "instruction", "output", "cot", "score"], "id", limit)
+    return [
+        Example(
+            task_type=row["task_type"],
+            prompt=row["instruction"] or "",
+            completion=row["output"] or "",
+            cot=row["cot"] or "",
+            score=row["score"],
+            long_tail=None,
+            parents=[Parent(prompt="", completion=text, score=None) for text in row["inputs"]],
+            rated=False,
+        )
+        for row in rows
+    ]
+
+
 def _examples(run: RunDir, limit: int) -> list[Example]:
-    """Distilled rows beside their parents: an arbitrary sample, the task types in turn, not the best ones."""
+    """Distilled rows beside their parents."""
     stage = next((s for s in map(run.stage, ("rate_distilled", "distill")) if s.parts()), None)
-    if stage is None or not limit:
+    if stage is None:
         return []
     columns = ["cluster_id", "task_type", "prompt", "completion", "cot", "parent_ids", "score", "long_tail"]
+    turns = _sample(stage, columns, "cluster_id", limit)
+    parents = _parents(run, {parent for row in turns for parent in row["parent_ids"]})
+    return [_example(row, parents) for row in turns]
+
+
+def _sample(stage: StageDir, columns: list[str], key: str, limit: int) -> list[dict[str, Any]]:
+    """At most `limit` rows of a stage: an arbitrary sample, the task types in turn, not the best ones."""
     chosen, _ = _spread(stage, "data", MOST_PARTS)
     by_type: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for part in _iter(stage, chosen, columns):
+    for part in _iter(stage, chosen, columns) if limit else ():
         for row in part.to_pylist():
             by_type[row["task_type"]].append(row)
         for rows in by_type.values():  # order by a hash: a sample that favours no part and no score
-            rows.sort(key=lambda row: content_id(row["cluster_id"]))
+            rows.sort(key=lambda row: content_id(row[key]))
             del rows[limit:]
-    turns = [rows[turn] for turn in range(limit) for rows in by_type.values() if turn < len(rows)][:limit]
-    parents = _parents(run, {parent for row in turns for parent in row["parent_ids"]})
-    return [_example(row, parents) for row in turns]
+    return [rows[turn] for turn in range(limit) for rows in by_type.values() if turn < len(rows)][:limit]
 
 
 def _example(row: Mapping[str, Any], parents: Mapping[str, Parent]) -> Example:

@@ -18,6 +18,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from lm_mixup.census import splits_in, tables_of, without_census
 from lm_mixup.config import ReportConfig
 from lm_mixup.report import figures
 from lm_mixup.report.charts import Chart, draw_charts
@@ -69,8 +70,11 @@ def render(facts: RunFacts, config: ReportConfig, charts: dict[str, list[Chart]]
     environment.filters |= {"number": _number, "seconds": _seconds, "clip": _clip, "flat": _flat}
     # Script elements are written as they are hashed: not a byte may differ.
     scripts = {"plotly": get_plotlyjs() if charts else "", "draw": _resource("page.js")}
+    mixture = facts.manifest("mixture")
     return environment.get_template("page.html.j2").render(
         facts=facts,
+        splits=splits_in(mixture.metrics if mixture else {}),
+        mixture=tables_of(mixture.metrics if mixture else {}),
         config=config,
         charts=charts,
         tiles=_tiles(facts),
@@ -156,9 +160,9 @@ def _clip(text: str) -> str:
 
 
 def _flat(metrics: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested metrics as (dotted name, value), lists cut to something that fits a line."""
+    """Nested metrics as (dotted name, value), lists cut to something that fits a line; no census."""
     pairs: list[tuple[str, Any]] = []
-    for key, value in metrics.items():
+    for key, value in without_census(metrics).items():
         if isinstance(value, dict):
             pairs += _flat(value, f"{prefix}{key}.")
         else:

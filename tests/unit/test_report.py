@@ -84,6 +84,20 @@ def test_every_section_and_chart_is_there(full):
     assert "/opt/venv" not in full.text
 
 
+def test_mixture_is_told_by_kind_and_split(full):
+    """240 rows: split and task type go by turns of five, so each task type lies whole in one split."""
+    assert "mixture" in full.ids
+    start = full.text.index("What the distiller is trained on")
+    table = full.text[start : full.text.index("A few rows", start)]
+    assert "sft grpo test all rows 144 48 48 240" in table
+    assert "task type cs 0 48 0 48 mcq 48 0 0 48 para 0 0 48 48 qa 48 0 0 48 tfq 48 0 0 48" in table
+    for label in ("method", "inputs", "noisy", "reasoning", "score"):
+        assert f" {label} " in table
+    rows = full.text[full.text.index("A few rows", start) : full.text.index("Scores before", start)]
+    assert "poor texts" in rows and "Target" in rows and "has the symbol" in rows and "unrated" not in rows
+    assert "rows/sft" not in full.text  # not a second time among the stages' figures
+
+
 def test_page_is_self_contained(full):
     assert [link for link in full.links if not link.startswith("#")] == []
     assert {link[1:] for link in full.links} <= set(full.ids)

@@ -127,7 +127,9 @@ def test_the_card_counts_rows_and_says_how_they_were_made(run, tmp_path):
     sizes = Counter(len(row["inputs"]) for row in MIXED if row["split"] == "sft")
     first = cells.index(["inputs", "sft", "grpo", "test"]) + 2  # behind the rule
     assert [line[:2] for line in cells[first : first + 3]] == [[str(n), str(sizes[n])] for n in (2, 3, 4)]
-    assert ["sft", "30", str(sum(bool(r["cot"]) for r in MIXED if r["split"] == "sft"))] in cells
+    reasoned = Counter(row["split"] for row in MIXED if row["cot"])
+    of_reasoning = cells.index(["reasoning", "sft", "grpo", "test"])
+    assert ["yes", *(str(reasoned[split]) for split in ("sft", "grpo", "test"))] in cells[of_reasoning:]
     assert ["distilled", "5"] in cells and ["original", "5"] in cells
     assert ["written by", "Qwen/Qwen2.5-7B-Instruct"] in cells
     assert ["wiki.jsonl", "CC BY-SA", "1"] in cells and ["wiki.jsonl", "not stated", "1"] in cells

@@ -104,7 +104,7 @@ def test_every_row_becomes_a_mixture_row_of_its_split(folder, tmp_path):
     figures = Counter()
     for receipt in out.receipts().values():
         figures.update(receipt.metrics)
-    assert figures["rows/sft/tfq"] == 20
+    assert figures["rows/sft/task_type/tfq"] == 20
     assert figures["inputs/marked"] == 137 and figures["inputs/blank_lines"] == 34
 
 

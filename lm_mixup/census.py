@@ -1,0 +1,108 @@
+"""How many rows of a data set have each value, by split: counted part by part, added up, shown as tables.
+
+The figures are flat, so that they go through a stage's receipts into its manifest like all others:
+`rows/<split>/<column>/<value>`, and `rows/<split>` for all rows of a split.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+PREFIX: Final = "rows/"
+NOT_STATED: Final = "not stated"
+SPLITS: Final = ("sft", "grpo", "test")  # in the order in which they are used
+_WHOLE: Final = "train"
+_COLUMNS: Final = ("task_type", "method", "origin", "score", "noisy")
+_LABELS: Final = {"task_type": "task type"}
+
+
+def census(rows: pa.Table) -> Counter[str]:
+    """Counts a table's rows by split and value.
+
+    Args:
+        rows: Rows of MIXTURE or of a training set. Columns counted, where they are there: task type, method,
+            origin, score, noise, the number of `inputs`, and whether there is reasoning in `cot`. Without a
+            column `split` all rows are of the split `train`.
+
+    Returns:
+        Figures that may be added to those of other tables.
+    """
+    splits = rows["split"] if "split" in rows.schema.names else pa.repeat(_WHOLE, rows.num_rows)
+    counts: Counter[str] = Counter()
+    for split, number in _occurrences(splits):
+        counts[f"{PREFIX}{split}"] = number
+        chosen = rows.filter(pc.equal(splits, split))
+        for column, values in _columns(chosen).items():
+            for value, count in _occurrences(values):
+                counts[f"{PREFIX}{split}/{column}/{_told(value)}"] = count
+    return counts
+
+
+def splits_in(figures: Mapping[str, Any]) -> dict[str, int]:
+    """The rows of each split among the figures, in the order in which splits are used."""
+    found = {key.removeprefix(PREFIX): int(n) for key, n in figures.items() if key.startswith(PREFIX)}
+    return {split: found[split] for split in sorted(found, key=_place) if "/" not in split}
+
+
+def tables_of(figures: Mapping[str, Any]) -> dict[str, list[tuple[str, list[int]]]]:
+    """The figures as tables.
+
+    Args:
+        figures: Those of `census`, among others or alone.
+
+    Returns:
+        For each column by its label the lines: a value and its rows in each of the splits of `splits_in`.
+        Columns of which no row states a value are left out.
+    """
+    splits = list(splits_in(figures))
+    found: dict[str, dict[str, Counter[str]]] = {}
+    for key, count in figures.items():
+        if key.startswith(PREFIX) and key.count("/") >= 3:
+            split, column, value = key.removeprefix(PREFIX).split("/", 2)
+            found.setdefault(column, {}).setdefault(value, Counter())[split] += int(count)
+    return {
+        _LABELS.get(column, column): [
+            (value, [lines[value][split] for split in splits]) for value in sorted(lines, key=_in_order)
+        ]
+        for column, lines in found.items()
+        if set(lines) != {NOT_STATED}
+    }
+
+
+def without_census(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """The other figures."""
+    return {key: value for key, value in figures.items() if not key.startswith(PREFIX)}
+
+
+def _columns(rows: pa.Table) -> dict[str, Any]:
+    columns = {name: rows[name] for name in _COLUMNS if name in rows.schema.names}
+    if "inputs" in rows.schema.names:
+        columns["inputs"] = pc.list_value_length(rows["inputs"])
+    if "cot" in rows.schema.names:
+        columns["reasoning"] = pc.fill_null(pc.not_equal(rows["cot"], ""), False)
+    return columns
+
+
+def _occurrences(values: Any) -> list[tuple[Any, int]]:
+    return [(entry["values"], entry["counts"]) for entry in pc.value_counts(values).to_pylist()]
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return NOT_STATED if value is None else str(value)
+
+
+def _place(split: str) -> tuple[int, str]:
+    return (SPLITS.index(split) if split in SPLITS else len(SPLITS), split)
+
+
+def _in_order(value: str) -> tuple[int, float, str]:
+    """Numbers by size, then words."""
+    return (0, float(value), "") if re.fullmatch(r"-?\d+", value) else (1, 0.0, value)
