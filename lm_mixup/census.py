@@ -18,8 +18,17 @@ PREFIX: Final = "rows/"
 NOT_STATED: Final = "not stated"
 SPLITS: Final = ("sft", "grpo", "test")  # in the order in which they are used
 _WHOLE: Final = "train"
-_COLUMNS: Final = ("task_type", "method", "origin", "score", "noisy")
-_LABELS: Final = {"task_type": "task type"}
+_STORED: Final = ("task_type", "method", "origin", "score", "noisy")
+# How the columns are called in a table, in the order in which the tables are shown.
+_LABELS: Final = {
+    "task_type": "task type",
+    "method": "method",
+    "origin": "origin",
+    "inputs": "inputs",
+    "score": "score",
+    "noisy": "noisy",
+    "reasoning": "reasoning",
+}
 
 
 def census(rows: pa.Table) -> Counter[str]:
@@ -61,17 +70,17 @@ def tables_of(figures: Mapping[str, Any]) -> dict[str, list[tuple[str, list[int]
         Columns of which no row states a value are left out.
     """
     splits = list(splits_in(figures))
-    found: dict[str, dict[str, Counter[str]]] = {}
+    found: dict[str, dict[str, Counter[str]]] = {column: {} for column in _LABELS}
     for key, count in figures.items():
         if key.startswith(PREFIX) and key.count("/") >= 3:
             split, column, value = key.removeprefix(PREFIX).split("/", 2)
-            found.setdefault(column, {}).setdefault(value, Counter())[split] += int(count)
+            found[column].setdefault(value, Counter())[split] += int(count)
     return {
-        _LABELS.get(column, column): [
+        _LABELS[column]: [
             (value, [lines[value][split] for split in splits]) for value in sorted(lines, key=_in_order)
         ]
         for column, lines in found.items()
-        if set(lines) != {NOT_STATED}
+        if set(lines) - {NOT_STATED}
     }
 
 
@@ -81,7 +90,7 @@ def without_census(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _columns(rows: pa.Table) -> dict[str, Any]:
-    columns = {name: rows[name] for name in _COLUMNS if name in rows.schema.names}
+    columns = {name: rows[name] for name in _STORED if name in rows.schema.names}
     if "inputs" in rows.schema.names:
         columns["inputs"] = pc.list_value_length(rows["inputs"])
     if "cot" in rows.schema.names:

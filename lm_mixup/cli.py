@@ -175,6 +175,7 @@ def _show(results: dict[str, StageResult], run_dir: str) -> None:
     skipped = [name for name, result in results.items() if result.skipped]
     console.print(_table({name: result.manifest for name, result in results.items()}, skipped))
     if "mixture" in results:
+        console.print()
         console.print(_census(results["mixture"].manifest.metrics))
     if "select" in results:
         say(f"training set: {escape(run_dir)}/select/train.jsonl")

@@ -25,7 +25,9 @@ def test_by_hand():
     figures = census(table(ROWS, MIXTURE))
     assert splits_in(figures) == {"sft": 2, "grpo": 1, "test": 1}
     assert list(splits_in(figures)) == ["sft", "grpo", "test"]
-    assert tables_of(figures) == {
+    tables = tables_of(figures)
+    assert list(tables) == ["task type", "method", "inputs", "noisy", "reasoning"]
+    assert tables == {
         "task type": [("mcq", [0, 0, 1]), ("qa", [2, 1, 0])],
         "method": [("crosstopic", [1, 0, 0]), ("degrade", [1, 1, 1])],
         "inputs": [("2", [1, 0, 1]), ("3", [0, 1, 0]), ("10", [1, 0, 0])],  # by size, not by letter
