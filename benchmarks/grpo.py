@@ -3,9 +3,10 @@
     python benchmarks/grpo.py [--prompt 140] [--completion 128] [--prompts 16] [--generations 4] [--steps 6]
 
 Four sides, one after the other, each in a process of its own: ours in turn (`colocated`), ours overlapped
-(`async`), TRL, and a bare vLLM engine that answers the requests of a step and does nothing else. The ratio is
-TRL's median step time over that of our faster mode. The reward is a trivial function: what is compared
-are rollout, learning and weight sync.
+(`async`; on GPU if there are two), TRL, and a bare vLLM engine with all cores that answers the requests of a
+step and does nothing else. Figures are medians over the steps, and of these the medians over the rounds, in
+which the sides take turns. The ratio is TRL's step time over that of our faster mode. The reward is a trivial
+function: what is compared are rollout, learning and weight sync.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=16, help="prompts a step")
     parser.add_argument("--generations", type=int, default=4)
     parser.add_argument("--steps", type=int, default=6, help="measured steps, after warm-up")
+    parser.add_argument("--rounds", type=int, default=1, help="times that the sides take turns")
     parser.add_argument("--micro", type=int, default=16, help="completions of one TRL forward pass")
     parser.add_argument("--side", choices=SIDES, help="only this side, in this process")
     args = parser.parse_args()
@@ -67,8 +69,27 @@ def prompt_ids(args: argparse.Namespace) -> list[list[int]]:
     return prompts
 
 
+def gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
 def cores() -> int:
     return int(harness.machine()["cores"])
+
+
+def layout(mode: str) -> dict[str, Any]:
+    """Actors of a mode: in turn, a rank and an engine on each GPU or core; at the same time, one engine.
+
+    On CPU that engine shares the cores with a rank on each: it has about a third of the work.
+    """
+    if mode == "colocated":
+        each = gpus() or cores()
+        return {"learner_ranks": each, "rollout_actors": each, "cpus_per_actor": 0.9}
+    ranks = gpus() - 1 if gpus() else cores()
+    share = 1 if gpus() else cores() / (ranks + 1)
+    return {"learner_ranks": ranks, "rollout_actors": 1, "cpus_per_actor": 0.9 * share}
 
 
 def vowels(text: str) -> float:
@@ -108,12 +129,9 @@ def run_ours(args: argparse.Namespace) -> dict[str, Any]:
         beta=BETA,
         micro_tokens=2048,
         mode=args.side,
-        # In turn, engine and learner each have all cores, a process a core; at the same time, one each.
-        learner_ranks=cores() if args.side == "colocated" else 1,
-        rollout_actors=cores() if args.side == "colocated" else 1,
+        **layout(args.side),
         drop_zero_std=False,  # TRL learns from every group
         max_refills=0,
-        cpus_per_actor=0.9,
     )
     rewards = RewardsConfig(num_cpus=0.1)
     placement = reserve(config, rewards)
@@ -219,8 +237,8 @@ def in_process_of_its_own(side: str, argv: list[str]) -> dict[str, Any]:
     from lm_mixup.backends.engine import engine_environment
 
     env = dict(os.environ)
-    if side == "vllm":  # one thread, as our engine has; TRL and our actors manage their own
-        env |= engine_environment(threads=1)
+    if side == "vllm":  # TRL and our actors manage their own threads
+        env |= engine_environment(threads=cores())
     with tempfile.NamedTemporaryFile(suffix=".json") as out:
         command = [sys.executable, __file__, *argv, "--side", side, "--json", out.name]
         subprocess.run(command, env=env, check=True, stdout=sys.stderr)
@@ -235,16 +253,20 @@ def main() -> None:
         args.json.write_text(json.dumps(run(args)), encoding="utf-8")
         return
     argv = [word for word in sys.argv[1:] if word != "--json" and word != str(args.json)]
-    results = {side: in_process_of_its_own(side, argv) for side in SIDES}
-    best = min(("colocated", "async"), key=lambda side: results[side]["step"])
+    sides = [side for side in SIDES if side != "async" or gpus() != 1]
+    turns = [{side: in_process_of_its_own(side, argv) for side in sides} for _ in range(args.rounds)]
+    results = {side: harness.medians([turn[side] for turn in turns]) for side in sides}
+    modes = [side for side in sides if side in SIDES[:2]]
+    best = min(modes, key=lambda side: results[side]["step"])
     ratio = results["trl"]["step"] / results[best]["step"]
     bare = results["vllm"]["rollout_tokens_per_second"]
-    ours = {f"{side} {key}": round(results[side][key], 2) for side in SIDES[:2] for key in results[side]}
+    ours = {f"{side} {key}": round(results[side][key], 2) for side in modes for key in results[side]}
     ours["rollout of bare vLLM"] = round(results["colocated"]["rollout_tokens_per_second"] / bare, 2)
     peer = {f"TRL {key}": round(value, 2) for key, value in results["trl"].items()}
     peer["bare vLLM tokens/s"] = round(bare)
     shape = {"prompt": args.prompt, "completion": args.completion}
-    shape |= {"prompts": args.prompts, "generations": args.generations, "steps": args.steps, "mode": best}
+    shape |= {"prompts": args.prompts, "generations": args.generations, "steps": args.steps}
+    shape |= {"rounds": args.rounds, "mode": best}
     harness.finish("grpo", shape, ours, peer, ratio, args.json)
 
 

@@ -9,7 +9,7 @@ import platform
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,6 +41,11 @@ def timed(work: Callable[[], T], repeats: int) -> tuple[float, T]:
         seconds.append(time.perf_counter() - start)
     assert result is not None
     return statistics.median(seconds), result
+
+
+def medians(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of each figure the median over the rounds: sides that take turns see the same machine."""
+    return {key: statistics.median(found[key] for found in rounds) for key in rounds[0]}
 
 
 def finish(

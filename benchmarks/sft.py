@@ -6,18 +6,19 @@ The rows are those of a finished `mixture` stage, encoded once, so that every si
 One side after the other, in processes of its own:
 
 * ours: what the workers of the `sft` stage do, a rank a core (a GPU): batches of rows of like length, padded
-  to a multiple of 32, under DeepSpeed;
+  to a multiple of 8, under DeepSpeed;
 * trl: SFTTrainer with its defaults: random order, padded to the longest row of a forward pass, gradient
   checkpointing; on CPU one process with as many threads as ours has ranks;
 * trl_no_checkpointing: the same with gradient checkpointing off, as ours is.
 
-Figures are medians over the steps after warm-up; tokens are those of the rows, padding not counted. The ratio
-is that of `trl`.
+Figures are medians over the steps after warm-up, and of these the medians over the rounds, in which the sides
+take turns; tokens are those of the rows, padding not counted. The ratio is that of `trl`.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -42,6 +43,7 @@ def options() -> Any:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--max-length", type=int, default=640)
     parser.add_argument("--steps", type=int, help="measured steps; default 60, or 20 with --quick")
+    parser.add_argument("--rounds", type=int, default=1, help="times that the sides take turns")
     parser.add_argument("--warm-up", type=int, default=5, help="steps before them")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--side", choices=SIDES, help="only this one, in this process, into --scratch")
@@ -171,6 +173,8 @@ def in_processes_of_its_own(side: str, args: Any, argv: list[str]) -> dict[str, 
     command = [sys.executable, *([] if alone else launch), __file__, *argv]
     command += ["--side", side, "--scratch", str(args.scratch), "--workers", str(args.workers)]
     log = args.scratch / "sft" / "metrics.jsonl"
+    for left in ("checkpoints", "model"):  # of an earlier round: training would go on from it
+        shutil.rmtree(args.scratch / "sft" / left, ignore_errors=True)
     log.unlink(missing_ok=True)
     subprocess.run(command, env=env, check=True, stdout=sys.stderr)
     lines = read_metrics(log)
@@ -202,13 +206,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         args.scratch = Path(scratch)
         config = encode(args)
-        results = {side: in_processes_of_its_own(side, args, argv) for side in args.sides}
+        turns = [
+            {side: in_processes_of_its_own(side, args, argv) for side in args.sides}
+            for _ in range(args.rounds)
+        ]
+    results = {side: harness.medians([turn[side] for turn in turns]) for side in args.sides}
     ours, peer = results["ours"], results["trl"]
     other = results.get("trl_no_checkpointing")
     if other:
         ours["ratio_without_checkpointing"] = round(ours["tokens_per_second"] / other["tokens_per_second"], 3)
         peer |= {f"no_ckpt {key}": value for key, value in other.items()}
-    shown = ("model", "dtype", "batch", "micro", "workers", "zero_stage", "learning_rate", "steps", "warm_up")
+    shown = ("model", "dtype", "batch", "micro", "workers", "zero_stage", "learning_rate", "warm_up")
+    shown = (*shown, "steps", "rounds")
     config |= {key: getattr(args, key) for key in shown}
     ratio = ours["tokens_per_second"] / peer["tokens_per_second"]
     harness.finish("sft", config, ours, peer, ratio, args.json)
