@@ -175,7 +175,7 @@ def vectors_for(ids: pa.ChunkedArray | pa.Array, embed: StageDir, part: str = ""
     """The embeddings of some rows, in the order of their ids.
 
     Args:
-        ids: The rows' ids.
+        ids: The rows' ids, as `string` or `large_string`.
         embed: The embeddings.
         part: The part file the rows come from, if they come from one. The embeddings' part of that name is
             read first, and the others only for rows it lacks: stages that map rows to rows keep them in their
@@ -191,7 +191,7 @@ def vectors_for(ids: pa.ChunkedArray | pa.Array, embed: StageDir, part: str = ""
     places: list[np.ndarray] = []
     for candidate in sorted(embed.parts(), key=lambda path: not path.endswith(name)):
         table = embed.read_part(candidate, ["id", "embedding"])
-        where = pc.index_in(ids.take(pa.array(missing)), table["id"].combine_chunks())
+        where = pc.index_in(ids.take(pa.array(missing)), table["id"].combine_chunks().cast(ids.type))
         hit = where.is_valid().to_numpy(zero_copy_only=False)
         found.append(table["embedding"].combine_chunks().take(where.drop_null()))
         places.append(missing[hit])
