@@ -126,16 +126,24 @@ def fit_centres(group: str, count: int, seed: int, *samples: pa.Table) -> np.nda
 def divide(block: pa.Table, plan: CellPlan) -> list[pa.Table]:
     """The rows of a block, with their `cell`, divided among the buckets."""
     cells = np.full(block.num_rows, -1, dtype=np.int64)
-    groups = np.array(block["group"].to_pylist(), dtype=object)
-    for group, first in plan.first.items():
-        rows = np.flatnonzero(groups == group)
-        cells[rows] = first
-        if group in plan.centres and len(rows):
+    for group, rows in _rows_by_group(block):
+        cells[rows] = plan.first.get(group, -1)
+        if group in plan.centres:
             labels, _ = nearest_centres(vectors_of(block.take(pa.array(rows))), plan.centres[group])
             cells[rows] += labels
     planned = cells >= 0
     block = block.append_column("cell", pa.array(cells)).filter(pa.array(planned))
     return cut(block, plan.bucket_of[cells[planned]], plan.buckets)
+
+
+def _rows_by_group(block: pa.Table) -> list[tuple[str, np.ndarray]]:
+    """The groups in a block and the rows of each, ascending: a plan may have thousands of other groups."""
+    groups = block["group"].combine_chunks().dictionary_encode()
+    numbers = groups.indices.to_numpy()
+    order = np.argsort(numbers, kind="stable")
+    edges = np.searchsorted(numbers[order], np.arange(len(groups.dictionary) + 1))
+    rows = [order[start:stop] for start, stop in itertools.pairwise(edges.tolist())]
+    return list(zip(groups.dictionary.to_pylist(), rows, strict=True))
 
 
 def cut(block: pa.Table, buckets: np.ndarray, count: int) -> list[pa.Table]:
