@@ -250,3 +250,20 @@ def test_deita_asks_for_no_more_vectors_than_it_needs():
         found = take_diverse(np.arange(64), np.zeros(64, np.int64), np.array([10]), fetch, 0.9)
     assert found.rows.tolist() == list(range(10))
     assert asked == [8, 8]
+
+
+def test_deita_compares_no_more_rows_once_it_is_full(monkeypatch):
+    compared, nearest = [], diverse._Bank.nearest
+
+    def counted(bank, block):
+        compared.append(len(block))
+        return nearest(bank, block)
+
+    monkeypatch.setattr(diverse, "_BLOCK", 4)
+    monkeypatch.setattr(diverse._Bank, "nearest", counted)
+    vectors = np.eye(64, dtype=np.float32)
+    found = take_diverse(
+        np.arange(64), np.zeros(64, np.int64), np.array([10]), lambda rows: vectors[rows], 0.9
+    )
+    assert found.rows.tolist() == list(range(10))
+    assert compared == [4, 4, 4]
