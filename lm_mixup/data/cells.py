@@ -2,7 +2,9 @@
 
 A shuffle in two steps: every block of rows is divided among buckets of cells, then a bucket gathers its
 pieces. Which cell a row falls into depends on its vector and on centres fitted to a sample drawn by row id,
-and a cell sorts its rows by id, so cells are the same whatever the blocks, buckets, workers or parts are.
+and a cell sorts its rows by id, so cells do not depend on blocks, buckets, workers or parts. One reservation:
+a product of matrices may round the last bit of a cosine by the row's place in its block, which decides
+between two centres where they are equal or as near to the row but for that bit.
 """
 
 from __future__ import annotations
