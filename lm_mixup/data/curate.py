@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 
 from lm_mixup.config import CurateConfig
 from lm_mixup.data.hoc import count_triples, fit_consensus, posterior
+from lm_mixup.data.rankings import turns
 from lm_mixup.parts import PartResult, map_parts
 from lm_mixup.records import CURATION
 from lm_mixup.runs import Outcome, StageDir
@@ -252,8 +253,7 @@ def votes_of(rows: pa.Table, nearest: pa.Table, ratings: Ratings, config: Curate
     voters = np.flatnonzero(votes)
     voters = voters[_first_of_each(row[voters], ratings.texts[found[voters]])]
     row, cast = row[voters], ratings.scores[found[voters]]
-    firsts = np.concatenate([[0], np.flatnonzero(np.diff(row)) + 1]).astype(np.int64) if len(row) else row
-    turn = np.arange(len(row)) - np.repeat(firsts, np.diff(np.append(firsts, len(row))))
+    turn = turns(row)
     heard = turn < config.neighbors
     result = np.full((len(own.keys), 1 + config.neighbors), -1, dtype=np.int8)
     result[:, 0] = own.scores

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lm_mixup.data import diverse
 from lm_mixup.data.diverse import take_diverse
 from lm_mixup.data.longtail import listed_distance, long_tail_scores, mean_distance
-from lm_mixup.data.rankings import budget_rows, fill, hash_of, quotas, rank, strata_quotas
+from lm_mixup.data.rankings import budget_rows, fill, hash_of, quotas, rank, strata_quotas, turns
 
 ANGLES = np.deg2rad([0, 60, 90, 180])
 CIRCLE = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1).astype(np.float32)
@@ -197,6 +197,12 @@ def test_fill_gives_each_stratum_its_first_rows(strata, room, data):
             expected.append(row)
     found = fill(np.array(order, np.int64), np.array(strata, np.int64), np.array(room))
     assert found.tolist() == sorted(expected)
+
+
+@given(st.lists(st.integers(0, 6), max_size=40).map(sorted))
+def test_turns_count_within_a_group(groups):
+    expected = [groups[:place].count(group) for place, group in enumerate(groups)]
+    assert turns(np.array(groups, np.int64)).tolist() == expected
 
 
 @given(
