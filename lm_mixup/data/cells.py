@@ -162,15 +162,24 @@ def shuffle(
     """The pieces of every bucket, as object references; `how` divides a block as the plan has it."""
     import ray
 
-    shared, count = ray.put(plan), plan.buckets
-    task = ray.remote(how if count > 1 else _divide_one).options(num_returns=count)
-    more = () if count > 1 else (how,)
-    divided = run_tasks([partial(task.remote, block, shared, *more) for block in blocks], num_tasks)
-    return [[pieces if count == 1 else pieces[bucket] for pieces in divided] for bucket in range(count)]
+    shared, task = ray.put(plan), returning(plan.buckets, how)
+    divided = run_tasks([partial(task.remote, block, shared) for block in blocks], num_tasks)
+    return [[listed(pieces)[bucket] for pieces in divided] for bucket in range(plan.buckets)]
 
 
-def _divide_one(block: pa.Table, plan: Any, how: Callable[..., list[pa.Table]]) -> pa.Table:
-    return how(block, plan)[0]
+def returning(count: int, function: Callable[..., list[Any]]) -> Any:
+    """A Ray task of the `count` results that a function lists; `listed` gives the references to them."""
+    import ray
+
+    def alone(*args: Any) -> Any:
+        return function(*args)[0]
+
+    return ray.remote(function if count > 1 else alone).options(num_returns=count)
+
+
+def listed(result: Any) -> list[Any]:
+    """References to the results of a task: a task of one result gives its reference bare."""
+    return result if isinstance(result, list) else [result]
 
 
 def in_blocks(items: Sequence[T], least: int | None = None) -> list[Sequence[T]]:
@@ -212,7 +221,7 @@ def run_tasks(
         if len(running) >= limit:
             wait_for_one()
         results.append(call())
-        running.append(results[-1][0] if isinstance(results[-1], list) else results[-1])
+        running.append(listed(results[-1])[0])
     while running:
         wait_for_one()
     return results
