@@ -34,10 +34,11 @@ OWN_RULE: dict[SelectMethod, tuple[str, ...]] = {
 }
 UNKNOWN = "unknown"  # the stratum of rows without the value
 
+# Texts have 64-bit offsets: the ids of 67 million rows are more text than 32 bits can point into.
 CANDIDATE = pa.schema(
     [
-        ("id", pa.string()),
-        ("content", pa.string()),
+        ("id", pa.large_string()),
+        ("content", pa.large_string()),
         ("score", pa.int8()),
         ("expected", pa.float32()),
         ("length", pa.int64()),
@@ -45,7 +46,7 @@ CANDIDATE = pa.schema(
         ("overall", pa.int8()),
         ("complexity", pa.int8()),
         ("perplexity", pa.float64()),
-        ("stratum", pa.string()),
+        ("stratum", pa.large_string()),
     ]
 )
 

@@ -36,6 +36,11 @@ _REJECTED = pa.schema(
     [("id", pa.string()), ("source", pa.string()), ("task_type", pa.string()), ("reason", pa.string())]
 )
 _LISTED = records.extend(_REJECTED, pa.schema([("group", pa.string())]))
+# The ids of 67 million rows are more text than the 32-bit offsets of a column can point into.
+_WIDE = {
+    pa.string(): pa.large_string(),
+    pa.list_(pa.string()): pa.large_list(pa.large_string()),
+}
 
 
 def cluster(
@@ -68,9 +73,9 @@ def cluster(
         solved += more
         whole = pc.invert(pc.is_in(listed["group"], pa.array(sorted(divided))))
         listed = pa.concat_tables([listed.filter(whole), still])
-    clusters = pa.concat_tables([_SOLVED.empty_table(), *ray.get(solved)]).sort_by("cluster_id")
-    rejected = listed.select(_REJECTED.names).sort_by("id")
-    _write(out, clusters.select(OUTPUT.names), rejected, data.rows_per_part)
+    clusters = sorted_wide(pa.concat_tables([_SOLVED.empty_table(), *ray.get(solved)]), "cluster_id")
+    rejected = sorted_wide(listed.select(_REJECTED.names), "id")
+    _write(out, clusters, rejected, data.rows_per_part)
     return _outcome(clusters, rejected, left_out)
 
 
@@ -219,12 +224,28 @@ def solve_cell(
     return clusters, {r: had_kin if earlier[r] == had_kin else reason for r, reason in reasons.items()}
 
 
+def sorted_wide(table: pa.Table, key: str) -> pa.Table:
+    """Rows in the order of a column, with 64-bit offsets: sorting joins the chunks of each column."""
+    wide = [field.with_type(_WIDE.get(field.type, field.type)) for field in table.schema]
+    return table.cast(pa.schema(wide)).sort_by(key)
+
+
+def narrow_rows(table: pa.Table, start: int, count: int, schema: pa.Schema) -> pa.Table:
+    """The columns of `schema` of up to `count` rows, with its types.
+
+    The rows are copied first: a cast of 64-bit offsets to 32-bit ones looks at where a slice ends in the
+    whole column, and is refused beyond 2 GiB however short the slice.
+    """
+    rows = table.select(schema.names).slice(start, count)
+    return rows.take(pa.array(np.arange(rows.num_rows))).cast(schema)
+
+
 def _write(out: StageDir, clusters: pa.Table, rejected: pa.Table, rows_per_part: int) -> None:
     """Writes clusters and residual in parts; at least one, so that the stage's folder is there."""
     count = max(1, *(-(-table.num_rows // rows_per_part) for table in (clusters, rejected)))
     for part in range(count):
-        rows = clusters.slice(part * rows_per_part, rows_per_part)
-        refused = rejected.slice(part * rows_per_part, rows_per_part)
+        rows = narrow_rows(clusters, part * rows_per_part, rows_per_part, OUTPUT)
+        refused = narrow_rows(rejected, part * rows_per_part, rows_per_part, _REJECTED)
         reasons = Counter(refused["reason"].to_pylist())
         receipt = Receipt(part, 0, rows.num_rows, refused.num_rows, dict(sorted(reasons.items())))
         out.write_part(part, rows, refused, receipt)

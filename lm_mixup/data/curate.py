@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 
 from lm_mixup.config import CurateConfig
 from lm_mixup.data.hoc import count_triples, fit_consensus, posterior
+from lm_mixup.data.rankings import turns
 from lm_mixup.parts import PartResult, map_parts
 from lm_mixup.records import CURATION
 from lm_mixup.runs import Outcome, StageDir
@@ -218,8 +219,11 @@ def _scores(rows: pa.Table) -> Scores:
 def votes_of(rows: pa.Table, nearest: pa.Table, ratings: Ratings, config: CurateConfig) -> Scores:
     """The scores of rows and of their nearest neighbours.
 
-    A neighbour has no vote if it is the row itself, its exact duplicate, unrated, or a stranger (below
-    `min_similarity`); the next one steps in.
+    A neighbour has no vote if it is the row itself, a copy of its text or of that of a nearer voter, unrated,
+    or a stranger (below `min_similarity`); the next one steps in. Copies agree without being right, so a text
+    has one vote, as of its nearest rated copy. Copies are texts that are equal but for letters' case and
+    blanks; of the row itself also what has its embedding (how near two neighbours are to each other is not
+    known here).
 
     Args:
         rows: id, prompt, completion, score.
@@ -246,14 +250,24 @@ def votes_of(rows: pa.Table, nearest: pa.Table, ratings: Ratings, config: Curate
         raise ValueError("a neighbour is not among the rated rows")
     votes = (keys != own.keys[row]) & (ratings.texts[found] != own.texts[row]) & (ratings.scores[found] >= 0)
     votes &= (similarities < _SAME_TEXT) & (similarities >= config.min_similarity)
-    row, cast = row[votes], ratings.scores[found][votes]
-    firsts = np.concatenate([[0], np.flatnonzero(np.diff(row)) + 1]).astype(np.int64) if len(row) else row
-    turn = np.arange(len(row)) - np.repeat(firsts, np.diff(np.append(firsts, len(row))))
+    voters = np.flatnonzero(votes)
+    voters = voters[_first_of_each(row[voters], ratings.texts[found[voters]])]
+    row, cast = row[voters], ratings.scores[found[voters]]
+    turn = turns(row)
     heard = turn < config.neighbors
     result = np.full((len(own.keys), 1 + config.neighbors), -1, dtype=np.int8)
     result[:, 0] = own.scores
     result[row[heard], 1 + turn[heard]] = cast[heard]
     return result
+
+
+def _first_of_each(row: npt.NDArray[np.int64], texts: Keys) -> npt.NDArray[np.int64]:
+    """Where each pair of row and text stands first, ascending."""
+    order = np.lexsort((texts, row))  # stable: of equal pairs the first is first
+    row, texts = row[order], texts[order]
+    fresh = np.ones(len(order), dtype=np.bool_)
+    fresh[1:] = (np.diff(row) != 0) | (texts[1:] != texts[:-1])
+    return np.sort(order[fresh])
 
 
 def curate_table(rows: pa.Table, votes: Scores, noise: Noise, min_confidence: float) -> PartResult:

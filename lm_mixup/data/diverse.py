@@ -63,6 +63,8 @@ def take_diverse(
             continue
         vectors = fetch(window)
         for first in range(0, len(window), _BLOCK):
+            if not room.any():
+                break
             rows, block = window[first : first + _BLOCK], vectors[first : first + _BLOCK]
             picked, alike = _take_block(strata[rows], room, block, bank.nearest(block), threshold)
             bank.add(block[picked])

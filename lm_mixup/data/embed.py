@@ -6,7 +6,7 @@ are: no row is embedded twice, and no process holds the vectors of the pool.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -171,15 +171,23 @@ def vectors_of(table: pa.Table) -> np.ndarray:
     return np.asarray(vectors / np.maximum(norms, np.float32(1e-12)), dtype=np.float32)
 
 
+def _parts_from(embed: StageDir, name: str) -> Iterator[str]:
+    """The part of that name, if there is one, and then the others; their folder is listed only if need be."""
+    own = f"{embed.name}/data/{name}"
+    if name and embed.run.exists(own):
+        yield own
+    yield from (path for path in embed.parts() if path != own)
+
+
 def vectors_for(ids: pa.ChunkedArray | pa.Array, embed: StageDir, part: str = "") -> pa.FixedSizeListArray:
     """The embeddings of some rows, in the order of their ids.
 
     Args:
-        ids: The rows' ids.
+        ids: The rows' ids, as `string` or `large_string`.
         embed: The embeddings.
         part: The part file the rows come from, if they come from one. The embeddings' part of that name is
-            read first, and the others only for rows it lacks: stages that map rows to rows keep them in their
-            part.
+            read first, and the others are listed and read only for rows it lacks: stages that map rows to
+            rows keep them in their part.
 
     Raises:
         RuntimeError: A row has no embedding.
@@ -189,9 +197,9 @@ def vectors_for(ids: pa.ChunkedArray | pa.Array, embed: StageDir, part: str = ""
     missing = np.arange(len(ids))
     found: list[pa.Array] = []
     places: list[np.ndarray] = []
-    for candidate in sorted(embed.parts(), key=lambda path: not path.endswith(name)):
+    for candidate in _parts_from(embed, name):
         table = embed.read_part(candidate, ["id", "embedding"])
-        where = pc.index_in(ids.take(pa.array(missing)), table["id"].combine_chunks())
+        where = pc.index_in(ids.take(pa.array(missing)), table["id"].combine_chunks().cast(ids.type))
         hit = where.is_valid().to_numpy(zero_copy_only=False)
         found.append(table["embedding"].combine_chunks().take(where.drop_null()))
         places.append(missing[hit])

@@ -26,8 +26,9 @@ def knn(
             once and serves both) or a torch device.
 
     Returns:
-        indices int64 [M, K] and similarities float32 [M, K], best first, ties by the smaller index, with
-        K = min(k, N) or min(k, N − 1) if self is excluded.
+        indices int64 [M, K] and similarities float32 [M, K], best first, with K = min(k, N) or min(k, N − 1)
+        if self is excluded. Ties are in the order of their indices. Where rows beyond the K-th tie with it,
+        the smaller indices are taken if they are at most `SLACK`; which of more are is up to the search.
 
     Raises:
         ValueError: `exclude_self` with queries that cannot be the bank, or k < 1.

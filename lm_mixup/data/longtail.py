@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from lm_mixup.data.knn import knn
+from lm_mixup.data.rankings import turns
 
 
 def long_tail_scores(embeddings: np.ndarray, k: int) -> np.ndarray:
@@ -42,8 +43,7 @@ def listed_distance(similarities: pa.ListArray, k: int) -> np.ndarray:
     """
     lengths = np.diff(similarities.offsets.to_numpy())
     row = np.repeat(np.arange(len(lengths)), lengths)
-    turn = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    near = turn < k
+    near = turns(row) < k
     distances = 1.0 - similarities.flatten().to_numpy().astype(np.float64)[near]
     total = np.bincount(row[near], weights=np.clip(distances, 0.0, 2.0), minlength=len(lengths))
     counted = np.minimum(lengths, k)

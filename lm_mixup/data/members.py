@@ -8,7 +8,7 @@ block of curated parts is divided among buckets of cluster parts, then a bucket 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lm_mixup.data.cells import in_blocks, run_tasks
+from lm_mixup.data.cells import in_blocks, listed, returning, run_tasks
 from lm_mixup.runs import StageDir
 
 _COLUMNS = ["id", "prompt", "completion"]
@@ -46,25 +46,23 @@ def gather_members(
     owners = ray.put(owners_of(cluster, parts))
     buckets = in_blocks(range(len(parts)))
     edges = [bucket[0] for bucket in buckets] + [len(parts)]
+    task = returning(len(buckets), divide_block)
     divided = run_tasks(
-        [
-            partial(_returning(len(buckets), divide_block).remote, curated, block, owners, edges)
-            for block in in_blocks(curated.parts())
-        ],
+        [partial(task.remote, curated, block, owners, edges) for block in in_blocks(curated.parts())],
         num_tasks,
     )
     gathered = run_tasks(
         [
             partial(
-                _returning(len(bucket), divide_bucket).remote,
+                returning(len(bucket), divide_bucket).remote,
                 [*bucket, bucket[-1] + 1],
-                *(_listed(pieces)[number] for pieces in divided),
+                *(listed(pieces)[number] for pieces in divided),
             )
             for number, bucket in enumerate(buckets)
         ],
         num_tasks,
     )
-    return dict(zip(parts, itertools.chain.from_iterable(map(_listed, gathered)), strict=True))
+    return dict(zip(parts, itertools.chain.from_iterable(map(listed, gathered)), strict=True))
 
 
 def owners_of(cluster: StageDir, parts: Sequence[str]) -> pa.Table:
@@ -78,7 +76,7 @@ def owners_of(cluster: StageDir, parts: Sequence[str]) -> pa.Table:
 
 def divide_block(
     curated: StageDir, block: Sequence[str], owners: pa.Table, edges: Sequence[int]
-) -> list[pa.Table] | pa.Table:
+) -> list[pa.Table]:
     """The members {id, prompt, completion, part} among the rows of some curated parts, by bucket of parts."""
     rows = pa.concat_tables([curated.read_part(part, _COLUMNS) for part in block])
     place = pc.index_in(rows["id"].cast(_ID), value_set=owners["id"].combine_chunks())
@@ -87,26 +85,13 @@ def divide_block(
     return _divided(rows.append_column("part", owners["part"].take(place.filter(member))), edges)
 
 
-def divide_bucket(edges: Sequence[int], *pieces: pa.Table) -> list[pa.Table] | pa.Table:
+def divide_bucket(edges: Sequence[int], *pieces: pa.Table) -> list[pa.Table]:
     """The members of each part of a bucket."""
     return _divided(pa.concat_tables(pieces), edges)
 
 
-def _divided(rows: pa.Table, edges: Sequence[int]) -> list[pa.Table] | pa.Table:
-    """The rows whose `part` is from one edge to the next; a table alone where there are two edges."""
+def _divided(rows: pa.Table, edges: Sequence[int]) -> list[pa.Table]:
+    """The rows whose `part` is from one edge to the next."""
     rows = rows.sort_by("part")
     cuts = np.searchsorted(rows["part"].to_numpy(), edges).tolist()
-    pieces = [rows.slice(start, stop - start) for start, stop in itertools.pairwise(cuts)]
-    return pieces if len(pieces) > 1 else pieces[0]
-
-
-def _returning(count: int, function: Callable[..., Any]) -> Any:
-    """A Ray task of so many results."""
-    import ray
-
-    return ray.remote(function).options(num_returns=count)
-
-
-def _listed(result: Any) -> list[Any]:
-    """References to the results of a task: a task of one result gives its reference bare."""
-    return result if isinstance(result, list) else [result]
+    return [rows.slice(start, stop - start) for start, stop in itertools.pairwise(cuts)]

@@ -135,5 +135,9 @@ def fill(order: np.ndarray, strata: np.ndarray, room: np.ndarray) -> np.ndarray:
     """
     grouped = order[np.argsort(strata[order], kind="stable")]
     groups = strata[grouped]
-    turn = np.arange(len(grouped)) - np.searchsorted(groups, groups)
-    return np.sort(grouped[turn < room[groups]])
+    return np.sort(grouped[turns(groups) < room[groups]])
+
+
+def turns(groups: np.ndarray) -> np.ndarray:
+    """The turn of each row within its group, from 0 on, int64 [N]; `groups` int64 [N], ascending."""
+    return np.arange(len(groups)) - np.searchsorted(groups, groups)

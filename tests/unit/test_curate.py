@@ -69,6 +69,14 @@ def test_neither_the_row_itself_nor_its_duplicates_vote():
     assert votes[3].tolist() == [2, 5, -1]
 
 
+def test_copies_among_the_neighbours_have_one_vote_that_of_the_nearest_rated():
+    rows = rows_of([5, None, 3, 4, 2], ["own", "One text", "one TEXT", "onetext", "another"])
+    rows = rows.set_column(1, "prompt", [["p"] * 5])
+    votes = votes_of(rows, nearest_of([[1, 2, 3, 4], [], [4, 0], [], [3, 2, 0]]), pool(rows), TWO)
+    assert votes[0].tolist() == [5, 3, 2]  # r1 is unrated, r2 has its text's vote, r3 is the text once more
+    assert votes[4].tolist() == [2, 4, 5]  # here r3 is nearer; what votes for one row may vote for another
+
+
 def test_strangers_do_not_vote():
     rows = rows_of([5, 4, 3])
     nearest = nearest_of([[1, 2], [0, 2], [0, 1]], [[0.9, 0.49], [0.9, 0.5], [0.49, 0.4]])
@@ -126,6 +134,25 @@ def test_curation_brings_planted_scores_closer_to_the_truth():
     # the rows it changed are right more often than they were
     changed = curated != scores
     assert (curated == truth)[changed].mean() > 0.7
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_capitalised_twins_do_not_make_the_judge_look_better(copies):
+    """Groups of three texts of one true score, 65% of whose scores are right; a twin is rated alike."""
+    rng = np.random.default_rng(0)
+    groups, transition = 2_000, 0.65 * np.eye(6) + 0.07 * (1 - np.eye(6))
+    truth = np.repeat(rng.integers(0, 6, groups), 3)
+    scores = (rng.random(3 * groups)[:, None] > transition[truth].cumsum(axis=1)).sum(axis=1)
+    texts = [[f"text {n}", f"TEXT {n}"][:copies] for n in range(3 * groups)]
+    table = rows_of(np.repeat(scores, copies).tolist(), [copy for text in texts for copy in text])
+    table = table.set_column(1, "prompt", [["p"] * table.num_rows])
+    text = np.arange(table.num_rows) // copies
+    turned = [text // 3 * 3 + (text + step) % 3 for step in range(3)]  # its own copies come first
+    places = np.concatenate([turned[step][:, None] * copies + np.arange(copies) for step in range(3)], axis=1)
+    votes = votes_of(table, nearest_of(places.tolist()), pool(table), TWO)
+    found, _ = fit_consensus(count_triples(votes[:, :3], 6))
+    assert np.abs(found - transition).sum(axis=1).mean() < 0.1
+    assert np.diag(found).mean() == pytest.approx(0.65, abs=0.03)
 
 
 def test_config_refuses_a_vote_of_one():

@@ -10,7 +10,7 @@ from stage_rows import put_part
 
 from lm_mixup.config import NeighborsConfig
 from lm_mixup.data.embed import embedding_table, vectors_of
-from lm_mixup.data.knn import knn
+from lm_mixup.data.knn import SLACK, knn
 from lm_mixup.data.neighbors import Bank, make_work
 from lm_mixup.runs import RunDir, StageDir
 
@@ -75,6 +75,19 @@ def test_ties_go_to_the_smaller_index():
     bank = np.eye(4, dtype=np.float32)[[1, 0, 0, 0, 2, 0]]
     indices, _ = knn(np.eye(4, dtype=np.float32)[:1], bank, 3)
     assert indices.tolist() == [[1, 2, 3]]
+
+
+@pytest.mark.parametrize("copies", [2, 4 + SLACK, 30])
+@pytest.mark.parametrize("block", [13, 4_096])
+def test_ties_among_the_rows_themselves_go_to_the_smaller_index_up_to_the_slack(monkeypatch, copies, block):
+    monkeypatch.setattr("lm_mixup.data.knn._OWN_BLOCK", block)
+    bank = np.tile(np.eye(4, dtype=np.float32), (copies, 1))
+    indices, similarities = knn(bank, bank, 3, exclude_self=True)
+    expected, values = brute(bank, bank, 3, exclude_self=True)
+    np.testing.assert_array_equal(similarities, values)
+    assert (np.diff(indices, axis=1)[np.diff(similarities, axis=1) == 0] > 0).all()
+    if copies == 4 + SLACK:  # itself, three taken, and as many beyond as the slack
+        np.testing.assert_array_equal(indices, expected)
 
 
 @pytest.mark.parametrize(("rows", "expected"), [(1, 0), (2, 1), (4, 3)])

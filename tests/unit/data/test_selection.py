@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lm_mixup.data import diverse
 from lm_mixup.data.diverse import take_diverse
 from lm_mixup.data.longtail import listed_distance, long_tail_scores, mean_distance
-from lm_mixup.data.rankings import budget_rows, fill, hash_of, quotas, rank, strata_quotas
+from lm_mixup.data.rankings import budget_rows, fill, hash_of, quotas, rank, strata_quotas, turns
 
 ANGLES = np.deg2rad([0, 60, 90, 180])
 CIRCLE = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1).astype(np.float32)
@@ -199,6 +199,12 @@ def test_fill_gives_each_stratum_its_first_rows(strata, room, data):
     assert found.tolist() == sorted(expected)
 
 
+@given(st.lists(st.integers(0, 6), max_size=40).map(sorted))
+def test_turns_count_within_a_group(groups):
+    expected = [groups[:place].count(group) for place, group in enumerate(groups)]
+    assert turns(np.array(groups, np.int64)).tolist() == expected
+
+
 @given(
     angles=st.lists(st.integers(0, 35), max_size=40),
     before=st.lists(st.integers(0, 35), max_size=3),
@@ -250,3 +256,20 @@ def test_deita_asks_for_no_more_vectors_than_it_needs():
         found = take_diverse(np.arange(64), np.zeros(64, np.int64), np.array([10]), fetch, 0.9)
     assert found.rows.tolist() == list(range(10))
     assert asked == [8, 8]
+
+
+def test_deita_compares_no_more_rows_once_it_is_full(monkeypatch):
+    compared, nearest = [], diverse._Bank.nearest
+
+    def counted(bank, block):
+        compared.append(len(block))
+        return nearest(bank, block)
+
+    monkeypatch.setattr(diverse, "_BLOCK", 4)
+    monkeypatch.setattr(diverse._Bank, "nearest", counted)
+    vectors = np.eye(64, dtype=np.float32)
+    found = take_diverse(
+        np.arange(64), np.zeros(64, np.int64), np.array([10]), lambda rows: vectors[rows], 0.9
+    )
+    assert found.rows.tolist() == list(range(10))
+    assert compared == [4, 4, 4]
