@@ -135,7 +135,14 @@ class OrderedTrainer(SFTTrainer):
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
         arguments = self.args
         rows = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
-        return EpochSampler(dataset["length"], rows * arguments.world_size, arguments.seed)
+        self._order = EpochSampler(dataset["length"], rows * arguments.world_size, arguments.seed)
+        return self._order
+
+    def _run_epoch(self, model: Any, epoch: int, *args: Any, **kwargs: Any) -> None:
+        # The trainer's own call gets lost on several ranks that resume inside an epoch: the sampler then lies
+        # under two wrappers, one for the rank's share and one for the batches that are skipped.
+        self._order.set_epoch(epoch)
+        super()._run_epoch(model, epoch, *args, **kwargs)
 
 
 def make_trainer(job: SftJob, *, load_universal: bool = False) -> SFTTrainer:
