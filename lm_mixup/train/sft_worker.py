@@ -139,6 +139,11 @@ class OrderedTrainer(SFTTrainer):
         return self._order
 
     def _run_epoch(self, model: Any, epoch: int, *args: Any, **kwargs: Any) -> None:
+        # The trainer looks for its end only after a step: from the last checkpoint it would go one too far.
+        saved: Any = self.state.stateful_callbacks  # by name; as the checkpoint has them
+        if saved["TrainerControl"]["args"]["should_training_stop"]:
+            self.control.should_training_stop = True
+            return
         # The trainer's own call gets lost on several ranks that resume inside an epoch: the sampler then lies
         # under two wrappers, one for the rank's share and one for the batches that are skipped.
         self._order.set_epoch(epoch)

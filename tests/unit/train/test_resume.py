@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 from trl import SFTConfig as TrlConfig
 
 from lm_mixup.backends.policy import create_nano, load_policy, load_tokenizer
@@ -49,7 +50,7 @@ def trained(
     model: str,
     out: Path,
     resume: int | None = None,
-    callbacks: tuple[TrainerCallback, ...] = (),
+    callbacks: Sequence[TrainerCallback] = (),
     **settings,
 ) -> Share:
     """A trainer that has trained, four rows a step, two of them on its rank."""
@@ -86,3 +87,16 @@ def test_a_rank_that_resumes_inside_the_second_epoch_reads_the_rest_of_it(model,
     assert whole.seen[:STEPS] != whole.seen[STEPS:]
     resumed = trained(model, tmp_path, STEPS + 1, **settings)
     assert resumed.seen == whole.seen[STEPS + 1 :]
+
+
+@pytest.mark.parametrize("stops_early", [False, True])
+def test_a_resume_from_the_last_checkpoint_trains_no_further(model, tmp_path, stops_early):
+    settings = {"max_steps": 2, "save_steps": 1}
+    if stops_early:
+        evaluation = {"eval_strategy": "steps", "eval_steps": 1, "metric_for_best_model": "eval_loss"}
+        settings |= {"max_steps": 9, **evaluation}
+    for resume in (None, 2):
+        hopeless = [EarlyStoppingCallback(1, 100.0)] if stops_early else []  # to which nothing is progress
+        trainer = trained(model, tmp_path, resume, hopeless, **settings)
+        assert trainer.state.global_step == 2
+    assert trainer.seen == []
