@@ -14,6 +14,8 @@ from trl import SFTConfig as TrlConfig
 
 from lm_mixup.backends.policy import create_nano, load_policy, load_tokenizer
 from lm_mixup.config import ModelConfig
+from lm_mixup.train.callbacks import MetricsLog
+from lm_mixup.train.checkpoint import read_metrics, trim_metrics
 from lm_mixup.train.sft_worker import OrderedTrainer
 
 ROWS = 16  # their first tokens tell them apart
@@ -80,23 +82,33 @@ def trained(
     return trainer
 
 
-def test_a_rank_that_resumes_inside_the_second_epoch_reads_the_rest_of_it(model, tmp_path):
-    settings = {"max_steps": 2 * STEPS, "save_steps": STEPS + 1}
-    whole = trained(model, tmp_path, **settings)
+def test_a_rank_that_resumes_inside_the_second_epoch_ends_as_if_it_had_not_stopped(model, tmp_path):
+    settings = {"max_steps": 2 * STEPS, "save_steps": STEPS + 1, "logging_steps": 3}
+    log = tmp_path / "metrics.jsonl"
+    whole = trained(model, tmp_path, None, [MetricsLog(log)], **settings)
     assert [len(rows) for rows in whole.seen] == [2] * 2 * STEPS
     assert whole.seen[:STEPS] != whole.seen[STEPS:]
-    resumed = trained(model, tmp_path, STEPS + 1, **settings)
+    lines = read_metrics(log)
+    trim_metrics(log, STEPS + 1)
+    resumed = trained(model, tmp_path, STEPS + 1, [MetricsLog(log)], **settings)
     assert resumed.seen == whole.seen[STEPS + 1 :]
+    assert [line["step"] for line in lines] == [3, STEPS + 1, 6, 2 * STEPS]
+    assert lines[-1]["num_tokens"] == 2 * ROWS // 2 * 3
+    for line, other in zip(lines, read_metrics(log), strict=True):
+        assert [line[key] for key in ("step", "num_tokens")] == [other[key] for key in ("step", "num_tokens")]
+        assert line["loss"] == pytest.approx(other["loss"], abs=1e-5)
 
 
 @pytest.mark.parametrize("stops_early", [False, True])
 def test_a_resume_from_the_last_checkpoint_trains_no_further(model, tmp_path, stops_early):
-    settings = {"max_steps": 2, "save_steps": 1}
+    settings = {"max_steps": 2, "save_steps": 1, "logging_steps": 100}
     if stops_early:
         evaluation = {"eval_strategy": "steps", "eval_steps": 1, "metric_for_best_model": "eval_loss"}
         settings |= {"max_steps": 9, **evaluation}
+    log = tmp_path / "metrics.jsonl"
     for resume in (None, 2):
         hopeless = [EarlyStoppingCallback(1, 100.0)] if stops_early else []  # to which nothing is progress
-        trainer = trained(model, tmp_path, resume, hopeless, **settings)
+        trainer = trained(model, tmp_path, resume, [MetricsLog(log), *hopeless], **settings)
         assert trainer.state.global_step == 2
+        assert [line["step"] for line in read_metrics(log) if "loss" in line] == [1, 2]
     assert trainer.seen == []
