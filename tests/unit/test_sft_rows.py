@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm_mixup import records, tasks
 from lm_mixup.backends.policy import create_nano, load_tokenizer
-from lm_mixup.config import FinetuneConfig, ModelConfig
+from lm_mixup.config import FinetuneConfig, ModelConfig, SftConfig
 from lm_mixup.train.checkpoint import (
     drop_oldest,
     drop_others,
@@ -22,7 +24,7 @@ from lm_mixup.train.checkpoint import (
     step_of,
     trim_metrics,
 )
-from lm_mixup.train.encode import encode_rows
+from lm_mixup.train.encode import TOKENS, encode_rows
 from lm_mixup.train.finetune import encode_lines, line_ranges
 from lm_mixup.train.order import epoch_order
 
@@ -52,10 +54,11 @@ def encode(rows, tokenizer, max_length=512):
 
 
 def test_the_prompt_carries_no_loss_and_the_target_ends_with_eos(tokenizer):
-    from lm_mixup.train.sft_worker import IGNORED, labels_of
+    from lm_mixup.train.sft_worker import IGNORED, train_rows
 
-    (row,) = encode([ROW], tokenizer).rows.to_pylist()
-    labels = labels_of(row["input_ids"], row["prompt_length"])
+    rows = encode([ROW], tokenizer).rows
+    (row,) = rows.to_pylist()
+    (labels,) = train_rows(rows, SftConfig())["labels"]
     assert len(labels) == len(row["input_ids"])
     trained = [token for token in labels if token != IGNORED]
     assert labels[: row["prompt_length"]] == [IGNORED] * row["prompt_length"]
@@ -63,6 +66,37 @@ def test_the_prompt_carries_no_loss_and_the_target_ends_with_eos(tokenizer):
     assert trained[-1] == tokenizer.eos_token_id
     prompt = tokenizer.decode(row["input_ids"][: row["prompt_length"]])
     assert tasks.write_prompt(ROW["instruction"], ROW["inputs"]) in prompt
+
+
+def test_rows_are_trained_on_in_the_order_of_their_ids_at_a_few_bytes_a_token():
+    from lm_mixup.train.sft_worker import IGNORED, eval_rows, train_rows
+
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "id": f"{key:04d}",
+            "split": "test" if key % 10 == 0 else "sft",
+            "input_ids": rng.integers(0, 9, size=int(rng.integers(1, 400))).tolist(),
+            "prompt_length": int(rng.integers(0, 2)),
+        }
+        for key in rng.permutation(1000)
+    ]
+    parts = [records.table(rows[start : start + 300], TOKENS) for start in (0, 300, 600, 900)]
+    table = pa.concat_tables([TOKENS.empty_table(), *parts]).slice(7)
+    tracemalloc.start()
+    chosen = train_rows(table, SftConfig())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    tokens = sum(chosen["length"])
+    assert peak < 32 * tokens and chosen.data.nbytes < 10 * tokens
+    expected = sorted((row for row in rows[7:] if row["split"] == "sft"), key=lambda row: row["id"])
+    assert chosen["input_ids"][:] == [row["input_ids"] for row in expected]
+    for labels, row in zip(chosen["labels"], expected, strict=True):
+        cut = row["prompt_length"]
+        assert labels == [IGNORED] * cut + row["input_ids"][cut:]
+    first = sorted((row for row in rows[7:] if row["split"] == "test"), key=lambda row: row["id"])[:5]
+    assert eval_rows(table, 5)["input_ids"][:] == [row["input_ids"] for row in first]
+    assert eval_rows(TOKENS.empty_table(), 5) is None
 
 
 def test_long_rows_are_refused_with_their_length_and_none_is_cut(tokenizer):
