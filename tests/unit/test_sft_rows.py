@@ -181,6 +181,25 @@ def test_pairs_are_a_chat_that_ends_and_what_is_no_pair_is_refused(tokenizer):
     assert result.rows_in == 6
 
 
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (rb'{"prompt": "\ud800", "completion": "x"}', "bad_character"),
+        (rb'{"prompt": "x", "completion": "a\u0000b"}', "bad_character"),
+        (rb'{"prompt": "p", "completion": "x", "id": "\ud800"}', "bad_character"),
+        (b'{"prompt": "a\xed\xa0\x80", "completion": "x"}', "bad_character"),  # the same half, in bytes
+        (b"[" * 100_000, "not_json"),
+    ],
+)
+def test_one_line_that_cannot_be_read_is_refused_alone(tokenizer, line, reason):
+    good = json.dumps({"id": "a", "prompt": "Gold?", "completion": "A metal."}).encode()
+    result = encode_lines([good, line, good], tokenizer, FinetuneConfig(), seed=0)
+    assert result.rows["id"].to_pylist() == ["a", "a"]
+    (refused,) = result.rejected.to_pylist()
+    assert refused["reason"] == reason and refused["id"].strip()
+    assert result.rows_in == 3
+
+
 def test_which_pairs_are_held_out_depends_on_seed_and_row_alone(tokenizer):
     lines = [json.dumps({"id": str(i), "prompt": "a", "completion": "b"}).encode() for i in range(400)]
 
