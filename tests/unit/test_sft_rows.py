@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import tracemalloc
 
 import numpy as np
@@ -154,6 +155,22 @@ def test_only_whole_checkpoints_count(tmp_path):
     assert sorted(f.name for f in tmp_path.iterdir()) == ["checkpoint-100", "checkpoint-90"]
     drop_oldest(tmp_path, limit=1)
     assert [f.name for f in tmp_path.iterdir()] == ["checkpoint-100"]
+
+
+def test_a_mark_that_could_not_be_written_does_not_count(tmp_path):
+    """As after a kill between its creation and its first byte: here no file may have one."""
+    folder = tmp_path / "checkpoint-5"
+    folder.mkdir()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            mark_whole(tmp_path, 5, ranks=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert last_checkpoint(tmp_path) is None
+    mark_whole(tmp_path, 5, ranks=3)
+    assert last_checkpoint(tmp_path) == folder and ranks_of(folder) == 3
 
 
 def test_a_resumed_log_holds_no_step_twice(tmp_path):
