@@ -94,6 +94,15 @@ def content_id(*texts: str) -> str:
     return digest.hexdigest()
 
 
+def is_clean(text: str) -> bool:
+    """Neither NUL nor half of a surrogate pair: what UTF-8 and tokenizers can carry."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text
+
+
 def compress_score(overall: int) -> int:
     """The 0-5 score of a 1-10 overall rating: clip(overall, 4, 9) − 4 (paper section 3.1)."""
     return min(9, max(4, overall)) - 4

@@ -63,7 +63,10 @@ class SftConfig(Section):
         300.0, gt=0, description="Longest wait for the cluster's resources."
     )
     logging_steps: int = Field(
-        1, ge=1, description="Steps between lines of metrics.jsonl: each is their mean."
+        1,
+        ge=1,
+        description="Steps between lines of metrics.jsonl: each is their mean. Evaluations and checkpoints "
+        "have a line besides.",
     )
     eval_steps: int = Field(100, ge=1, description="Steps between evaluations on the held-out split.")
     eval_rows: int = Field(

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
-from lm_mixup.records import content_id
+from lm_mixup.records import content_id, is_clean
 from lm_mixup.tasks import TASK_TYPES, detect_task_type
 
 Reason = Literal[
@@ -103,7 +103,7 @@ def read_item(raw: Any, columns: Mapping[str, str], source: str, max_chars: int)
         id=given or content,
         content=content,
         given_id=given is not None,
-        source=named if isinstance(named, str) and named.strip() and _is_clean(named) else source,
+        source=named if isinstance(named, str) and named.strip() and is_clean(named) else source,
         task_type=task_type if task_type in TASK_TYPES else detect_task_type(prompt, completion),
         prompt=prompt,
         completion=completion,
@@ -193,22 +193,13 @@ def _text(value: Any, if_empty: Reason) -> str:
         raise Refused("wrong_type")
     if not value.strip():
         raise Refused(if_empty)
-    if not _is_clean(value):
+    if not is_clean(value):
         raise Refused("bad_character")
     return str(value)
 
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
-
-
-def _is_clean(text: str) -> bool:
-    """Neither NUL nor half of a surrogate pair: what UTF-8 and tokenizers can carry."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return "\0" not in text
 
 
 def _given_id(value: Any) -> str | None:
@@ -221,7 +212,7 @@ def _given_id(value: Any) -> str | None:
         text = str(value)
     except ValueError:  # an integer of thousands of digits
         raise Refused("bad_id") from None
-    if len(text) > _MAX_ID_CHARS or not text.strip() or not _is_clean(text):
+    if len(text) > _MAX_ID_CHARS or not text.strip() or not is_clean(text):
         raise Refused("bad_id")
     return text
 

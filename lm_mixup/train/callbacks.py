@@ -75,7 +75,11 @@ class Unshare(TrainerCallback):
 
 
 class MetricsLog(TrainerCallback):
-    """Writes `metrics.jsonl`: a line a step with the loss, a line an evaluation."""
+    """Writes `metrics.jsonl`: a line every `logging_steps` with the loss, a line an evaluation.
+
+    Every evaluation and checkpoint has a line with the loss as well: the last step is then never without
+    one, and a resumed run counts its tokens from there.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -89,6 +93,12 @@ class MetricsLog(TrainerCallback):
     ) -> None:
         """Starts the clock that tokens per second are measured by."""
         self._clock = time.monotonic()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Called on every rank, after the trainer has settled what follows the step; it logs first."""
+        control.should_log |= control.should_evaluate or control.should_save
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

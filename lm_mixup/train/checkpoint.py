@@ -30,8 +30,13 @@ def drop_others(folder: Path, keep: Path | None) -> None:
 def trim_metrics(path: Path, step: int) -> None:
     """Cuts the log back to a step: what a killed run did after its last checkpoint is done again."""
     kept = [json.dumps(line) for line in read_metrics(path) if line["step"] <= step]
+    write_whole(path, "".join(line + "\n" for line in kept))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that is there with all its text or not at all, wherever the process is killed."""
     scratch = path.with_suffix(".tmp")
-    scratch.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    scratch.write_text(text, encoding="utf-8")
     scratch.replace(path)
 
 
@@ -47,7 +52,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def mark_whole(folder: Path, step: int, ranks: int) -> None:
     """Says that every rank has written its share of a checkpoint."""
     mark = folder / f"checkpoint-{step}" / _MARK
-    mark.write_text(json.dumps({"ranks": ranks}) + "\n", encoding="utf-8")
+    write_whole(mark, json.dumps({"ranks": ranks}) + "\n")
 
 
 def ranks_of(checkpoint: Path) -> int:

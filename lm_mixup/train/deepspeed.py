@@ -9,6 +9,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lm_mixup.train.checkpoint import write_whole
+
 if TYPE_CHECKING:
     import torch
 
@@ -116,7 +118,7 @@ def write_universal(checkpoint: Path) -> None:
     )
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         main(options)
-    mark.write_text(target.name, encoding="utf-8")
+    write_whole(mark, target.name)
 
 
 def whole_weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -25,7 +25,7 @@ from lm_mixup.backends.policy import (
 from lm_mixup.config import DataConfig, FinetuneConfig, ModelConfig, TrackingConfig
 from lm_mixup.errors import InputError
 from lm_mixup.parts import PartResult, map_parts
-from lm_mixup.records import content_id
+from lm_mixup.records import content_id, is_clean
 from lm_mixup.runs import Outcome, StageDir
 from lm_mixup.train.encode import EVAL_SPLIT, REFUSED, TOKENS, TRAIN_SPLIT
 from lm_mixup.train.job import SftJob
@@ -134,7 +134,7 @@ def encode_lines(
 
     Returns:
         `TOKENS` rows of split `sft` or `test`, the end-of-sequence token last; and refused rows with reason
-        `not_json`, `no_prompt`, `no_completion` or `too_long`.
+        `not_json`, `no_prompt`, `no_completion`, `bad_character` or `too_long`.
     """
     kept: list[dict[str, Any]] = []
     refused: list[dict[str, Any]] = []
@@ -162,19 +162,23 @@ def _rows(lines: Sequence[bytes]) -> Iterator[dict[str, Any]]:
     for line in lines:
         if not line.strip():
             continue
+        whole = content_id(line.decode("utf-8", "replace"))
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):  # the latter: nested without end
             row = None
         if not isinstance(row, dict):
-            yield {"id": content_id(line.decode("utf-8", "replace")), "reason": "not_json"}
+            yield {"id": whole, "reason": "not_json"}
             continue
-        lacking = [key for key in ("prompt", "completion") if not _is_text(row.get(key))]
-        name = str(row.get("id") or content_id(str(row.get("prompt")), str(row.get("completion"))))
-        if lacking:
+        texts = {key: row.get(key) for key in ("prompt", "completion")}
+        lacking = [key for key, text in texts.items() if not _is_text(text)]
+        name = str(row.get("id") or content_id(*map(str, texts.values())))
+        if not all(is_clean(str(text)) for text in (name, *texts.values())):
+            yield {"id": whole, "reason": "bad_character"}
+        elif lacking:
             yield {"id": name, "reason": f"no_{lacking[0]}"}
         else:
-            yield {"id": name, "prompt": row["prompt"], "completion": row["completion"]}
+            yield {"id": name, **texts}
 
 
 def _is_text(value: Any) -> bool:

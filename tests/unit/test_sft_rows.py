@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import resource
+import tracemalloc
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm_mixup import records, tasks
 from lm_mixup.backends.policy import create_nano, load_tokenizer
-from lm_mixup.config import FinetuneConfig, ModelConfig
+from lm_mixup.config import FinetuneConfig, ModelConfig, SftConfig
 from lm_mixup.train.checkpoint import (
     drop_oldest,
     drop_others,
@@ -22,7 +25,7 @@ from lm_mixup.train.checkpoint import (
     step_of,
     trim_metrics,
 )
-from lm_mixup.train.encode import encode_rows
+from lm_mixup.train.encode import TOKENS, encode_rows
 from lm_mixup.train.finetune import encode_lines, line_ranges
 from lm_mixup.train.order import epoch_order
 
@@ -52,10 +55,11 @@ def encode(rows, tokenizer, max_length=512):
 
 
 def test_the_prompt_carries_no_loss_and_the_target_ends_with_eos(tokenizer):
-    from lm_mixup.train.sft_worker import IGNORED, labels_of
+    from lm_mixup.train.sft_worker import IGNORED, train_rows
 
-    (row,) = encode([ROW], tokenizer).rows.to_pylist()
-    labels = labels_of(row["input_ids"], row["prompt_length"])
+    rows = encode([ROW], tokenizer).rows
+    (row,) = rows.to_pylist()
+    (labels,) = train_rows(rows, SftConfig())["labels"]
     assert len(labels) == len(row["input_ids"])
     trained = [token for token in labels if token != IGNORED]
     assert labels[: row["prompt_length"]] == [IGNORED] * row["prompt_length"]
@@ -63,6 +67,37 @@ def test_the_prompt_carries_no_loss_and_the_target_ends_with_eos(tokenizer):
     assert trained[-1] == tokenizer.eos_token_id
     prompt = tokenizer.decode(row["input_ids"][: row["prompt_length"]])
     assert tasks.write_prompt(ROW["instruction"], ROW["inputs"]) in prompt
+
+
+def test_rows_are_trained_on_in_the_order_of_their_ids_at_a_few_bytes_a_token():
+    from lm_mixup.train.sft_worker import IGNORED, eval_rows, train_rows
+
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "id": f"{key:04d}",
+            "split": "test" if key % 10 == 0 else "sft",
+            "input_ids": rng.integers(0, 9, size=int(rng.integers(1, 400))).tolist(),
+            "prompt_length": int(rng.integers(0, 2)),
+        }
+        for key in rng.permutation(1000)
+    ]
+    parts = [records.table(rows[start : start + 300], TOKENS) for start in (0, 300, 600, 900)]
+    table = pa.concat_tables([TOKENS.empty_table(), *parts]).slice(7)
+    tracemalloc.start()
+    chosen = train_rows(table, SftConfig())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    tokens = sum(chosen["length"])
+    assert peak < 32 * tokens and chosen.data.nbytes < 10 * tokens
+    expected = sorted((row for row in rows[7:] if row["split"] == "sft"), key=lambda row: row["id"])
+    assert chosen["input_ids"][:] == [row["input_ids"] for row in expected]
+    for labels, row in zip(chosen["labels"], expected, strict=True):
+        cut = row["prompt_length"]
+        assert labels == [IGNORED] * cut + row["input_ids"][cut:]
+    first = sorted((row for row in rows[7:] if row["split"] == "test"), key=lambda row: row["id"])[:5]
+    assert eval_rows(table, 5)["input_ids"][:] == [row["input_ids"] for row in first]
+    assert eval_rows(TOKENS.empty_table(), 5) is None
 
 
 def test_long_rows_are_refused_with_their_length_and_none_is_cut(tokenizer):
@@ -122,6 +157,22 @@ def test_only_whole_checkpoints_count(tmp_path):
     assert [f.name for f in tmp_path.iterdir()] == ["checkpoint-100"]
 
 
+def test_a_mark_that_could_not_be_written_does_not_count(tmp_path):
+    """As after a kill between its creation and its first byte: here no file may have one."""
+    folder = tmp_path / "checkpoint-5"
+    folder.mkdir()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            mark_whole(tmp_path, 5, ranks=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert last_checkpoint(tmp_path) is None
+    mark_whole(tmp_path, 5, ranks=3)
+    assert last_checkpoint(tmp_path) == folder and ranks_of(folder) == 3
+
+
 def test_a_resumed_log_holds_no_step_twice(tmp_path):
     path = tmp_path / "metrics.jsonl"
     lines = [{"step": step, "loss": 1.0} for step in (1, 2, 3, 4)] + [{"step": 4, "eval_loss": 1.0}]
@@ -145,6 +196,25 @@ def test_pairs_are_a_chat_that_ends_and_what_is_no_pair_is_refused(tokenizer):
     reasons = result.rejected["reason"].to_pylist()
     assert reasons == ["not_json", "not_json", "no_prompt", "no_completion", "too_long"]
     assert result.rows_in == 6
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (rb'{"prompt": "\ud800", "completion": "x"}', "bad_character"),
+        (rb'{"prompt": "x", "completion": "a\u0000b"}', "bad_character"),
+        (rb'{"prompt": "p", "completion": "x", "id": "\ud800"}', "bad_character"),
+        (b'{"prompt": "a\xed\xa0\x80", "completion": "x"}', "bad_character"),  # the same half, in bytes
+        (b"[" * 100_000, "not_json"),
+    ],
+)
+def test_one_line_that_cannot_be_read_is_refused_alone(tokenizer, line, reason):
+    good = json.dumps({"id": "a", "prompt": "Gold?", "completion": "A metal."}).encode()
+    result = encode_lines([good, line, good], tokenizer, FinetuneConfig(), seed=0)
+    assert result.rows["id"].to_pylist() == ["a", "a"]
+    (refused,) = result.rejected.to_pylist()
+    assert refused["reason"] == reason and refused["id"].strip()
+    assert result.rows_in == 3
 
 
 def test_which_pairs_are_held_out_depends_on_seed_and_row_alone(tokenizer):

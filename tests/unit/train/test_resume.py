@@ -1,0 +1,114 @@
+"""The SFT trainer goes on as one that was never stopped; in one process, without Ray and DeepSpeed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from accelerate.data_loader import prepare_data_loader
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from transformers import EarlyStoppingCallback, TrainerCallback
+from trl import SFTConfig as TrlConfig
+
+from lm_mixup.backends.policy import create_nano, load_policy, load_tokenizer
+from lm_mixup.config import ModelConfig
+from lm_mixup.train.callbacks import MetricsLog
+from lm_mixup.train.checkpoint import read_metrics, trim_metrics
+from lm_mixup.train.sft_worker import OrderedTrainer
+
+ROWS = 16  # their first tokens tell them apart
+STEPS = 4  # of an epoch
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("resume") / "tiny"
+    sizes = {"hidden_size": 32, "num_layers": 1, "num_heads": 1, "intermediate_size": 32}
+    return str(create_nano(folder, ["some text to train on"] * 9, 0, vocab_size=300, **sizes))
+
+
+class Share(OrderedTrainer):
+    """The trainer of the second of two ranks, alone: it reads that rank's share, as accelerate cuts it."""
+
+    def get_train_dataloader(self) -> DataLoader:
+        self.seen: list[list[int]] = []
+        loader = DataLoader(
+            self.train_dataset,
+            batch_size=self.args.per_device_train_batch_size // 2,
+            sampler=self._get_train_sampler(),
+            collate_fn=self.data_collator,
+        )
+        shares = {"num_processes": 2, "process_index": 1, "put_on_device": False}
+        return prepare_data_loader(loader, use_seedable_sampler=False, **shares)
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        self.seen.append(inputs["input_ids"][:, 0].tolist())
+        return super().training_step(model, inputs, num_items_in_batch)
+
+
+def trained(
+    model: str,
+    out: Path,
+    resume: int | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    **settings,
+) -> Share:
+    """A trainer that has trained, four rows a step, two of them on its rank."""
+    rows = [{"input_ids": [n, 5, 6], "labels": [n, 5, 6], "length": 3} for n in range(ROWS)]
+    arguments = TrlConfig(
+        output_dir=str(out),
+        per_device_train_batch_size=ROWS // STEPS,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+        restore_callback_states_from_checkpoint=True,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        report_to=[],
+        disable_tqdm=True,
+        **settings,
+    )
+    trainer = Share(
+        model=load_policy(model, ModelConfig()),
+        args=arguments,
+        processing_class=load_tokenizer(model, ModelConfig()),
+        train_dataset=Dataset.from_list(rows),
+        eval_dataset=Dataset.from_list(rows[:2]),
+        callbacks=list(callbacks),
+    )
+    trainer.train(resume_from_checkpoint=str(out / f"checkpoint-{resume}") if resume else None)
+    return trainer
+
+
+def test_a_rank_that_resumes_inside_the_second_epoch_ends_as_if_it_had_not_stopped(model, tmp_path):
+    settings = {"max_steps": 2 * STEPS, "save_steps": STEPS + 1, "logging_steps": 3}
+    log = tmp_path / "metrics.jsonl"
+    whole = trained(model, tmp_path, None, [MetricsLog(log)], **settings)
+    assert [len(rows) for rows in whole.seen] == [2] * 2 * STEPS
+    assert whole.seen[:STEPS] != whole.seen[STEPS:]
+    lines = read_metrics(log)
+    trim_metrics(log, STEPS + 1)
+    resumed = trained(model, tmp_path, STEPS + 1, [MetricsLog(log)], **settings)
+    assert resumed.seen == whole.seen[STEPS + 1 :]
+    assert [line["step"] for line in lines] == [3, STEPS + 1, 6, 2 * STEPS]
+    assert lines[-1]["num_tokens"] == 2 * ROWS // 2 * 3
+    for line, other in zip(lines, read_metrics(log), strict=True):
+        assert [line[key] for key in ("step", "num_tokens")] == [other[key] for key in ("step", "num_tokens")]
+        assert line["loss"] == pytest.approx(other["loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("stops_early", [False, True])
+def test_a_resume_from_the_last_checkpoint_trains_no_further(model, tmp_path, stops_early):
+    settings = {"max_steps": 2, "save_steps": 1, "logging_steps": 100}
+    if stops_early:
+        evaluation = {"eval_strategy": "steps", "eval_steps": 1, "metric_for_best_model": "eval_loss"}
+        settings |= {"max_steps": 9, **evaluation}
+    log = tmp_path / "metrics.jsonl"
+    for resume in (None, 2):
+        hopeless = [EarlyStoppingCallback(1, 100.0)] if stops_early else []  # to which nothing is progress
+        trainer = trained(model, tmp_path, resume, [MetricsLog(log), *hopeless], **settings)
+        assert trainer.state.global_step == 2
+        assert [line["step"] for line in read_metrics(log) if "loss" in line] == [1, 2]
+    assert trainer.seen == []
