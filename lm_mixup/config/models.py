@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from lm_mixup.config.section import Section, resources
+from lm_mixup.config.section import KeyVariable, Section, resources
 
 
 class ModelConfig(Section):
@@ -58,7 +58,9 @@ class ChatConfig(Section):
     )
     base_url: str | None = Field(None, description="Of the server, for backend `openai`; default: OpenAI's.")
     model: str | None = Field(None, description="Name on the server; for `vllm` a folder or Hub name.")
-    api_key_env: str | None = Field(None, description="Name of the environment variable that holds the key.")
+    api_key_env: KeyVariable | None = Field(
+        None, description="Name of the environment variable that holds the key."
+    )
     max_tokens: int = Field(256, ge=16, description="Most tokens of a reply.")
     request: dict[str, Any] = Field(
         default_factory=dict, description="More fields of each request; null drops one of ours."
@@ -82,6 +84,14 @@ class ChatConfig(Section):
         None, ge=64, description="Tokens of prompt and reply in vLLM; default: the model's, 8192 at most."
     )
     trust_remote_code: bool = Field(False, description="Run code that ships with the model in vLLM.")
+
+    @field_validator("base_url")
+    @classmethod
+    def _without_query(cls, url: str | None) -> str | None:
+        # It would end up in front of the path, and where it holds a key, in run.json.
+        if url and "?" in url:
+            raise ValueError("must not have a query (?…); a key goes into the variable of api_key_env")
+        return url
 
     @model_validator(mode="after")
     def _priced(self) -> ChatConfig:

@@ -11,7 +11,7 @@ from typing import get_args
 import pytest
 import yaml
 
-from lm_mixup.config import Config, Section
+from lm_mixup.config import Config, RateConfig, Section
 from lm_mixup.config_file import load_config
 from lm_mixup.errors import InputError
 
@@ -60,6 +60,44 @@ def test_bad_configs_say_what_and_where_on_one_line(tmp_path: Path, text: str, m
         load_config(write(tmp_path, text))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+KEY, PASSWORD = "sk-live-ABCDEF0123456789", "pass-word"
+URL = f"https://me:{PASSWORD}@host/v1"
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides"),
+    [
+        (f"rate: {{api_key_env: {KEY}}}", []),
+        ("rate: {api_key_env: gsk_AbCdEf0123}", []),
+        (f"rate: {{api_key_env: [{KEY}]}}", []),
+        (f"rewards: {{custom: {{mine: {{url: 'http://h', weight: 1, api_key_env: {KEY}}}}}}}", []),
+        (f"rate: {{base_url: 'https://h/v1?api-key={KEY}'}}", []),
+        (f"rate: {{base_url: ['{URL}']}}", []),
+        (f"rate: {{base_url: '{URL}', max_cost: 1}}", []),
+        (f"rate: {{base_url: {URL}: 1}}", []),
+        (f"rate: {URL}", []),
+        (f"rate: ['{URL}']", []),
+        (f"rate: {{max_tokens: {'x' * 60}{URL}}}", []),
+        ("", [f"rate={URL}"]),
+        ("", [f"rate.base_url {URL}"]),
+        ("", [f"rate.base_url=[{URL}"]),
+        ("rate: 1", [f"rate.base_url={URL}"]),
+        ("", [f"rate.api_key_env={KEY}"]),
+    ],
+)
+def test_no_error_shows_a_key_or_password(tmp_path: Path, text: str, overrides: list[str]):
+    with pytest.raises(InputError) as caught:
+        load_config(write(tmp_path, text), overrides)
+    for secret in (KEY, "sk-live", "gsk_", PASSWORD, "pass"):
+        assert secret not in str(caught.value)
+
+
+def test_a_key_in_place_of_its_variable_is_refused_unseen():
+    with pytest.raises(ValueError, match="NAME of an environment variable") as direct:
+        RateConfig(api_key_env=KEY)
+    assert KEY not in str(direct.value)
 
 
 def test_a_missing_file_is_named(tmp_path: Path):
