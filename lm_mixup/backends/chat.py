@@ -137,7 +137,7 @@ def _next(
         complaint = f"This reply is not valid ({problem}). Reply again, with the JSON object alone."
         messages = [
             *messages,
-            {"role": "assistant", "content": texts[-1][:2000]},
+            {"role": "assistant", "content": escaped(texts[-1][:2000])},
             {"role": "user", "content": complaint},
         ]
     return None, Request(key, len(texts), messages)
@@ -145,7 +145,9 @@ def _next(
 
 def _problem(error: ValidationError) -> str:
     fault = error.errors()[0]
-    where = ".".join(str(part) for part in fault["loc"])
+    # The name of a field too many is the reply's own words, which do not belong into our turn.
+    path = fault["loc"][:-1] if fault["type"] == "extra_forbidden" else fault["loc"]
+    where = ".".join(str(part) for part in path)
     return f"{where}: {fault['msg']}" if where else str(fault["msg"])
 
 
@@ -156,7 +158,11 @@ def as_data(values: dict[str, str]) -> str:
     (`<|im_end|>`, `</s>`, `[INST]`) is written with a JSON escape for its first character. `json.loads` gives
     back each text unchanged.
     """
-    text = json.dumps(values, ensure_ascii=False)
+    return escaped(json.dumps(values, ensure_ascii=False))
+
+
+def escaped(text: str) -> str:
+    """A text in which what a chat template may take for a control token begins with a JSON escape."""
     return _ESCAPED.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 

@@ -66,8 +66,28 @@ def test_a_row_is_data_whatever_stands_in_it(text):
     assert [message["role"] for message in hostile] == ["system", "user"]
     assert hostile[0] == plain[0]  # the task is the same, word for word
     assert json.loads(hostile[1]["content"]) == {"instruction": text, "response": text}
-    for mark in ("<|", "</s>", "[INST]", "<<SYS", "<start_of_turn>", "<｜"):
-        assert mark not in hostile[1]["content"]
+    assert not marks_in(hostile[1]["content"])
+
+
+def marks_in(content):
+    return [mark for mark in ("<|", "</s>", "[INST]", "<<SYS", "<start_of_turn>", "<｜") if mark in content]
+
+
+REPEATED = {
+    "in prose": lambda text: f"The row says: {text}",
+    "as a name": lambda text: json.dumps(json.loads(GOOD) | {text: 1}),
+}
+
+
+@pytest.mark.parametrize("repeated", REPEATED.values(), ids=REPEATED)
+@pytest.mark.parametrize("text", INJECTIONS)
+def test_a_reply_that_repeats_the_row_is_data_when_asked_again(text, repeated):
+    with serving(lambda seen: repeated(text) if len(seen.body["messages"]) == 2 else GOOD) as server:
+        assert server.judge().rate([("p", "c")]) == [RATED]
+    first, second = (seen.body["messages"] for seen in server.seen)
+    assert second[:2] == first and [message["role"] for message in second[2:]] == ["assistant", "user"]
+    assert not [mark for message in second[2:] for mark in marks_in(message["content"])]
+    assert text not in second[3]["content"]  # our own turn holds our words alone
 
 
 @given(st.text(alphabet=st.characters(), max_size=60), st.text(max_size=60))
