@@ -43,6 +43,7 @@ class Ticket:
 
 @dataclass
 class _Claim:
+    start: float
     expires: float
     tokens: float
     cost: float
@@ -97,16 +98,31 @@ class Limits:
                 # Only once nothing is under way: what is paid for must arrive.
                 return Ticket("later", _POLL_S) if self._claims else Ticket("spent", spent=self._spent)
         tokens += self._config.max_tokens
-        start = max(now, self._held_until, self._next_request, self._next_token)
-        self._next_request = start + max(self._request_gap, self._brake)
-        self._next_token = start + tokens * self._token_gap
-        lease = start - now + MAX_HOLD_S + self._config.timeout_s + _LEASE_S
-        self._claims[key] = _Claim(now + lease, tokens, cost, prompt_bytes)
+        start = self._place(tokens)
+        lease = MAX_HOLD_S + self._config.timeout_s + _LEASE_S
+        self._claims[key] = _Claim(start, start + lease, tokens, cost, prompt_bytes)
         return Ticket("go", start - now)
 
-    def still_held(self) -> float:
-        """Seconds of cool-down left: asked by those who waited, as it may have begun in between."""
-        return max(0.0, self._held_until - time.monotonic())
+    def _place(self, tokens: float) -> float:
+        """When the next request with so many tokens may start; its place is taken."""
+        start = max(time.monotonic(), self._held_until, self._next_request, self._next_token)
+        self._next_request = start + max(self._request_gap, self._brake)
+        self._next_token = start + tokens * self._token_gap
+        return start
+
+    def still_held(self, key: str) -> float:
+        """Seconds that a request which was told to go has yet to wait.
+
+        Asked by those who waited, as a cool-down may have begun in between. Whoever falls into it takes a new
+        place behind the others: were all let go at its end, they would go at once.
+        """
+        claim = self._claims.get(key)
+        if claim is None:  # the actor of the limits has died since and come back without it
+            return max(0.0, self._held_until - time.monotonic())
+        if claim.start < self._held_until:
+            claim.start = self._place(claim.tokens)
+            claim.expires = claim.start + self._config.timeout_s + _LEASE_S
+        return max(0.0, claim.start - time.monotonic())
 
     def hold(self, seconds: float | None) -> None:
         """The server's rate limit was hit: no request starts for so long.

@@ -160,7 +160,7 @@ class Server:
             ticket: Ticket = await self._call("enter", claim, size)
             if ticket.answer == "go":
                 await asyncio.sleep(ticket.wait_s)
-                while (held := await self._call("still_held")) > 0:
+                while (held := await self._call("still_held", claim)) > 0:
                     await asyncio.sleep(held)
                 return None
             if ticket.answer == "seen":

@@ -48,20 +48,34 @@ def test_a_cool_down_holds_all_and_grows_where_the_server_does_not_say(clock):
     shared.enter("a", 1)
     shared.hold(7.0)
     assert shared.enter("b", 1).wait_s == pytest.approx(7.0)
-    assert shared.still_held() == pytest.approx(7.0)
+    assert shared.still_held("-") == pytest.approx(7.0)
     shared.hold(3.0)  # a shorter one does not shorten it
-    assert shared.still_held() == pytest.approx(7.0)
+    assert shared.still_held("-") == pytest.approx(7.0)
     waits = []
     for _ in range(9):
         clock.now += 1000
-        assert shared.still_held() == 0
+        assert shared.still_held("-") == 0
         shared.hold(None)
-        waits.append(shared.still_held())
+        waits.append(shared.still_held("-"))
     assert 0.5 <= waits[0] <= 1.5 and waits[:6] == sorted(waits[:6])
     assert max(waits) <= 90
     clock.now += 1000
     shared.hold(1e9)
-    assert shared.still_held() == limits.MAX_HOLD_S
+    assert shared.still_held("-") == limits.MAX_HOLD_S
+
+
+def test_the_pace_is_kept_after_a_cool_down_that_caught_waiting_requests(clock):
+    shared = make(requests_per_minute=60)
+    assert [shared.enter(key, 1).wait_s for key in "abc"] == [0, 1, 2]
+    shared.hold(7.0)  # a was limited; b and c wait for their turns
+    clock.now += 2
+    assert [shared.still_held(key) for key in "bc"] == pytest.approx([5, 6])
+    assert shared.enter("d", 1).wait_s == pytest.approx(7)
+    clock.now += 5
+    assert [shared.still_held(key) for key in "bc"] == pytest.approx([0, 1])
+    shared.hold(3.0)  # b is under way; c and d are caught
+    clock.now += 1
+    assert [shared.still_held(key) for key in "cd"] == pytest.approx([2, 3])
 
 
 def test_limits_met_together_count_once(clock):
@@ -69,7 +83,7 @@ def test_limits_met_together_count_once(clock):
     one.hold(None)
     for _ in range(16):
         many.hold(None)
-    assert many.still_held() <= 1.5 and one.still_held() <= 1.5
+    assert many.still_held("-") <= 1.5 and one.still_held("-") <= 1.5
 
 
 def test_a_row_under_way_is_not_asked_for_by_another(clock):
