@@ -128,14 +128,15 @@ class Limits:
         """The server's rate limit was hit: no request starts for so long.
 
         Args:
-            seconds: What the server asks for; None if it does not say: then it grows from half a second on.
+            seconds: What the server asks for; None if it does not say, or no time at all: then it grows from
+                half a second on.
         """
         now = time.monotonic()
         if now >= self._calm_until:  # the first of those that were under way together
             self._limited += 1
             self._brake = min(10.0, max(0.05, 2 * self._brake))
             self._calm_until = now + 1.0
-        if seconds is None:
+        if not seconds:
             seconds = min(60.0, 0.25 * 2**self._limited) * random.uniform(1.0, 1.5)
         self._held_until = max(self._held_until, now + min(seconds, MAX_HOLD_S))
 

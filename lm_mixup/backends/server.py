@@ -216,6 +216,10 @@ class Server:
         if status == 429 and "insufficient_quota" not in str(error):
             await self._call("hold", retry_after(error.response.headers))
             raise _Passing(self._line(error), limited=True) from None
+        asked = retry_after(error.response.headers) if status >= 500 else None
+        if asked:
+            await self._call("hold", asked)
+            raise _Passing(self._line(error), limited=True) from None
         if status in (408, 409) or status >= 500:
             raise _Passing(self._line(error)) from None
         if status in (401, 402, 404, 429) or (status == 403 and not self._answered):

@@ -256,6 +256,25 @@ def test_a_rate_limit_holds_back_all_requests():
     assert not [at for at in after if 0.5 < at < 0.95]
 
 
+PATIENCE = {
+    "503 in seconds": Answer("busy", 503, {"retry-after": "1.2"}),
+    "429 at once": Answer("busy", 429, {"retry-after": "0"}),
+    "429 in the past": Answer("busy", 429, {"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}),
+}
+
+
+@pytest.mark.parametrize("fault", PATIENCE.values(), ids=PATIENCE)
+def test_a_server_that_is_busy_for_a_while_loses_no_row(fault):
+    busy_until = []
+
+    def answer(seen):
+        busy_until.append(seen.at + 1.2)
+        return fault if seen.at < busy_until[0] else GOOD
+
+    with serving(answer) as server:
+        assert server.judge(max_retries=3).rate([("p", str(n)) for n in range(4)]) == [RATED] * 4
+
+
 def test_the_pace_is_kept_after_a_rate_limit():
     answers = iter([Answer("busy", 429, {"retry-after": "1"})])
     with serving(lambda _: next(answers, GOOD)) as server:
