@@ -21,9 +21,10 @@ from lm_mixup.backends.limits import Ticket, caller
 from lm_mixup.backends.replies import ReplyLog
 from lm_mixup.config import ChatConfig, CustomReward
 from lm_mixup.errors import InputError
-from lm_mixup.redact import redact, url_secrets
+from lm_mixup.redact import hide, redact, url_secrets
 
 T = TypeVar("T")
+_DUMMY = 8  # characters; a key that is shorter (`x`, `none`) is no secret, and may be part of any word
 _LOOKED_UP = 20  # times that a reply of another actor is looked for, half a second apart
 
 
@@ -247,7 +248,8 @@ class Server:
         if not any(tokens):  # the server does not count: four bytes a token
             sent = sum(len(message["content"]) for message in request.messages)
             tokens = [sent // 4 + 1, len(text) // 4 + 1]
-        return Reply(redact(text, *self._secrets), *tokens)
+        # A reply is the model's text: nothing in it but a key that the server echoes may be changed.
+        return Reply(hide(text, *(s for s in self._secrets if len(s) >= _DUMMY)), *tokens)
 
     def _line(self, error: Exception) -> str:
         """An error in one line, without keys."""

@@ -17,6 +17,7 @@ from lm_mixup.backends.judge import Rating, RatingFailure, make_judge
 from lm_mixup.backends.server import retry_after
 from lm_mixup.config import RateConfig
 from lm_mixup.errors import InputError
+from lm_mixup.runs import RunDir
 
 RATED = Rating(3, 4, 5, 8)
 INJECTIONS = [
@@ -328,8 +329,6 @@ def test_a_key_that_the_server_echoes_is_written_nowhere(status, monkeypatch, ca
     caplog.set_level(logging.DEBUG, logger="lm_mixup")
     said = f"Bearer {key} is not welcome at https://me:pass-word@host/v1"
     with serving(lambda _: Answer(said, status)) as server:
-        from lm_mixup.runs import RunDir
-
         url = server.url.replace("://", "://me:pass-word@")
         config = server.config(api_key_env="JUDGE_KEY", base_url=url, max_retries=0)
         try:
@@ -341,6 +340,22 @@ def test_a_key_that_the_server_echoes_is_written_nowhere(status, monkeypatch, ca
     files = "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
     for text in (shown, captured.out, captured.err, caplog.text, files):
         assert key not in text and "pass-word" not in text
+
+
+@pytest.mark.parametrize("key", ["x", "4", "EMPTY"])
+def test_a_dummy_key_leaves_replies_as_they_are(key, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", key)
+    with serving(lambda _: GOOD) as server:
+        assert server.judge(api_key_env="JUDGE_KEY").rate([("p", "c")]) == [RATED]
+
+
+def test_an_address_with_a_password_stands_in_a_reply_as_it_was_written(tmp_path):
+    text = "Use postgres://user:pw@db/x."
+    with serving(lambda _: text) as server:
+        config = server.config(base_url=server.url.replace("://", "://me:pass-word@"))
+        make_judge(config, RunDir(tmp_path).stage("rate")).rate([("p", "c")])
+    (path,) = tmp_path.glob("replies/rate/*.jsonl")
+    assert text in path.read_text()
 
 
 def test_works_where_a_loop_runs_already():
