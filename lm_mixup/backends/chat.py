@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from lm_mixup.backends.limits import Limits, cost_of
+from lm_mixup.backends.limits import Limits, spent
 from lm_mixup.backends.replies import ReplyLog
 from lm_mixup.config import ChatConfig
 from lm_mixup.errors import InputError
@@ -218,7 +218,7 @@ def usage(log: ReplyLog, config: ChatConfig, stage: str) -> dict[str, float]:
 
     Returns:
         requests (replies and failed attempts), retries, cache_hits, prompt_tokens, completion_tokens; and
-        cost, where there are prices.
+        cost, where there are or were prices.
     """
     log.refresh()
     total = log.totals(stage)
@@ -226,7 +226,6 @@ def usage(log: ReplyLog, config: ChatConfig, stage: str) -> dict[str, float]:
         "requests": total["replies"] + total["failures"],
         **{name: total[name] for name in ("retries", "cache_hits", "prompt_tokens", "completion_tokens")},
     }
-    if config.price_per_million is not None:
-        cost = cost_of(config, total["prompt_tokens"], total["completion_tokens"])
-        figures["cost"] = round(cost, 6)
+    if config.price_per_million is not None or "cost" in total:
+        figures["cost"] = round(spent(config, total), 6)
     return figures

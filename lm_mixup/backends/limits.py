@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -72,8 +72,7 @@ class Limits:
         self._claims: dict[str, _Claim] = {}
         self._seen: set[str] = set()
         self._read_bytes, self._read_tokens = 0, 0.0
-        paid = ReplyLog(run, folder).totals() if run else {}
-        self._spent = cost_of(config, paid.get("prompt_tokens", 0), paid.get("completion_tokens", 0))
+        self._spent = spent(config, ReplyLog(run, folder).totals()) if run else 0.0
 
     def enter(self, key: str, prompt_bytes: int) -> Ticket:
         """Asks to send a request.
@@ -172,6 +171,18 @@ def cost_of(config: ChatConfig, prompt_tokens: float, completion_tokens: float) 
     if price is None:
         return 0.0
     return (prompt_tokens * price.input + completion_tokens * price.output) / 1e6
+
+
+def spent(config: ChatConfig, totals: Mapping[str, float]) -> float:
+    """What replies cost: each at the prices of its day, and at today's where there were none.
+
+    Args:
+        config: Today's prices.
+        totals: Of `ReplyLog.totals`.
+    """
+    kinds = ("prompt_tokens", "completion_tokens")
+    unpriced = [totals.get(name, 0) - totals.get(f"priced_{name}", 0) for name in kinds]
+    return totals.get("cost", 0.0) + cost_of(config, *unpriced)
 
 
 def share_limits(config: ChatConfig, run: RunDir, folder: str) -> Any:

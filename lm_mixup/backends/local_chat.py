@@ -73,7 +73,8 @@ class LocalModel:
         drawn = self._engine.generate([prompts[i] for i in fitting], sampling, [0] * len(fitting))
         for number, (completion,) in zip(fitting, drawn, strict=True):
             reply = Reply(completion.text, len(prompts[number]), len(completion.token_ids))
-            self._log.add(requests[number].key, reply.text, reply.prompt_tokens, reply.completion_tokens)
+            tokens = (reply.prompt_tokens, reply.completion_tokens)
+            self._log.add(requests[number].key, reply.text, *tokens, cost=0.0)
             results[number] = reply
         return results
 

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from lm_mixup.backends.chat import ChatFailure, Reply, Request
-from lm_mixup.backends.limits import Ticket, caller
+from lm_mixup.backends.limits import Ticket, caller, cost_of
 from lm_mixup.backends.replies import ReplyLog
 from lm_mixup.config import ChatConfig, CustomReward
 from lm_mixup.errors import InputError
@@ -142,7 +142,8 @@ class Server:
             reply = await self._send(client, request, schema)
             if isinstance(reply, Reply):
                 tokens = (reply.prompt_tokens, reply.completion_tokens)
-                await asyncio.to_thread(self._log.add, request.key, reply.text, *tokens)
+                cost = cost_of(self._config, *tokens) if self._config.price_per_million else None
+                await asyncio.to_thread(self._log.add, request.key, reply.text, *tokens, cost)
                 kept = self._answered = True
                 await self._call("leave", claim, *tokens)
             return reply
