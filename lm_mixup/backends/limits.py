@@ -63,7 +63,7 @@ class Limits:
     """
 
     def __init__(self, config: ChatConfig, run: RunDir | None = None, folder: str = "replies") -> None:
-        self._config = config
+        self._config, self._longest = config, longest_reply(config)
         self._request_gap = 60 / config.requests_per_minute if config.requests_per_minute else 0.0
         self._token_gap = 60 / config.tokens_per_minute if config.tokens_per_minute else 0.0
         self._next_request = self._next_token = self._held_until = self._calm_until = 0.0
@@ -90,13 +90,13 @@ class Limits:
         if self._given_up >= _GIVEN_UP:
             return Ticket("down")
         tokens = self._estimate(prompt_bytes)
-        cost = cost_of(self._config, tokens, self._config.max_tokens)
+        cost = cost_of(self._config, tokens, self._longest)
         if self._config.max_cost is not None:
             pending = sum(claim.cost for claim in self._claims.values())
             if self._spent + pending + cost > self._config.max_cost:
                 # Only once nothing is under way: what is paid for must arrive.
                 return Ticket("later", _POLL_S) if self._claims else Ticket("spent", spent=self._spent)
-        tokens += self._config.max_tokens
+        tokens += self._longest
         start = self._place(tokens)
         lease = MAX_HOLD_S + self._config.timeout_s + _LEASE_S
         self._claims[key] = _Claim(start, start + lease, tokens, cost, prompt_bytes)
@@ -171,6 +171,12 @@ def cost_of(config: ChatConfig, prompt_tokens: float, completion_tokens: float) 
     if price is None:
         return 0.0
     return (prompt_tokens * price.input + completion_tokens * price.output) / 1e6
+
+
+def longest_reply(config: ChatConfig) -> int:
+    """Most tokens of a reply: what is really sent, where `request` says so."""
+    sent = (config.request.get(name) for name in ("max_completion_tokens", "max_tokens"))
+    return next((tokens for tokens in sent if isinstance(tokens, int)), config.max_tokens)
 
 
 def spent(config: ChatConfig, totals: Mapping[str, float]) -> float:

@@ -210,7 +210,10 @@ def test_a_model_in_an_actor_gives_valid_ratings(model: Path, ray_session: objec
     run = RunDir(tmp_path)
     out = run.stage("rate")
     out.begin("digest")
-    config = RateConfig(backend="vllm", model=str(model), dtype="float32", max_model_len=1280)
+    config = RateConfig.model_validate(
+        {"backend": "vllm", "model": str(model), "dtype": "float32", "max_model_len": 1280}
+        | {"price_per_million": {"input": 10, "output": 10}}
+    )
     outcome = rate(source_of(run), out, config)
     manifest = summarise(out, "digest", {}, 0.0, outcome)
     rows = out.read()
@@ -219,4 +222,5 @@ def test_a_model_in_an_actor_gives_valid_ratings(model: Path, ray_session: objec
     assert all(1 <= value <= 10 for name in ("rarity", "overall") for value in rows[name].to_pylist()[:4])
     assert manifest.metrics["requests"] == 4 and manifest.metrics["cache_hits"] == 0
     assert manifest.metrics["prompt_tokens"] > 4 * 100 and manifest.metrics["completion_tokens"] > 4 * 10
+    assert manifest.metrics["cost"] == 0  # nobody is paid
     assert rows["rater"].to_pylist() == [str(model)] * 5

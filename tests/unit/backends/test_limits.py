@@ -113,6 +113,25 @@ def test_the_budget_is_not_overrun_and_ends_only_when_nothing_is_under_way(clock
     assert ticket.answer == "spent" and ticket.spent == pytest.approx(0.84)
 
 
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"max_tokens": None, "max_completion_tokens": 2000},
+        {"max_tokens": 2000},
+        {"max_completion_tokens": 2000},
+    ],
+)
+def test_budget_and_pace_reckon_with_the_length_that_is_really_sent(clock, request_):
+    shared = make(
+        price_per_million=PRICE, max_cost=5.0, max_tokens=100, tokens_per_minute=6000, request=request_
+    )
+    assert shared.enter("a", 1000).answer == "go"  # 0.3 + 4.0
+    assert shared.enter("b", 1000).answer == "later"
+    shared.drop("a")
+    ticket = shared.enter("b", 1000)
+    assert ticket.answer == "go" and ticket.wait_s == pytest.approx(23.0)  # 0.01 s a token of a
+
+
 def test_what_was_paid_before_counts(clock, tmp_path):
     run = RunDir(tmp_path)
     ReplyLog(run, "replies/rate", "generate").add("0" * 32, "x", 400, 300)  # 1.0
