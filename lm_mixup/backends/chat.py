@@ -59,9 +59,15 @@ class Reply:
 
 
 class Transport(Protocol):
-    """Where the model runs. It adds each reply to the log as it arrives."""
+    """Where the model runs. It adds each reply to the log as it arrives.
+
+    Attributes:
+        identity: Of model and settings: what else decides a reply.
+        answered: Whether it is known to have replied under these settings, now or before.
+    """
 
     identity: str
+    answered: bool
 
     def complete(self, requests: Sequence[Request], schema: dict[str, Any]) -> list[Reply | ChatFailure]:
         """The replies in order, each held to a JSON schema if the model can be."""
@@ -101,7 +107,9 @@ class Chat:
             for key, messages in wanted.items():
                 if key in outcomes:
                     continue
-                outcome, request = _next(key, messages, self._log.recall(key), answer)
+                texts = self._log.recall(key)
+                self._transport.answered |= bool(texts)
+                outcome, request = _next(key, messages, texts, answer)
                 if request is not None:
                     pending.append(request)
                 else:

@@ -34,11 +34,13 @@ class Ticket:
             `spent`; the server is `down`.
         wait_s: Seconds until it may go or ask again.
         spent: Money spent so far.
+        reason: What the last of the requests that were given up failed with.
     """
 
     answer: Literal["go", "later", "seen", "spent", "down"]
     wait_s: float = 0.0
     spent: float = 0.0
+    reason: str = ""
 
 
 @dataclass
@@ -69,6 +71,7 @@ class Limits:
         self._next_request = self._next_token = self._held_until = self._calm_until = 0.0
         self._brake = 0.0  # gap between requests after a rate limit, seconds; fades as replies come
         self._limited = self._given_up = 0  # in succession
+        self._reason = ""
         self._claims: dict[str, _Claim] = {}
         self._seen: set[str] = set()
         self._read_bytes, self._read_tokens = 0, 0.0
@@ -88,7 +91,7 @@ class Limits:
         if key in self._claims:
             return Ticket("later", _POLL_S)
         if self._given_up >= _GIVEN_UP:
-            return Ticket("down")
+            return Ticket("down", reason=self._reason)
         tokens = self._estimate(prompt_bytes)
         cost = cost_of(self._config, tokens, self._longest)
         if self._config.max_cost is not None:
@@ -156,9 +159,10 @@ class Limits:
         self._claims.pop(key, None)
         self._seen.discard(key)
 
-    def gave_up(self) -> None:
-        """A request was given up: it failed in passing time and again."""
+    def gave_up(self, reason: str) -> None:
+        """A request was given up: it failed in passing time and again, or as all may fail."""
         self._given_up += 1
+        self._reason = reason
 
     def _estimate(self, prompt_bytes: int) -> float:
         rate = self._read_tokens / self._read_bytes if self._read_bytes else _TOKENS_PER_BYTE

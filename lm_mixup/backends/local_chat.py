@@ -48,6 +48,7 @@ class LocalModel:
             tensor_parallel_size=config.tensor_parallel_size,
             trust_remote_code=config.trust_remote_code,
         )
+        self.answered = True
         self.identity = json.dumps(["vllm", path, _versions(path), config.max_tokens, self._max_len])
 
     def complete(self, requests: Sequence[Request], schema: dict[str, Any]) -> list[Reply | ChatFailure]:

@@ -57,7 +57,7 @@ class Server:
         dropped = sorted(name for name, value in config.request.items() if value is None)
         self.identity = json.dumps(["openai", url, config.model, self._fields, dropped], sort_keys=True)
         self._where = f"{section}.base_url {url or '(default)'}"
-        self._answered = False
+        self.answered = False
         self._stop: InputError | None = None
 
     def complete(self, requests: Sequence[Request], schema: dict[str, Any]) -> list[Reply | ChatFailure]:
@@ -127,7 +127,7 @@ class Server:
                 with attempt:
                     return await self._attempt(client, request, schema)
         except _Passing as error:
-            await self._call("gave_up")
+            await self._call("gave_up", str(error))
             return ChatFailure(f"request_failed: {error}")
         raise AssertionError("unreachable: tenacity re-raises")
 
@@ -136,6 +136,7 @@ class Server:
         claim = f"{request.key}/{request.attempt}"
         seen = await self._enter(claim, request)
         if seen is not None:
+            self.answered = True
             return seen
         kept = False
         try:
@@ -144,7 +145,7 @@ class Server:
                 tokens = (reply.prompt_tokens, reply.completion_tokens)
                 cost = cost_of(self._config, *tokens) if self._config.price_per_million else None
                 await asyncio.to_thread(self._log.add, request.key, reply.text, *tokens, cost)
-                kept = self._answered = True
+                kept = self.answered = True
                 await self._call("leave", claim, *tokens)
             return reply
         finally:
@@ -188,8 +189,8 @@ class Server:
                 f"higher limit ({option}) goes on"
             )
         return InputError(
-            f"{self._where}: does not answer; every request fails. What was answered is kept: the same "
-            "command goes on once the server is back"
+            f"{self._where}: every request fails, the last one with {ticket.reason!r}. What was answered is "
+            "kept: the same command goes on once that is mended"
         )
 
     async def _send(self, client: Any, request: Request, schema: dict[str, Any]) -> Reply | ChatFailure:
@@ -224,13 +225,18 @@ class Server:
             raise _Passing(self._line(error), limited=True) from None
         if status in (408, 409) or status >= 500:
             raise _Passing(self._line(error)) from None
-        if status in (401, 402, 404, 429) or (status == 403 and not self._answered):
+        if status in (401, 402, 404, 429) or (status == 403 and not self.answered):
             raise InputError(
                 f"{self._where}: the server refuses model {self._config.model!r} (HTTP {status}, "
                 f"{type(error).__name__}); check {self._section}.model, {self._section}.api_key_env and the "
                 "account"
             ) from None
-        return ChatFailure(f"request_failed: {self._line(error)}")
+        line = self._line(error)
+        # A row of a server that has answered under these settings is refused for its own sake; only 403 may
+        # still mean the key. Any number of rows may be: another run asks for them again, one after the other.
+        if status == 403 or not self.answered:
+            await self._call("gave_up", line)
+        return ChatFailure(f"request_failed: {line}")
 
     def _read(self, body: str, request: Request) -> Reply:
         """The reply in a body. No choice, or one without text, is an empty reply: it may be paid for."""

@@ -146,5 +146,6 @@ def test_a_server_that_answers_nobody_counts_as_down(clock):
     for _ in range(100):
         assert shared.enter("a", 1).answer == "go"
         shared.drop("a")
-        shared.gave_up()
-    assert shared.enter("a", 1).answer == "down"
+        shared.gave_up("no connection")
+    ticket = shared.enter("a", 1)
+    assert ticket.answer == "down" and ticket.reason == "no connection"
