@@ -39,6 +39,11 @@ class LocalModel:
             raise _renamed(error, section) from None
         self._config, self._section, self._log = config, section, log
         self._max_len = config.max_model_len or _longest(path, config)
+        if config.max_tokens >= self._max_len:
+            raise InputError(
+                f"{section}.max_tokens {config.max_tokens} leaves no room for a prompt: {path} reads "
+                f"{self._max_len} tokens, and the reply is among them"
+            )
         self._engine = Engine(
             path,
             dtype=str(policy_dtype(model)).removeprefix("torch."),
@@ -49,10 +54,11 @@ class LocalModel:
             trust_remote_code=config.trust_remote_code,
         )
         self.answered = True
-        self.identity = json.dumps(["vllm", path, _versions(path), config.max_tokens, self._max_len])
+        limits = [config.max_tokens, self._max_len]
+        self.identity = json.dumps(["vllm", path, _versions(path), *limits, config.request], sort_keys=True)
 
     def complete(self, requests: Sequence[Request], schema: dict[str, Any]) -> list[Reply | ChatFailure]:
-        """Generates replies in batches, greedily; see `Transport`."""
+        """Generates replies in batches, greedily unless `request` has a temperature; see `Transport`."""
         results: list[Reply | ChatFailure] = []
         for first in range(0, len(requests), _BATCH):
             results += self._complete_batch(requests[first : first + _BATCH], schema)
@@ -70,8 +76,11 @@ class LocalModel:
             ChatFailure(f"prompt_too_long: {len(prompt)} tokens, {self._section}.max_model_len leaves {room}")
             for prompt in prompts
         ]
-        sampling = Sampling(temperature=0.0, max_tokens=self._config.max_tokens, json_schema=schema)
-        drawn = self._engine.generate([prompts[i] for i in fitting], sampling, [0] * len(fitting))
+        temperature = float(self._config.request.get("temperature", 0.0))
+        sampling = Sampling(temperature=temperature, max_tokens=self._config.max_tokens, json_schema=schema)
+        # The key is a digest of `request.seed` too: the same draw in whatever batch.
+        seeds = [int(requests[i].key[:7], 16) + requests[i].attempt for i in fitting]
+        drawn = self._engine.generate([prompts[i] for i in fitting], sampling, seeds)
         for number, (completion,) in zip(fitting, drawn, strict=True):
             reply = Reply(completion.text, len(prompts[number]), len(completion.token_ids))
             tokens = (reply.prompt_tokens, reply.completion_tokens)

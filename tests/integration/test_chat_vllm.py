@@ -177,21 +177,24 @@ def test_a_build_on_vllms_server_that_is_stopped_asks_for_nothing_twice(
 def test_a_teacher_in_an_actor_writes_samples(
     model: Path, server: str, ray_session: object, tmp_path: Path
 ) -> None:
-    local = {"backend": "vllm", "model": str(model), "dtype": "float32", "max_model_len": 4096, "request": {}}
+    local = {"backend": "vllm", "model": str(model), "dtype": "float32", "max_model_len": 4096}
     run = RunDir(tmp_path / "run")
     made = run_verb("build", building(tmp_path, server, **local), run, Options(until="generate"))
     manifest = made["generate"].manifest
     assert manifest.rows_in == SAMPLES == manifest.rows_out + manifest.rows_rejected
-    assert manifest.metrics["teacher"] == str(model) and manifest.metrics["teacher_requests"] == SAMPLES
-    # Greedy replies to one form are alike, so most are written before; none is anything but a sample.
+    assert manifest.metrics["teacher"] == str(model) and manifest.metrics["teacher_requests"] >= SAMPLES
     assert set(manifest.rejected_by_reason) <= {"duplicate", "score_below_4"}
-    assert manifest.rejected_by_reason["duplicate"] >= SAMPLES - 4  # two forms in two parts
     written = {
         row["answer"]
         for kind in ("data", "rejected")
         for row in run.stage("generate").read(kind=kind).to_pylist()
     }
-    assert len(written) == 2
+    assert len(written) > SAMPLES // 2  # drawn at a temperature; greedy replies to one form are all alike
+
+
+def test_a_reply_that_takes_all_that_the_model_reads_is_refused(model: Path) -> None:
+    with pytest.raises(InputError, match=r"rate\.max_tokens \d+ leaves no room for a prompt"):
+        make_judge(RateConfig(backend="vllm", model=str(model), max_tokens=1 << 20))
 
 
 def source_of(run: RunDir) -> StageDir:

@@ -14,6 +14,7 @@ import yaml
 from lm_mixup.config import Config, RateConfig, Section
 from lm_mixup.config_file import load_config
 from lm_mixup.errors import InputError
+from lm_mixup.pipeline import _tell_unused
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -49,6 +50,11 @@ def write(tmp_path: Path, text: str) -> Path:
         ("grpo: {learner_ranks: 9, prompts_per_step: 2}", "must not be less than learner_ranks"),
         ("grpo: {keep_best: true, eval_prompts: 0}", "keep_best needs validations"),
         ("grpo: {kl_in: reward, advantage: gdpo}", "kl_in reward needs"),
+        ("rate: {model: judge}", "rate: model or base_url is set but not backend"),
+        ("teacher: {base_url: 'http://h'}", "teacher: model or base_url is set but not backend"),
+        ("rate: {backend: vllm, request: {top_p: 0.9}}", "request.top_p: backend vllm knows temperature and"),
+        ("rate: {backend: vllm, request: {temperature: hot}}", "request.temperature must be a number"),
+        ("rate: {backend: vllm, max_tokens: 64, max_model_len: 64}", "must be less than max_model_len (64)"),
         ("- a\n- b", "must be a mapping of sections, not a list"),
         ("just words", "must be a mapping of sections, not a str"),
         ("a: [1, 2", "not valid YAML"),
@@ -98,6 +104,25 @@ def test_a_key_in_place_of_its_variable_is_refused_unseen():
     with pytest.raises(ValueError, match="NAME of an environment variable") as direct:
         RateConfig(api_key_env=KEY)
     assert KEY not in str(direct.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("rate: {backend: offline, model: m, max_cost: 1, price_per_million: {input: 1}}",
+         "rate.backend is offline: without effect are model, price_per_million, max_cost"),
+        ("teacher: {backend: vllm, model: m, base_url: 'http://h', concurrency: 4}",
+         "teacher.backend is vllm: without effect are base_url, concurrency"),
+        ("rate: {backend: openai, model: m, max_model_len: 4096}",
+         "rate.backend is openai: without effect are max_model_len"),
+        ("rate: {backend: openai, model: m, max_tokens: 300, timeout_s: 9, request: {seed: 1}}", ""),
+        ("teacher: {backend: vllm, model: m, dtype: bfloat16, num_cpus: 2, max_tokens: 300}", ""),
+    ],
+)  # fmt: skip
+def test_settings_of_another_backend_are_told(tmp_path: Path, capsys, text: str, told: str):
+    _tell_unused(load_config(write(tmp_path, text)))
+    out, err = capsys.readouterr()
+    assert " ".join((out + err).split()) == told
 
 
 def test_a_missing_file_is_named(tmp_path: Path):
