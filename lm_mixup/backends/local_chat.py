@@ -44,9 +44,10 @@ class LocalModel:
                 f"{section}.max_tokens {config.max_tokens} leaves no room for a prompt: {path} reads "
                 f"{self._max_len} tokens, and the reply is among them"
             )
+        dtype = str(policy_dtype(model)).removeprefix("torch.")
         self._engine = Engine(
             path,
-            dtype=str(policy_dtype(model)).removeprefix("torch."),
+            dtype=dtype,
             max_model_len=self._max_len,
             kv_cache_gib=config.kv_cache_gib,
             gpu_memory_utilization=config.gpu_memory_utilization,
@@ -54,8 +55,7 @@ class LocalModel:
             trust_remote_code=config.trust_remote_code,
         )
         self.answered = True
-        limits = [config.max_tokens, self._max_len]
-        self.identity = json.dumps(["vllm", path, _versions(path), *limits, config.request], sort_keys=True)
+        self.identity = identity_of(config, dtype, self._max_len)
 
     def complete(self, requests: Sequence[Request], schema: dict[str, Any]) -> list[Reply | ChatFailure]:
         """Generates replies in batches, greedily unless `request` has a temperature; see `Transport`."""
@@ -94,6 +94,13 @@ class LocalModel:
         safe = [message | {"content": defuse(self._tokenizer, message["content"])} for message in messages]
         text = self._tokenizer.apply_chat_template(safe, add_generation_prompt=True, tokenize=False)
         return [int(token) for token in self._tokenizer(str(text), add_special_tokens=False)["input_ids"]]
+
+
+def identity_of(config: ChatConfig, dtype: str, max_model_len: int) -> str:
+    """All that decides a reply beside the question: the weights, their type, lengths, how it is drawn."""
+    path = str(config.model)
+    settings = [dtype, config.max_tokens, max_model_len, config.request]
+    return json.dumps(["vllm", path, _versions(path), *settings], sort_keys=True)
 
 
 def check_model(path: str, section: str) -> None:

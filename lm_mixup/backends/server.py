@@ -24,6 +24,7 @@ from lm_mixup.errors import InputError
 from lm_mixup.redact import hide, redact, url_secrets
 
 T = TypeVar("T")
+_OPENAI = "https://api.openai.com/v1"
 _DUMMY = 8  # characters; a key that is shorter (`x`, `none`) is no secret, and may be part of any word
 _LOOKED_UP = 20  # times that a reply of another actor is looked for, half a second apart
 
@@ -51,12 +52,13 @@ class Server:
         self._call = caller(limits)
         self._key = key_of(config, section)
         self._secrets = (self._key or "", *url_secrets(config.base_url))
-        url = redact(config.base_url or "", *self._secrets)
+        self._url = config.base_url or _OPENAI  # by itself the client would read OPENAI_BASE_URL
+        url = redact(self._url, *self._secrets)
         fields = {"max_tokens": config.max_tokens, "temperature": 0.0} | config.request
         self._fields = {name: value for name, value in fields.items() if value is not None}
         dropped = sorted(name for name, value in config.request.items() if value is None)
         self.identity = json.dumps(["openai", url, config.model, self._fields, dropped], sort_keys=True)
-        self._where = f"{section}.base_url {url or '(default)'}"
+        self._where = f"{section}.base_url {url}"
         self.answered = False
         self._stop: InputError | None = None
 
@@ -72,23 +74,21 @@ class Server:
     async def _complete(
         self, requests: Sequence[Request], schema: dict[str, Any]
     ) -> list[Reply | ChatFailure]:
-        import openai
-
         results: list[Reply | ChatFailure | None] = [None] * len(requests)
         numbered = iter(list(enumerate(requests)))
         self._stop = None
-        client = openai.AsyncOpenAI(
-            base_url=self._config.base_url,
-            api_key=self._key or "unused",
-            timeout=self._config.timeout_s,
-            max_retries=0,
-        )
-        async with client:
+        async with self._client() as client:
             lanes = min(self._config.concurrency, len(requests))
             await asyncio.gather(*(self._lane(client, numbered, schema, results) for _ in range(lanes)))
         if self._stop is not None:
             raise self._stop
         return [result for result in results if result is not None]
+
+    def _client(self) -> Any:
+        import openai
+
+        key, timeout = self._key or "unused", self._config.timeout_s
+        return openai.AsyncOpenAI(base_url=self._url, api_key=key, timeout=timeout, max_retries=0)
 
     async def _lane(
         self,

@@ -74,7 +74,7 @@ class ChatConfig(Section):
     )
     base_url: str | None = Field(None, description="Of the server, for backend `openai`; default: OpenAI's.")
     model: str | None = Field(None, description="Name on the server; for `vllm` a folder or Hub name.")
-    api_key_env: KeyVariable | None = Field(
+    api_key_env: KeyVariable | None = resources(
         None, description="Name of the environment variable that holds the key."
     )
     max_tokens: int = Field(256, ge=16, description="Most tokens of a reply.")

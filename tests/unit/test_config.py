@@ -163,12 +163,14 @@ def test_resources_do_not_decide_the_output():
         {
             "embedder": {"num_actors": 7},
             "grpo": {"rollout_actors": 3, "micro_tokens": 512},
+            "rate": {"api_key_env": "ANOTHER_NAME"},
             "sft": {"num_workers": 4, "micro_batch_size": 2, "gradient_checkpointing": True},
         }
     )
     assert base.sft.identity() == more.sft.identity()
     assert base.embedder.identity() == more.embedder.identity()
     assert base.grpo.identity() == more.grpo.identity()
+    assert base.rate.identity() == more.rate.identity()
     assert base.grpo.identity() != Config.model_validate({"grpo": {"beta": 0.5}}).grpo.identity()
 
 

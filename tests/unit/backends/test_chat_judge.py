@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 
 from lm_mixup.backends.chat import as_data
 from lm_mixup.backends.judge import Rating, RatingFailure, make_judge
+from lm_mixup.backends.local_chat import identity_of
+from lm_mixup.backends.replies import ReplyLog
+from lm_mixup.backends.server import Server
 from lm_mixup.config import RateConfig
 from lm_mixup.errors import InputError
 from lm_mixup.runs import RunDir
@@ -44,6 +47,30 @@ def test_rates_in_order_with_the_key_and_the_schema(monkeypatch):
     schema = form["json_schema"]["schema"]
     assert schema["additionalProperties"] is False and len(schema["required"]) == 4
     assert seen.body["max_tokens"] == 256 and seen.body["temperature"] == 0
+
+
+def test_the_server_is_the_one_in_the_config_whatever_the_environment_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-another-0123")
+    with serving(lambda _: GOOD) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        # Replies of one server must not be taken for another's, and rows must not go where nobody sent them.
+        asked = Server(server.config(base_url=None), "rate", ReplyLog(None), None)
+        assert (
+            "api.openai.com" in asked.identity
+            and str(asked._client().base_url) == "https://api.openai.com/v1/"
+        )
+
+
+def test_replies_of_a_local_model_are_told_apart_by_what_decides_them(tmp_path):
+    def identity(dtype="float32", length=512, **settings):
+        return identity_of(RateConfig(backend="vllm", model=str(tmp_path), **settings), dtype, length)
+
+    (tmp_path / "model.safetensors").write_bytes(b"1")
+    others = [identity("bfloat16"), identity(length=256), identity(max_tokens=99)]
+    others += [identity(request={"temperature": 1}), identity(request={"temperature": 1, "seed": 2})]
+    (tmp_path / "model.safetensors").write_bytes(b"12")
+    assert len({identity(), *others}) == 6
+    assert identity(kv_cache_gib=2, num_cpus=2) == identity()
 
 
 def test_request_fields_can_be_added_and_dropped():
