@@ -21,7 +21,7 @@ Caller = Callable[..., Awaitable[Any]]
 MAX_HOLD_S = 600.0  # longest cool-down that a server may ask for
 _GIVEN_UP = 100  # requests given up on in succession after which the server counts as down
 _POLL_S = 0.2
-_LEASE_S = 60.0  # beyond the timeout: after that an actor that asks counts as dead
+_LEASE_S = 60.0  # from its start and beyond the timeout: after that, who asks counts as dead
 _TOKENS_PER_BYTE = 0.3  # of a prompt, until replies have told
 
 
@@ -70,6 +70,7 @@ class Limits:
         self._token_gap = 60 / config.tokens_per_minute if config.tokens_per_minute else 0.0
         self._next_request = self._next_token = self._held_until = self._calm_until = 0.0
         self._brake = 0.0  # gap between requests after a rate limit, seconds; fades as replies come
+        self._lease = config.timeout_s + _LEASE_S
         self._limited = self._given_up = 0  # in succession
         self._reason = ""
         self._claims: dict[str, _Claim] = {}
@@ -101,8 +102,7 @@ class Limits:
                 return Ticket("later", _POLL_S) if self._claims else Ticket("spent", spent=self._spent)
         tokens += self._longest
         start = self._place(tokens)
-        lease = MAX_HOLD_S + self._config.timeout_s + _LEASE_S
-        self._claims[key] = _Claim(start, start + lease, tokens, cost, prompt_bytes)
+        self._claims[key] = _Claim(start, start + self._lease, tokens, cost, prompt_bytes)
         return Ticket("go", start - now)
 
     def _place(self, tokens: float) -> float:
@@ -123,7 +123,7 @@ class Limits:
             return max(0.0, self._held_until - time.monotonic())
         if claim.start < self._held_until:
             claim.start = self._place(claim.tokens)
-            claim.expires = claim.start + self._config.timeout_s + _LEASE_S
+            claim.expires = claim.start + self._lease
         return max(0.0, claim.start - time.monotonic())
 
     def hold(self, seconds: float | None) -> None:

@@ -94,8 +94,18 @@ def test_a_row_under_way_is_not_asked_for_by_another(clock):
     assert shared.enter("a", 1).answer == "go"
     shared.leave("a", 1, 1)
     assert shared.enter("a", 1).answer == "seen"
-    shared.enter("b", 1)
-    clock.now += 10_000  # whoever asked for b is dead
+
+
+def test_a_row_whose_actor_died_is_free_soon_and_one_held_back_is_not(clock):
+    shared = make(timeout_s=120)
+    assert shared.enter("a", 1).answer == shared.enter("b", 1).answer == "go"
+    shared.hold(500.0)
+    assert shared.still_held("b") == pytest.approx(500)  # whoever asked for a is dead
+    clock.now += 181
+    assert shared.enter("a", 1).answer == "go" and shared.enter("b", 1).answer == "later"
+    clock.now += 320
+    assert shared.still_held("b") == 0 and shared.enter("b", 1).answer == "later"
+    clock.now += 180
     assert shared.enter("b", 1).answer == "go"
 
 
