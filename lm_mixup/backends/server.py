@@ -8,6 +8,7 @@ model, the account's quota, a server that is gone) stops the run in one line.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import email.utils
 import json
 import os
@@ -61,6 +62,7 @@ class Server:
         self._where = f"{section}.base_url {url}"
         self.answered = False
         self._stop: InputError | None = None
+        self._stopping = asyncio.Event()
 
     def complete(self, requests: Sequence[Request], schema: dict[str, Any]) -> list[Reply | ChatFailure]:
         """Sends requests, several at a time; see `Transport`.
@@ -76,7 +78,7 @@ class Server:
     ) -> list[Reply | ChatFailure]:
         results: list[Reply | ChatFailure | None] = [None] * len(requests)
         numbered = iter(list(enumerate(requests)))
-        self._stop = None
+        self._stop, self._stopping = None, asyncio.Event()
         async with self._client() as client:
             lanes = min(self._config.concurrency, len(requests))
             await asyncio.gather(*(self._lane(client, numbered, schema, results) for _ in range(lanes)))
@@ -103,6 +105,7 @@ class Server:
                 results[index] = await self._one(client, request, schema)
             except InputError as error:
                 self._stop = self._stop or error
+                self._stopping.set()
             if self._stop is not None:
                 return
 
@@ -120,6 +123,7 @@ class Server:
             async for attempt in tenacity.AsyncRetrying(
                 retry=tenacity.retry_if_exception_type(_Passing),
                 wait=wait,
+                sleep=self._pause,
                 stop=tenacity.stop_after_attempt(1 + self._config.max_retries),
                 before_sleep=lambda _: self._log.count(retries=1),
                 reraise=True,
@@ -162,9 +166,12 @@ class Server:
                 raise self._stop
             ticket: Ticket = await self._call("enter", claim, size)
             if ticket.answer == "go":
-                await asyncio.sleep(ticket.wait_s)
-                while (held := await self._call("still_held", claim)) > 0:
-                    await asyncio.sleep(held)
+                await self._pause(ticket.wait_s)
+                while self._stop is None and (held := await self._call("still_held", claim)) > 0:
+                    await self._pause(held)
+                if self._stop is not None:
+                    await self._call("drop", claim)
+                    raise self._stop
                 return None
             if ticket.answer == "seen":
                 await asyncio.to_thread(self._log.refresh)
@@ -174,11 +181,16 @@ class Server:
                 looked_up += 1
                 if looked_up == _LOOKED_UP:  # its file cannot be read here
                     await self._call("drop", claim)
-                await asyncio.sleep(0.5)
+                await self._pause(0.5)
             elif ticket.answer == "later":
-                await asyncio.sleep(ticket.wait_s)
+                await self._pause(ticket.wait_s)
             else:
                 raise self._stopped_by(ticket)
+
+    async def _pause(self, seconds: float) -> None:
+        """Sleeps, but no longer than until all must stop."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
 
     def _stopped_by(self, ticket: Ticket) -> InputError:
         if ticket.answer == "spent":

@@ -62,6 +62,24 @@ def test_a_refused_key_or_model_stops_the_run(status):
     assert len(server.seen) == 1
 
 
+def test_a_run_that_stops_sends_nothing_more_and_waits_for_no_turn():
+    started = time.monotonic()
+    with serving(lambda _: Answer("no", 401)) as server, pytest.raises(InputError, match="refuses model"):
+        server.judge(requests_per_minute=20, concurrency=4).rate([("p", str(n)) for n in range(9)])
+    assert len(server.seen) == 1 and time.monotonic() - started < 2.5
+
+
+def test_a_run_that_stops_waits_for_no_cool_down():
+    def answer(seen):
+        busy = Answer("busy", 429, {"retry-after": "6"})
+        return busy if seen.row["response"] == "first" else Answer("no", 401, delay_s=0.5)
+
+    started = time.monotonic()
+    with serving(answer) as server, pytest.raises(InputError, match="refuses model"):
+        server.judge(concurrency=2, max_retries=30).rate([("p", "first"), ("p", "second")])
+    assert server.rows().count("second") == 1 and time.monotonic() - started < 3
+
+
 def test_a_spent_quota_stops_the_run():
     fault = Answer("insufficient_quota: pay", 429)
     with serving(lambda _: fault) as server, pytest.raises(InputError, match="and the account"):
