@@ -19,6 +19,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from chat_server import Answer, serving
+from faulty_proxy import FaultyProxy
 from nonsense_model import create_nonsense
 
 from lm_mixup.backends.engine import engine_environment
@@ -95,6 +97,34 @@ def test_vllms_server_gives_valid_ratings(server: str, tmp_path: Path) -> None:
     assert all(isinstance(verdict, Rating) for verdict in verdicts), verdicts
     gone = config.model_copy(update={"max_retries": 0, "base_url": server})
     assert make_judge(gone, stage).rate(ROWS) == verdicts  # the same, from the run directory
+
+
+def test_faults_on_the_way_to_vllms_server_change_no_rating(server: str, tmp_path: Path) -> None:
+    faults = {
+        "limited": Answer("busy", 429, {"retry-after": "1"}),
+        "broken": Answer("broken", 500),
+        "hangs": Answer(delay_s=20),
+        "cut": Answer(cut=True),
+        "not json": Answer(raw=b"<html>gateway</html>"),
+        "no rating": Answer("8/10"),
+    }
+    rows = [*ROWS, *(("Count.", f"There are {n} islands.") for n in range(8))]
+    config = RateConfig(backend="openai", base_url=server, model="chat", concurrency=4, timeout_s=15)
+    plain = make_judge(config).rate(rows)
+    assert all(isinstance(verdict, Rating) for verdict in plain), plain
+
+    proxy, stage = FaultyProxy(server, list(faults.values())), RunDir(tmp_path).stage("rate")
+    with serving(proxy) as front:
+        verdicts = make_judge(config.model_copy(update={"base_url": front.url}), stage).rate(rows)
+    assert all(isinstance(verdict, Rating) for verdict in verdicts), verdicts
+    # A row asked about a second time, with its invalid reply, is another question: its rating may differ.
+    asked_again = [row for row, fault in proxy.met.items() if fault is faults["no rating"]]
+    assert len(proxy.met) == len(faults) and len(asked_again) == 1
+    for row, verdict, expected in zip(rows, verdicts, plain, strict=True):
+        assert verdict == expected or row[1] in asked_again
+    assert set(proxy.forwarded.values()) == {1} and len(proxy.forwarded) == len(rows)
+    assert len(front.seen) == len(rows) + len(faults)
+    assert ReplyLog(stage.run, "replies/rate").totals()["replies"] == len(rows) + 1  # "8/10" is one too
 
 
 def test_a_model_that_the_server_lacks_is_named(server: str) -> None:
