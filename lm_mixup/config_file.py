@@ -14,6 +14,9 @@ from pydantic import BaseModel, ValidationError
 
 from lm_mixup.config import Config
 from lm_mixup.errors import InputError
+from lm_mixup.redact import redact
+
+_MAY_HOLD_KEYS = ("api_key_env", "base_url")  # by mistake
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -32,12 +35,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     path = Path(path)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:  # of a file, unlike a text, YAML's errors quote no line
+            raw = yaml.safe_load(file)
     except OSError as error:
         raise InputError(
             f"config {path}: cannot be read ({error.strerror}); give the path of a YAML file"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
         where = str(error).replace("\n", " ")
         raise InputError(f"config {path}: not valid YAML ({where})") from None
     raw = {} if raw is None else raw
@@ -54,17 +58,17 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def _apply_override(raw: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
-        raise InputError(f"--set {override!r}: write it as key.path=value")
+        raise InputError(f"--set {redact(override)!r}: write it as key.path=value")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
-        raise InputError(f"--set {override!r}: the value is not valid YAML") from None
+        raise InputError(f"--set {key}=…: the value is not valid YAML") from None
     node = raw
     *parents, leaf = key.strip().split(".")
     for name in parents:
         child = node.setdefault(name, {})
         if not isinstance(child, dict):
-            raise InputError(f"--set {override!r}: {name} is a value, not a section")
+            raise InputError(f"--set {key}=…: {name} is a value, not a section")
         node = child
     node[leaf] = value
 
@@ -78,7 +82,10 @@ def _explain_one(fault: Any) -> str:
     location = [str(part) for part in fault["loc"]]
     where = ".".join(location) or "config"
     if fault["type"] != "extra_forbidden":
-        return f"{where}: {fault['msg'].removeprefix('Value error, ')} (got {fault.get('input')!r:.80})"
+        problem, given = fault["msg"].removeprefix("Value error, "), fault.get("input")
+        if isinstance(given, dict | list) or not {*_MAY_HOLD_KEYS}.isdisjoint(location):
+            return f"{where}: {problem}"
+        return f"{where}: {problem} (got {redact(repr(given)):.80})"
     valid = _keys_at(location[:-1])
     near = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else f"valid keys are {', '.join(sorted(valid))}"

@@ -70,6 +70,7 @@ def run_verb(verb: str, config: Config, run: RunDir, options: Options) -> dict[s
     """
     names = chosen_stages(verb, config, options)
     _check_inputs(names, config, run)
+    _tell_unused(config)
     _write_run_json(run, config, options.command)
     results: dict[str, StageResult] = {}
     for name in names:
@@ -109,6 +110,14 @@ def _check_inputs(names: Sequence[str], config: Config, run: RunDir) -> None:
                 raise InputError(
                     f"{run.uri}: stage {name} needs {needed}, which is not done; run `lm-mixup {verb}` first"
                 )
+
+
+def _tell_unused(config: Config) -> None:
+    """Names settings of another backend than the chosen one: one config may hold those of several."""
+    for name in ("teacher", "rate"):
+        chat = getattr(config, name)
+        if unused := chat.unused():
+            say(f"{name}.backend is {chat.backend}: without effect are {', '.join(unused)}")
 
 
 def run_stage(stage: Stage, config: Config, run: RunDir, *, fresh: bool = False) -> StageResult:

@@ -10,9 +10,14 @@ _CREDENTIALS = re.compile(r"(?<=://)[^/\s]+@")  # up to the last @: a password m
 
 def redact(text: str, *secrets: str) -> str:
     """The text with credentials inside URLs, and the given secrets, replaced by `***`."""
+    return _CREDENTIALS.sub("***@", hide(text, *secrets))
+
+
+def hide(text: str, *secrets: str) -> str:
+    """The text with the given secrets, and nothing else, replaced by `***`."""
     for secret in sorted(filter(None, secrets), key=len, reverse=True):
         text = text.replace(secret, "***")
-    return _CREDENTIALS.sub("***@", text)
+    return text
 
 
 def url_secrets(url: str | None) -> tuple[str, ...]:

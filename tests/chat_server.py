@@ -48,6 +48,7 @@ class Seen:
     body: dict[str, Any]
     headers: dict[str, str]
     at: float
+    port: int  # the client's
 
     @property
     def row(self) -> dict[str, str]:
@@ -68,7 +69,7 @@ class ChatServer:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 headers = {name.lower(): value for name, value in self.headers.items()}
-                seen = Seen(body, headers, time.monotonic())
+                seen = Seen(body, headers, time.monotonic(), self.client_address[1])
                 with outer.lock:
                     outer.seen.append(seen)
                 answer = outer.answer(seen)

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from lm_mixup.backends.limits import Limits, cost_of
+from lm_mixup.backends.limits import Limits, spent
 from lm_mixup.backends.replies import ReplyLog
 from lm_mixup.config import ChatConfig
 from lm_mixup.errors import InputError
@@ -59,9 +59,15 @@ class Reply:
 
 
 class Transport(Protocol):
-    """Where the model runs. It adds each reply to the log as it arrives."""
+    """Where the model runs. It adds each reply to the log as it arrives.
+
+    Attributes:
+        identity: Of model and settings: what else decides a reply.
+        answered: Whether it is known to have replied under these settings, now or before.
+    """
 
     identity: str
+    answered: bool
 
     def complete(self, requests: Sequence[Request], schema: dict[str, Any]) -> list[Reply | ChatFailure]:
         """The replies in order, each held to a JSON schema if the model can be."""
@@ -101,7 +107,9 @@ class Chat:
             for key, messages in wanted.items():
                 if key in outcomes:
                     continue
-                outcome, request = _next(key, messages, self._log.recall(key), answer)
+                texts = self._log.recall(key)
+                self._transport.answered |= bool(texts)
+                outcome, request = _next(key, messages, texts, answer)
                 if request is not None:
                     pending.append(request)
                 else:
@@ -137,7 +145,7 @@ def _next(
         complaint = f"This reply is not valid ({problem}). Reply again, with the JSON object alone."
         messages = [
             *messages,
-            {"role": "assistant", "content": texts[-1][:2000]},
+            {"role": "assistant", "content": escaped(texts[-1][:2000])},
             {"role": "user", "content": complaint},
         ]
     return None, Request(key, len(texts), messages)
@@ -145,7 +153,9 @@ def _next(
 
 def _problem(error: ValidationError) -> str:
     fault = error.errors()[0]
-    where = ".".join(str(part) for part in fault["loc"])
+    # The name of a field too many is the reply's own words, which do not belong into our turn.
+    path = fault["loc"][:-1] if fault["type"] == "extra_forbidden" else fault["loc"]
+    where = ".".join(str(part) for part in path)
     return f"{where}: {fault['msg']}" if where else str(fault["msg"])
 
 
@@ -156,7 +166,11 @@ def as_data(values: dict[str, str]) -> str:
     (`<|im_end|>`, `</s>`, `[INST]`) is written with a JSON escape for its first character. `json.loads` gives
     back each text unchanged.
     """
-    text = json.dumps(values, ensure_ascii=False)
+    return escaped(json.dumps(values, ensure_ascii=False))
+
+
+def escaped(text: str) -> str:
+    """A text in which what a chat template may take for a control token begins with a JSON escape."""
     return _ESCAPED.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
@@ -212,7 +226,7 @@ def usage(log: ReplyLog, config: ChatConfig, stage: str) -> dict[str, float]:
 
     Returns:
         requests (replies and failed attempts), retries, cache_hits, prompt_tokens, completion_tokens; and
-        cost, where there are prices.
+        cost, where there are or were prices.
     """
     log.refresh()
     total = log.totals(stage)
@@ -220,7 +234,6 @@ def usage(log: ReplyLog, config: ChatConfig, stage: str) -> dict[str, float]:
         "requests": total["replies"] + total["failures"],
         **{name: total[name] for name in ("retries", "cache_hits", "prompt_tokens", "completion_tokens")},
     }
-    if config.price_per_million is not None:
-        cost = cost_of(config, total["prompt_tokens"], total["completion_tokens"])
-        figures["cost"] = round(cost, 6)
+    if config.price_per_million is not None or "cost" in total:
+        figures["cost"] = round(spent(config, total), 6)
     return figures

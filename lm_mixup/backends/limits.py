@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ Caller = Callable[..., Awaitable[Any]]
 MAX_HOLD_S = 600.0  # longest cool-down that a server may ask for
 _GIVEN_UP = 100  # requests given up on in succession after which the server counts as down
 _POLL_S = 0.2
-_LEASE_S = 60.0  # beyond the timeout: after that an actor that asks counts as dead
+_LEASE_S = 60.0  # from its start and beyond the timeout: after that, who asks counts as dead
 _TOKENS_PER_BYTE = 0.3  # of a prompt, until replies have told
 
 
@@ -34,15 +34,18 @@ class Ticket:
             `spent`; the server is `down`.
         wait_s: Seconds until it may go or ask again.
         spent: Money spent so far.
+        reason: What the last of the requests that were given up failed with.
     """
 
     answer: Literal["go", "later", "seen", "spent", "down"]
     wait_s: float = 0.0
     spent: float = 0.0
+    reason: str = ""
 
 
 @dataclass
 class _Claim:
+    start: float
     expires: float
     tokens: float
     cost: float
@@ -62,17 +65,18 @@ class Limits:
     """
 
     def __init__(self, config: ChatConfig, run: RunDir | None = None, folder: str = "replies") -> None:
-        self._config = config
+        self._config, self._longest = config, longest_reply(config)
         self._request_gap = 60 / config.requests_per_minute if config.requests_per_minute else 0.0
         self._token_gap = 60 / config.tokens_per_minute if config.tokens_per_minute else 0.0
         self._next_request = self._next_token = self._held_until = self._calm_until = 0.0
         self._brake = 0.0  # gap between requests after a rate limit, seconds; fades as replies come
+        self._lease = config.timeout_s + _LEASE_S
         self._limited = self._given_up = 0  # in succession
+        self._reason = ""
         self._claims: dict[str, _Claim] = {}
         self._seen: set[str] = set()
         self._read_bytes, self._read_tokens = 0, 0.0
-        paid = ReplyLog(run, folder).totals() if run else {}
-        self._spent = cost_of(config, paid.get("prompt_tokens", 0), paid.get("completion_tokens", 0))
+        self._spent = spent(config, ReplyLog(run, folder).totals()) if run else 0.0
 
     def enter(self, key: str, prompt_bytes: int) -> Ticket:
         """Asks to send a request.
@@ -88,38 +92,53 @@ class Limits:
         if key in self._claims:
             return Ticket("later", _POLL_S)
         if self._given_up >= _GIVEN_UP:
-            return Ticket("down")
+            return Ticket("down", reason=self._reason)
         tokens = self._estimate(prompt_bytes)
-        cost = cost_of(self._config, tokens, self._config.max_tokens)
+        cost = cost_of(self._config, tokens, self._longest)
         if self._config.max_cost is not None:
             pending = sum(claim.cost for claim in self._claims.values())
             if self._spent + pending + cost > self._config.max_cost:
                 # Only once nothing is under way: what is paid for must arrive.
                 return Ticket("later", _POLL_S) if self._claims else Ticket("spent", spent=self._spent)
-        tokens += self._config.max_tokens
-        start = max(now, self._held_until, self._next_request, self._next_token)
-        self._next_request = start + max(self._request_gap, self._brake)
-        self._next_token = start + tokens * self._token_gap
-        lease = start - now + MAX_HOLD_S + self._config.timeout_s + _LEASE_S
-        self._claims[key] = _Claim(now + lease, tokens, cost, prompt_bytes)
+        tokens += self._longest
+        start = self._place(tokens)
+        self._claims[key] = _Claim(start, start + self._lease, tokens, cost, prompt_bytes)
         return Ticket("go", start - now)
 
-    def still_held(self) -> float:
-        """Seconds of cool-down left: asked by those who waited, as it may have begun in between."""
-        return max(0.0, self._held_until - time.monotonic())
+    def _place(self, tokens: float) -> float:
+        """When the next request with so many tokens may start; its place is taken."""
+        start = max(time.monotonic(), self._held_until, self._next_request, self._next_token)
+        self._next_request = start + max(self._request_gap, self._brake)
+        self._next_token = start + tokens * self._token_gap
+        return start
+
+    def still_held(self, key: str) -> float:
+        """Seconds that a request which was told to go has yet to wait.
+
+        Asked by those who waited, as a cool-down may have begun in between. Whoever falls into it takes a new
+        place behind the others: were all let go at its end, they would go at once.
+        """
+        claim = self._claims.get(key)
+        if claim is None:  # the actor of the limits has died since and come back without it
+            return max(0.0, self._held_until - time.monotonic())
+        if claim.start < self._held_until:
+            claim.start = self._place(claim.tokens)
+            claim.expires = claim.start + self._lease
+        return max(0.0, claim.start - time.monotonic())
 
     def hold(self, seconds: float | None) -> None:
         """The server's rate limit was hit: no request starts for so long.
 
         Args:
-            seconds: What the server asks for; None if it does not say: then it grows from half a second on.
+            seconds: What the server asks for; None if it does not say, or no time at all: then it grows from
+                half a second on.
         """
         now = time.monotonic()
         if now >= self._calm_until:  # the first of those that were under way together
             self._limited += 1
             self._brake = min(10.0, max(0.05, 2 * self._brake))
             self._calm_until = now + 1.0
-        if seconds is None:
+        if not seconds:
             seconds = min(60.0, 0.25 * 2**self._limited) * random.uniform(1.0, 1.5)
         self._held_until = max(self._held_until, now + min(seconds, MAX_HOLD_S))
 
@@ -140,9 +159,10 @@ class Limits:
         self._claims.pop(key, None)
         self._seen.discard(key)
 
-    def gave_up(self) -> None:
-        """A request was given up: it failed in passing time and again."""
+    def gave_up(self, reason: str) -> None:
+        """A request was given up: it failed in passing time and again, or as all may fail."""
         self._given_up += 1
+        self._reason = reason
 
     def _estimate(self, prompt_bytes: int) -> float:
         rate = self._read_tokens / self._read_bytes if self._read_bytes else _TOKENS_PER_BYTE
@@ -155,6 +175,24 @@ def cost_of(config: ChatConfig, prompt_tokens: float, completion_tokens: float) 
     if price is None:
         return 0.0
     return (prompt_tokens * price.input + completion_tokens * price.output) / 1e6
+
+
+def longest_reply(config: ChatConfig) -> int:
+    """Most tokens of a reply: what is really sent, where `request` says so."""
+    sent = (config.request.get(name) for name in ("max_completion_tokens", "max_tokens"))
+    return next((tokens for tokens in sent if isinstance(tokens, int)), config.max_tokens)
+
+
+def spent(config: ChatConfig, totals: Mapping[str, float]) -> float:
+    """What replies cost: each at the prices of its day, and at today's where there were none.
+
+    Args:
+        config: Today's prices.
+        totals: Of `ReplyLog.totals`.
+    """
+    kinds = ("prompt_tokens", "completion_tokens")
+    unpriced = [totals.get(name, 0) - totals.get(f"priced_{name}", 0) for name in kinds]
+    return totals.get("cost", 0.0) + cost_of(config, *unpriced)
 
 
 def share_limits(config: ChatConfig, run: RunDir, folder: str) -> Any:

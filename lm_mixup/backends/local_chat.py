@@ -39,19 +39,26 @@ class LocalModel:
             raise _renamed(error, section) from None
         self._config, self._section, self._log = config, section, log
         self._max_len = config.max_model_len or _longest(path, config)
+        if config.max_tokens >= self._max_len:
+            raise InputError(
+                f"{section}.max_tokens {config.max_tokens} leaves no room for a prompt: {path} reads "
+                f"{self._max_len} tokens, and the reply is among them"
+            )
+        dtype = str(policy_dtype(model)).removeprefix("torch.")
         self._engine = Engine(
             path,
-            dtype=str(policy_dtype(model)).removeprefix("torch."),
+            dtype=dtype,
             max_model_len=self._max_len,
             kv_cache_gib=config.kv_cache_gib,
             gpu_memory_utilization=config.gpu_memory_utilization,
             tensor_parallel_size=config.tensor_parallel_size,
             trust_remote_code=config.trust_remote_code,
         )
-        self.identity = json.dumps(["vllm", path, _versions(path), config.max_tokens, self._max_len])
+        self.answered = True
+        self.identity = identity_of(config, dtype, self._max_len)
 
     def complete(self, requests: Sequence[Request], schema: dict[str, Any]) -> list[Reply | ChatFailure]:
-        """Generates replies in batches, greedily; see `Transport`."""
+        """Generates replies in batches, greedily unless `request` has a temperature; see `Transport`."""
         results: list[Reply | ChatFailure] = []
         for first in range(0, len(requests), _BATCH):
             results += self._complete_batch(requests[first : first + _BATCH], schema)
@@ -69,11 +76,15 @@ class LocalModel:
             ChatFailure(f"prompt_too_long: {len(prompt)} tokens, {self._section}.max_model_len leaves {room}")
             for prompt in prompts
         ]
-        sampling = Sampling(temperature=0.0, max_tokens=self._config.max_tokens, json_schema=schema)
-        drawn = self._engine.generate([prompts[i] for i in fitting], sampling, [0] * len(fitting))
+        temperature = float(self._config.request.get("temperature", 0.0))
+        sampling = Sampling(temperature=temperature, max_tokens=self._config.max_tokens, json_schema=schema)
+        # The key is a digest of `request.seed` too: the same draw in whatever batch.
+        seeds = [int(requests[i].key[:7], 16) + requests[i].attempt for i in fitting]
+        drawn = self._engine.generate([prompts[i] for i in fitting], sampling, seeds)
         for number, (completion,) in zip(fitting, drawn, strict=True):
             reply = Reply(completion.text, len(prompts[number]), len(completion.token_ids))
-            self._log.add(requests[number].key, reply.text, reply.prompt_tokens, reply.completion_tokens)
+            tokens = (reply.prompt_tokens, reply.completion_tokens)
+            self._log.add(requests[number].key, reply.text, *tokens, cost=0.0)
             results[number] = reply
         return results
 
@@ -83,6 +94,13 @@ class LocalModel:
         safe = [message | {"content": defuse(self._tokenizer, message["content"])} for message in messages]
         text = self._tokenizer.apply_chat_template(safe, add_generation_prompt=True, tokenize=False)
         return [int(token) for token in self._tokenizer(str(text), add_special_tokens=False)["input_ids"]]
+
+
+def identity_of(config: ChatConfig, dtype: str, max_model_len: int) -> str:
+    """All that decides a reply beside the question: the weights, their type, lengths, how it is drawn."""
+    path = str(config.model)
+    settings = [dtype, config.max_tokens, max_model_len, config.request]
+    return json.dumps(["vllm", path, _versions(path), *settings], sort_keys=True)
 
 
 def check_model(path: str, section: str) -> None:

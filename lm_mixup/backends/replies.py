@@ -53,7 +53,9 @@ class ReplyLog:
         )
         self.refresh()
 
-    def add(self, key: str, text: str, prompt_tokens: int, completion_tokens: int) -> None:
+    def add(
+        self, key: str, text: str, prompt_tokens: int, completion_tokens: int, cost: float | None = None
+    ) -> None:
         """Keeps a reply; on return it is in the file.
 
         Args:
@@ -61,9 +63,12 @@ class ReplyLog:
             text: The reply.
             prompt_tokens: Tokens that were read for it.
             completion_tokens: Tokens that were written.
+            cost: At the prices of the day; None where there are no prices.
         """
-        tokens = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
-        self._append({"key": key, "text": text, "replies": 1, **tokens})
+        figures: dict[str, Any] = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
+        if cost is not None:
+            figures["cost"] = cost
+        self._append({"key": key, "text": text, "replies": 1, **figures})
 
     def count(self, **figures: int) -> None:
         """Keeps figures that are summed by stage: `failures`, `retries`, `cache_hits`."""
@@ -125,10 +130,17 @@ class ReplyLog:
 
     def _sum(self, event: dict[str, Any]) -> None:
         total = self._totals.setdefault(event["stage"], Counter())
-        total.update({name: int(event[name]) for name in _COUNTED if name in event})
+        figures: dict[str, Any] = {name: int(event[name]) for name in _COUNTED if name in event}
+        if "cost" in event:
+            priced = {f"priced_{name}": figures[name] for name in ("prompt_tokens", "completion_tokens")}
+            figures |= priced | {"cost": float(event["cost"])}
+        total.update(figures)
 
     def totals(self, stage: str | None = None) -> Counter[str]:
-        """Sums over the lines of a stage, or of all: replies, tokens, retries, cache hits."""
+        """Sums over the lines of a stage, or of all: replies, tokens, retries, cache hits.
+
+        And `cost` (a float) of those replies that had prices, with their tokens (`priced_…`).
+        """
         with self._lock:
             chosen = [total for name, total in self._totals.items() if stage in (None, name)]
             return sum(chosen, Counter())

@@ -8,6 +8,7 @@ model, the account's quota, a server that is gone) stops the run in one line.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import email.utils
 import json
 import os
@@ -17,13 +18,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from lm_mixup.backends.chat import ChatFailure, Reply, Request
-from lm_mixup.backends.limits import Ticket, caller
+from lm_mixup.backends.limits import Ticket, caller, cost_of
 from lm_mixup.backends.replies import ReplyLog
 from lm_mixup.config import ChatConfig, CustomReward
 from lm_mixup.errors import InputError
-from lm_mixup.redact import redact, url_secrets
+from lm_mixup.redact import hide, redact, url_secrets
 
 T = TypeVar("T")
+_OPENAI = "https://api.openai.com/v1"
+_DUMMY = 8  # characters; a key that is shorter (`x`, `none`) is no secret, and may be part of any word
 _LOOKED_UP = 20  # times that a reply of another actor is looked for, half a second apart
 
 
@@ -50,14 +53,16 @@ class Server:
         self._call = caller(limits)
         self._key = key_of(config, section)
         self._secrets = (self._key or "", *url_secrets(config.base_url))
-        url = redact(config.base_url or "", *self._secrets)
+        self._url = config.base_url or _OPENAI  # by itself the client would read OPENAI_BASE_URL
+        url = redact(self._url, *self._secrets)
         fields = {"max_tokens": config.max_tokens, "temperature": 0.0} | config.request
         self._fields = {name: value for name, value in fields.items() if value is not None}
         dropped = sorted(name for name, value in config.request.items() if value is None)
         self.identity = json.dumps(["openai", url, config.model, self._fields, dropped], sort_keys=True)
-        self._where = f"{section}.base_url {url or '(default)'}"
-        self._answered = False
+        self._where = f"{section}.base_url {url}"
+        self.answered = False
         self._stop: InputError | None = None
+        self._stopping = asyncio.Event()
 
     def complete(self, requests: Sequence[Request], schema: dict[str, Any]) -> list[Reply | ChatFailure]:
         """Sends requests, several at a time; see `Transport`.
@@ -71,23 +76,21 @@ class Server:
     async def _complete(
         self, requests: Sequence[Request], schema: dict[str, Any]
     ) -> list[Reply | ChatFailure]:
-        import openai
-
         results: list[Reply | ChatFailure | None] = [None] * len(requests)
         numbered = iter(list(enumerate(requests)))
-        self._stop = None
-        client = openai.AsyncOpenAI(
-            base_url=self._config.base_url,
-            api_key=self._key or "unused",
-            timeout=self._config.timeout_s,
-            max_retries=0,
-        )
-        async with client:
+        self._stop, self._stopping = None, asyncio.Event()
+        async with self._client() as client:
             lanes = min(self._config.concurrency, len(requests))
             await asyncio.gather(*(self._lane(client, numbered, schema, results) for _ in range(lanes)))
         if self._stop is not None:
             raise self._stop
         return [result for result in results if result is not None]
+
+    def _client(self) -> Any:
+        import openai
+
+        key, timeout = self._key or "unused", self._config.timeout_s
+        return openai.AsyncOpenAI(base_url=self._url, api_key=key, timeout=timeout, max_retries=0)
 
     async def _lane(
         self,
@@ -102,6 +105,7 @@ class Server:
                 results[index] = await self._one(client, request, schema)
             except InputError as error:
                 self._stop = self._stop or error
+                self._stopping.set()
             if self._stop is not None:
                 return
 
@@ -119,6 +123,7 @@ class Server:
             async for attempt in tenacity.AsyncRetrying(
                 retry=tenacity.retry_if_exception_type(_Passing),
                 wait=wait,
+                sleep=self._pause,
                 stop=tenacity.stop_after_attempt(1 + self._config.max_retries),
                 before_sleep=lambda _: self._log.count(retries=1),
                 reraise=True,
@@ -126,7 +131,7 @@ class Server:
                 with attempt:
                     return await self._attempt(client, request, schema)
         except _Passing as error:
-            await self._call("gave_up")
+            await self._call("gave_up", str(error))
             return ChatFailure(f"request_failed: {error}")
         raise AssertionError("unreachable: tenacity re-raises")
 
@@ -135,14 +140,16 @@ class Server:
         claim = f"{request.key}/{request.attempt}"
         seen = await self._enter(claim, request)
         if seen is not None:
+            self.answered = True
             return seen
         kept = False
         try:
             reply = await self._send(client, request, schema)
             if isinstance(reply, Reply):
                 tokens = (reply.prompt_tokens, reply.completion_tokens)
-                await asyncio.to_thread(self._log.add, request.key, reply.text, *tokens)
-                kept = self._answered = True
+                cost = cost_of(self._config, *tokens) if self._config.price_per_million else None
+                await asyncio.to_thread(self._log.add, request.key, reply.text, *tokens, cost)
+                kept = self.answered = True
                 await self._call("leave", claim, *tokens)
             return reply
         finally:
@@ -159,9 +166,12 @@ class Server:
                 raise self._stop
             ticket: Ticket = await self._call("enter", claim, size)
             if ticket.answer == "go":
-                await asyncio.sleep(ticket.wait_s)
-                while (held := await self._call("still_held")) > 0:
-                    await asyncio.sleep(held)
+                await self._pause(ticket.wait_s)
+                while self._stop is None and (held := await self._call("still_held", claim)) > 0:
+                    await self._pause(held)
+                if self._stop is not None:
+                    await self._call("drop", claim)
+                    raise self._stop
                 return None
             if ticket.answer == "seen":
                 await asyncio.to_thread(self._log.refresh)
@@ -171,11 +181,16 @@ class Server:
                 looked_up += 1
                 if looked_up == _LOOKED_UP:  # its file cannot be read here
                     await self._call("drop", claim)
-                await asyncio.sleep(0.5)
+                await self._pause(0.5)
             elif ticket.answer == "later":
-                await asyncio.sleep(ticket.wait_s)
+                await self._pause(ticket.wait_s)
             else:
                 raise self._stopped_by(ticket)
+
+    async def _pause(self, seconds: float) -> None:
+        """Sleeps, but no longer than until all must stop."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
 
     def _stopped_by(self, ticket: Ticket) -> InputError:
         if ticket.answer == "spent":
@@ -186,8 +201,8 @@ class Server:
                 f"higher limit ({option}) goes on"
             )
         return InputError(
-            f"{self._where}: does not answer; every request fails. What was answered is kept: the same "
-            "command goes on once the server is back"
+            f"{self._where}: every request fails, the last one with {ticket.reason!r}. What was answered is "
+            "kept: the same command goes on once that is mended"
         )
 
     async def _send(self, client: Any, request: Request, schema: dict[str, Any]) -> Reply | ChatFailure:
@@ -216,15 +231,24 @@ class Server:
         if status == 429 and "insufficient_quota" not in str(error):
             await self._call("hold", retry_after(error.response.headers))
             raise _Passing(self._line(error), limited=True) from None
+        asked = retry_after(error.response.headers) if status >= 500 else None
+        if asked:
+            await self._call("hold", asked)
+            raise _Passing(self._line(error), limited=True) from None
         if status in (408, 409) or status >= 500:
             raise _Passing(self._line(error)) from None
-        if status in (401, 402, 404, 429) or (status == 403 and not self._answered):
+        if status in (401, 402, 404, 429) or (status == 403 and not self.answered):
             raise InputError(
                 f"{self._where}: the server refuses model {self._config.model!r} (HTTP {status}, "
                 f"{type(error).__name__}); check {self._section}.model, {self._section}.api_key_env and the "
                 "account"
             ) from None
-        return ChatFailure(f"request_failed: {self._line(error)}")
+        line = self._line(error)
+        # A row of a server that has answered under these settings is refused for its own sake; only 403 may
+        # still mean the key. Any number of rows may be: another run asks for them again, one after the other.
+        if status == 403 or not self.answered:
+            await self._call("gave_up", line)
+        return ChatFailure(f"request_failed: {line}")
 
     def _read(self, body: str, request: Request) -> Reply:
         """The reply in a body. No choice, or one without text, is an empty reply: it may be paid for."""
@@ -243,7 +267,8 @@ class Server:
         if not any(tokens):  # the server does not count: four bytes a token
             sent = sum(len(message["content"]) for message in request.messages)
             tokens = [sent // 4 + 1, len(text) // 4 + 1]
-        return Reply(redact(text, *self._secrets), *tokens)
+        # A reply is the model's text: nothing in it but a key that the server echoes may be changed.
+        return Reply(hide(text, *(s for s in self._secrets if len(s) >= _DUMMY)), *tokens)
 
     def _line(self, error: Exception) -> str:
         """An error in one line, without keys."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from lm_mixup.config.section import Section, resources
+from lm_mixup.config.section import KeyVariable, Section, resources
 
 
 class ModelConfig(Section):
@@ -50,6 +50,22 @@ class PriceConfig(Section):
     output: float = Field(0.0, ge=0, description="Completion tokens.")
 
 
+_OF_SERVERS = (
+    *("base_url", "api_key_env", "requests_per_minute", "tokens_per_minute", "concurrency"),
+    *("timeout_s", "max_retries", "max_cost"),
+)
+_OF_ENGINES = (
+    *("tensor_parallel_size", "gpu_memory_utilization", "kv_cache_gib", "dtype", "max_model_len"),
+    "trust_remote_code",
+)
+_UNUSED = {
+    "openai": _OF_ENGINES,
+    "vllm": _OF_SERVERS,
+    "offline": ("model", "max_tokens", "request", "price_per_million", *_OF_SERVERS, *_OF_ENGINES),
+}
+_SAMPLING = ("temperature", "seed")  # request fields that the engine of a `vllm` actor knows too
+
+
 class ChatConfig(Section):
     """A chat model that fills in JSON: behind an OpenAI-compatible server, or inside vLLM actors."""
 
@@ -58,10 +74,13 @@ class ChatConfig(Section):
     )
     base_url: str | None = Field(None, description="Of the server, for backend `openai`; default: OpenAI's.")
     model: str | None = Field(None, description="Name on the server; for `vllm` a folder or Hub name.")
-    api_key_env: str | None = Field(None, description="Name of the environment variable that holds the key.")
+    api_key_env: KeyVariable | None = resources(
+        None, description="Name of the environment variable that holds the key."
+    )
     max_tokens: int = Field(256, ge=16, description="Most tokens of a reply.")
     request: dict[str, Any] = Field(
-        default_factory=dict, description="More fields of each request; null drops one of ours."
+        default_factory=dict,
+        description="More fields of each request; null drops one of ours. vLLM: temperature, seed alone.",
     )
     requests_per_minute: int | None = resources(None, ge=1, description="Of all actors together.")
     tokens_per_minute: int | None = resources(None, ge=1, description="Of all actors together.")
@@ -83,11 +102,50 @@ class ChatConfig(Section):
     )
     trust_remote_code: bool = Field(False, description="Run code that ships with the model in vLLM.")
 
+    @field_validator("base_url")
+    @classmethod
+    def _without_query(cls, url: str | None) -> str | None:
+        # It would end up in front of the path, and where it holds a key, in run.json.
+        if url and "?" in url:
+            raise ValueError("must not have a query (?…); a key goes into the variable of api_key_env")
+        return url
+
     @model_validator(mode="after")
     def _priced(self) -> ChatConfig:
         if self.max_cost is not None and self.price_per_million is None:
             raise ValueError("max_cost needs price_per_million: {input, output}")
         return self
+
+    @model_validator(mode="after")
+    def _chosen(self) -> ChatConfig:
+        if "backend" not in self.model_fields_set and (self.model or self.base_url):
+            raise ValueError("model or base_url is set but not backend; set it to openai, vllm or offline")
+        return self
+
+    @model_validator(mode="after")
+    def _known_to_the_engine(self) -> ChatConfig:
+        if self.backend != "vllm":
+            return self
+        for name, value in self.request.items():
+            if name not in _SAMPLING:
+                raise ValueError(f"request.{name}: backend vllm knows {' and '.join(_SAMPLING)} alone")
+            if not isinstance(value, int | float) or value < 0:
+                raise ValueError(f"request.{name} must be a number, not less than 0")
+        if self.max_model_len is not None and self.max_tokens >= self.max_model_len:
+            raise ValueError(
+                f"max_tokens ({self.max_tokens}) must be less than max_model_len ({self.max_model_len}), "
+                "which holds prompt and reply"
+            )
+        return self
+
+    def unused(self) -> list[str]:
+        """The settings that are not at their default, and that the backend has no use for."""
+        fields = type(self).model_fields
+        return [
+            name
+            for name in _UNUSED[self.backend]
+            if getattr(self, name) != fields[name].get_default(call_default_factory=True)
+        ]
 
 
 class RateConfig(ChatConfig):

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from lm_mixup.config.section import Section, resources
+from lm_mixup.config.section import KeyVariable, Section, resources
 from lm_mixup.tasks import TaskType
 
 
@@ -35,7 +35,7 @@ class CustomReward(Section):
     task_weights: dict[TaskType, float] = Field(
         default_factory=dict, description="Weights for single task types, in place of `weight`."
     )
-    api_key_env: str | None = resources(
+    api_key_env: KeyVariable | None = resources(
         None, description="Name of the environment variable that holds the endpoint's key."
     )
     timeout_s: float = resources(

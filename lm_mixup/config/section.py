@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+import re
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 T = TypeVar("T")
 
@@ -15,10 +16,23 @@ def resources(default: T, **kwargs: Any) -> T:
     return field
 
 
+def _variable(name: str) -> str:
+    # Capitals alone: most keys have lower-case letters, and a key put here by mistake must not get further.
+    if not re.fullmatch("([A-Z_][A-Z0-9_]*)?", name):
+        raise ValueError(
+            "must be the NAME of an environment variable (capitals, digits, underscores) that holds the key, "
+            "never the key itself"
+        )
+    return name
+
+
+KeyVariable = Annotated[str, AfterValidator(_variable)]
+
+
 class Section(BaseModel):
     """Base of every section: unknown keys refused, values frozen after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     def identity(self) -> dict[str, Any]:
         """The JSON-able values that decide the output: everything but the `resources` fields."""

@@ -1,6 +1,6 @@
 """A run whose judge is behind a server: killed, stopped by its budget, finished; no row is rated twice.
 
-One run directory and one server throughout. Two rate actors share one pace.
+One run directory and one server throughout. Two rate actors share one pace, and one cool-down.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 
-from chat_server import COMPLETION_TOKENS, GOOD, PROMPT_TOKENS, Answer, serving
+import psutil
+from chat_server import COMPLETION_TOKENS, GOOD, PROMPT_TOKENS, Answer, Seen, serving
 
 from lm_mixup.runs import RunDir
 
@@ -52,18 +54,48 @@ def finish(words: list[str]) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+class Meeting:
+    """Keeps requests waiting until two processes have asked; then tells one of them that it is too fast."""
+
+    def __init__(self) -> None:
+        self.pids: set[int | None] = set()
+        self.limited_at = 0.0
+        self._lock, self._both = threading.Lock(), threading.Event()
+
+    def answer(self, seen: Seen) -> Answer | None:
+        """None once the two have met."""
+        if self._both.is_set():
+            return None
+        with self._lock:
+            self.pids |= {c.pid for c in psutil.net_connections("tcp") if c.laddr.port == seen.port}
+            if len(self.pids) == 2 and not self._both.is_set():
+                self.limited_at = time.monotonic()
+                self._both.set()
+                return Answer("busy", 429, {"retry-after": "2"})
+        self._both.wait(LIMIT_S)
+        return Answer(delay_s=0.5)  # by then the cool-down has begun
+
+
+def command_lines() -> list[str]:
+    """Of all processes of this machine."""
+    return [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
+
+
 def test_a_run_killed_and_stopped_by_its_budget_pays_once(tmp_path: Path) -> None:
     run = tmp_path / "run"
     answered: Counter[str] = Counter()
-    lock, half = threading.Lock(), threading.Event()
+    lock, half, meeting = threading.Lock(), threading.Event(), Meeting()
 
     def until_half(seen):
+        met = meeting.answer(seen)
+        if met is not None and met.status == 429:
+            return met
         with lock:
             if sum(answered.values()) >= 70:
                 half.set()
             else:
                 answered[seen.body["messages"][1]["content"]] += 1
-                return GOOD
+                return met or GOOD
         return Answer(delay_s=120)
 
     def count(seen):
@@ -79,11 +111,15 @@ def test_a_run_killed_and_stopped_by_its_budget_pays_once(tmp_path: Path) -> Non
             )
         try:
             assert half.wait(LIMIT_S), log.read_text()[-3000:]
+            lines = command_lines()
             threading.Event().wait(1)  # the replies before are on their way into the files
         finally:
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
         server.answer = count
+        assert any(str(run) in line for line in lines) and not [line for line in lines if KEY in line]
+        since = [seen.at - meeting.limited_at for seen in server.seen]
+        assert len(meeting.pids) == 2 and not [at for at in since if 0.8 < at < 1.9]  # both processes wait
 
         code, output = finish(command(run, server.url, "--max-cost", "14"))  # 0.14 a row: 100 rows
         assert code == 2, output

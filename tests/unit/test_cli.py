@@ -136,7 +136,9 @@ def test_credentials_in_urls_are_masked(tmp_path: Path):
     from lm_mixup.config import Config
     from lm_mixup.pipeline import Options, _write_run_json
 
-    config = Config.model_validate({"rate": {"base_url": "https://me:secret@judge.example/v1"}})
+    config = Config.model_validate(
+        {"rate": {"backend": "openai", "base_url": "https://me:secret@judge.example/v1"}}
+    )
     run = RunDir(tmp_path)
     _write_run_json(
         run, config, Options(command=("x", "--set", "rate.base_url=https://me:secret@j/")).command

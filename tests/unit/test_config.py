@@ -11,9 +11,10 @@ from typing import get_args
 import pytest
 import yaml
 
-from lm_mixup.config import Config, Section
+from lm_mixup.config import Config, RateConfig, Section
 from lm_mixup.config_file import load_config
 from lm_mixup.errors import InputError
+from lm_mixup.pipeline import _tell_unused
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -49,6 +50,11 @@ def write(tmp_path: Path, text: str) -> Path:
         ("grpo: {learner_ranks: 9, prompts_per_step: 2}", "must not be less than learner_ranks"),
         ("grpo: {keep_best: true, eval_prompts: 0}", "keep_best needs validations"),
         ("grpo: {kl_in: reward, advantage: gdpo}", "kl_in reward needs"),
+        ("rate: {model: judge}", "rate: model or base_url is set but not backend"),
+        ("teacher: {base_url: 'http://h'}", "teacher: model or base_url is set but not backend"),
+        ("rate: {backend: vllm, request: {top_p: 0.9}}", "request.top_p: backend vllm knows temperature and"),
+        ("rate: {backend: vllm, request: {temperature: hot}}", "request.temperature must be a number"),
+        ("rate: {backend: vllm, max_tokens: 64, max_model_len: 64}", "must be less than max_model_len (64)"),
         ("- a\n- b", "must be a mapping of sections, not a list"),
         ("just words", "must be a mapping of sections, not a str"),
         ("a: [1, 2", "not valid YAML"),
@@ -60,6 +66,63 @@ def test_bad_configs_say_what_and_where_on_one_line(tmp_path: Path, text: str, m
         load_config(write(tmp_path, text))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+KEY, PASSWORD = "sk-live-ABCDEF0123456789", "pass-word"
+URL = f"https://me:{PASSWORD}@host/v1"
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides"),
+    [
+        (f"rate: {{api_key_env: {KEY}}}", []),
+        ("rate: {api_key_env: gsk_AbCdEf0123}", []),
+        (f"rate: {{api_key_env: [{KEY}]}}", []),
+        (f"rewards: {{custom: {{mine: {{url: 'http://h', weight: 1, api_key_env: {KEY}}}}}}}", []),
+        (f"rate: {{base_url: 'https://h/v1?api-key={KEY}'}}", []),
+        (f"rate: {{base_url: ['{URL}']}}", []),
+        (f"rate: {{base_url: '{URL}', max_cost: 1}}", []),
+        (f"rate: {{base_url: {URL}: 1}}", []),
+        (f"rate: {URL}", []),
+        (f"rate: ['{URL}']", []),
+        (f"rate: {{max_tokens: {'x' * 60}{URL}}}", []),
+        ("", [f"rate={URL}"]),
+        ("", [f"rate.base_url {URL}"]),
+        ("", [f"rate.base_url=[{URL}"]),
+        ("rate: 1", [f"rate.base_url={URL}"]),
+        ("", [f"rate.api_key_env={KEY}"]),
+    ],
+)
+def test_no_error_shows_a_key_or_password(tmp_path: Path, text: str, overrides: list[str]):
+    with pytest.raises(InputError) as caught:
+        load_config(write(tmp_path, text), overrides)
+    for secret in (KEY, "sk-live", "gsk_", PASSWORD, "pass"):
+        assert secret not in str(caught.value)
+
+
+def test_a_key_in_place_of_its_variable_is_refused_unseen():
+    with pytest.raises(ValueError, match="NAME of an environment variable") as direct:
+        RateConfig(api_key_env=KEY)
+    assert KEY not in str(direct.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("rate: {backend: offline, model: m, max_cost: 1, price_per_million: {input: 1}}",
+         "rate.backend is offline: without effect are model, price_per_million, max_cost"),
+        ("teacher: {backend: vllm, model: m, base_url: 'http://h', concurrency: 4}",
+         "teacher.backend is vllm: without effect are base_url, concurrency"),
+        ("rate: {backend: openai, model: m, max_model_len: 4096}",
+         "rate.backend is openai: without effect are max_model_len"),
+        ("rate: {backend: openai, model: m, max_tokens: 300, timeout_s: 9, request: {seed: 1}}", ""),
+        ("teacher: {backend: vllm, model: m, dtype: bfloat16, num_cpus: 2, max_tokens: 300}", ""),
+    ],
+)  # fmt: skip
+def test_settings_of_another_backend_are_told(tmp_path: Path, capsys, text: str, told: str):
+    _tell_unused(load_config(write(tmp_path, text)))
+    out, err = capsys.readouterr()
+    assert " ".join((out + err).split()) == told
 
 
 def test_a_missing_file_is_named(tmp_path: Path):
@@ -100,12 +163,14 @@ def test_resources_do_not_decide_the_output():
         {
             "embedder": {"num_actors": 7},
             "grpo": {"rollout_actors": 3, "micro_tokens": 512},
+            "rate": {"api_key_env": "ANOTHER_NAME"},
             "sft": {"num_workers": 4, "micro_batch_size": 2, "gradient_checkpointing": True},
         }
     )
     assert base.sft.identity() == more.sft.identity()
     assert base.embedder.identity() == more.embedder.identity()
     assert base.grpo.identity() == more.grpo.identity()
+    assert base.rate.identity() == more.rate.identity()
     assert base.grpo.identity() != Config.model_validate({"grpo": {"beta": 0.5}}).grpo.identity()
 
 

@@ -1,11 +1,8 @@
 """The chat judge against a server that misbehaves: a valid rating or a reason, and nothing else."""
 
 import asyncio
-import email.utils
 import json
 import logging
-import threading
-import time
 
 import pytest
 from chat_server import GOOD, Answer, serving
@@ -14,9 +11,12 @@ from hypothesis import strategies as st
 
 from lm_mixup.backends.chat import as_data
 from lm_mixup.backends.judge import Rating, RatingFailure, make_judge
-from lm_mixup.backends.server import retry_after
+from lm_mixup.backends.local_chat import identity_of
+from lm_mixup.backends.replies import ReplyLog
+from lm_mixup.backends.server import Server
 from lm_mixup.config import RateConfig
 from lm_mixup.errors import InputError
+from lm_mixup.runs import RunDir
 
 RATED = Rating(3, 4, 5, 8)
 INJECTIONS = [
@@ -49,6 +49,30 @@ def test_rates_in_order_with_the_key_and_the_schema(monkeypatch):
     assert seen.body["max_tokens"] == 256 and seen.body["temperature"] == 0
 
 
+def test_the_server_is_the_one_in_the_config_whatever_the_environment_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-another-0123")
+    with serving(lambda _: GOOD) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        # Replies of one server must not be taken for another's, and rows must not go where nobody sent them.
+        asked = Server(server.config(base_url=None), "rate", ReplyLog(None), None)
+        assert (
+            "api.openai.com" in asked.identity
+            and str(asked._client().base_url) == "https://api.openai.com/v1/"
+        )
+
+
+def test_replies_of_a_local_model_are_told_apart_by_what_decides_them(tmp_path):
+    def identity(dtype="float32", length=512, **settings):
+        return identity_of(RateConfig(backend="vllm", model=str(tmp_path), **settings), dtype, length)
+
+    (tmp_path / "model.safetensors").write_bytes(b"1")
+    others = [identity("bfloat16"), identity(length=256), identity(max_tokens=99)]
+    others += [identity(request={"temperature": 1}), identity(request={"temperature": 1, "seed": 2})]
+    (tmp_path / "model.safetensors").write_bytes(b"12")
+    assert len({identity(), *others}) == 6
+    assert identity(kv_cache_gib=2, num_cpus=2) == identity()
+
+
 def test_request_fields_can_be_added_and_dropped():
     more = {"max_tokens": None, "max_completion_tokens": 99, "response_format": None, "seed": 7}
     with serving(lambda _: GOOD) as server:
@@ -66,8 +90,28 @@ def test_a_row_is_data_whatever_stands_in_it(text):
     assert [message["role"] for message in hostile] == ["system", "user"]
     assert hostile[0] == plain[0]  # the task is the same, word for word
     assert json.loads(hostile[1]["content"]) == {"instruction": text, "response": text}
-    for mark in ("<|", "</s>", "[INST]", "<<SYS", "<start_of_turn>", "<｜"):
-        assert mark not in hostile[1]["content"]
+    assert not marks_in(hostile[1]["content"])
+
+
+def marks_in(content):
+    return [mark for mark in ("<|", "</s>", "[INST]", "<<SYS", "<start_of_turn>", "<｜") if mark in content]
+
+
+REPEATED = {
+    "in prose": lambda text: f"The row says: {text}",
+    "as a name": lambda text: json.dumps(json.loads(GOOD) | {text: 1}),
+}
+
+
+@pytest.mark.parametrize("repeated", REPEATED.values(), ids=REPEATED)
+@pytest.mark.parametrize("text", INJECTIONS)
+def test_a_reply_that_repeats_the_row_is_data_when_asked_again(text, repeated):
+    with serving(lambda seen: repeated(text) if len(seen.body["messages"]) == 2 else GOOD) as server:
+        assert server.judge().rate([("p", "c")]) == [RATED]
+    first, second = (seen.body["messages"] for seen in server.seen)
+    assert second[:2] == first and [message["role"] for message in second[2:]] == ["assistant", "user"]
+    assert not [mark for message in second[2:] for mark in marks_in(message["content"])]
+    assert text not in second[3]["content"]  # our own turn holds our words alone
 
 
 @given(st.text(alphabet=st.characters(), max_size=60), st.text(max_size=60))
@@ -116,83 +160,11 @@ def test_a_second_reply_that_is_valid_counts():
     assert "not valid" in second[3]["content"]
 
 
-PASSING = {
-    "429 in seconds": Answer("busy", 429, {"retry-after": "0.3"}),
-    "429 bare": Answer("busy", 429),
-    "500": Answer("broken", 500),
-    "503": Answer("busy", 503),
-    "408": Answer("slow", 408),
-    "hangs": Answer(delay_s=3),
-    "drips": Answer(drip_s=0.05),
-    "cut": Answer(cut=True),
-    "html": Answer(raw=b"<html>gateway</html>", headers={"content-type": "text/html"}),
-    "not json": Answer(raw=b'{"choices": ['),
-    "another json": Answer(raw=b'["no"]'),
-    "not utf-8": Answer(raw=b"\xff\xfe\x00"),
-}
-
-
-@pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING)
-def test_what_may_pass_is_repeated(fault):
-    answers = iter([fault])
-    with serving(lambda _: next(answers, GOOD)) as server:
-        assert server.judge(timeout_s=1).rate([("p", "c")]) == [RATED]
-    assert len(server.seen) == 2
-
-
-@pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING)
-def test_what_does_not_pass_fails_that_row_alone_with_a_reason(fault):
-    with serving(lambda seen: fault if seen.row["response"] == "bad" else GOOD) as server:
-        bad, good = server.judge(timeout_s=1, max_retries=1).rate([("p", "bad"), ("p", "fine")])
-    assert isinstance(bad, RatingFailure) and bad.startswith("request_failed: ") and len(bad) > 25
-    assert good == RATED
-    assert server.rows().count("bad") == 2
-
-
 def test_no_choices_is_no_rating():
     with serving(lambda _: Answer(raw=b'{"choices": []}')) as server:
         (verdict,) = server.judge().rate([("p", "c")])
     assert isinstance(verdict, RatingFailure) and verdict.startswith("invalid_reply")
     assert len(server.seen) == 2
-
-
-def test_a_row_that_the_server_rejects_fails_at_once_with_its_reason():
-    with serving(lambda _: Answer("too many tokens", 400)) as server:
-        (verdict,) = server.judge().rate([("p", "c")])
-    assert isinstance(verdict, RatingFailure) and "too many tokens" in verdict
-    assert len(server.seen) == 1
-
-
-@pytest.mark.parametrize("status", [401, 402, 403, 404])
-def test_a_refused_key_or_model_stops_the_run(status):
-    with serving(lambda _: Answer("no", status)) as server, pytest.raises(InputError, match="refuses model"):
-        server.judge(concurrency=1).rate([("p", str(n)) for n in range(20)])
-    assert len(server.seen) == 1
-
-
-def test_a_spent_quota_stops_the_run():
-    fault = Answer("insufficient_quota: pay", 429)
-    with serving(lambda _: fault) as server, pytest.raises(InputError, match="and the account"):
-        server.judge().rate([("p", "c")])
-
-
-def test_a_forbidden_row_among_answered_ones_fails_alone():
-    def answer(seen):
-        return Answer("flagged", 403) if seen.row["response"] == "rude" else GOOD
-
-    with serving(answer) as server:
-        verdicts = server.judge(concurrency=1).rate([("p", "fine"), ("p", "rude"), ("p", "good")])
-    assert verdicts[0] == verdicts[2] == RATED and "flagged" in verdicts[1]
-
-
-def test_a_server_that_is_gone_stops_the_run_in_time():
-    judge = make_judge(
-        RateConfig(backend="openai", base_url="http://127.0.0.1:9/v1", model="m", max_retries=0)
-    )
-    few = judge.rate([("p", str(n)) for n in range(50)])
-    assert all(isinstance(v, RatingFailure) and "APIConnectionError" in v for v in few)
-    with pytest.raises(InputError, match="does not answer"):
-        judge.rate([("q", str(n)) for n in range(200)])
 
 
 def test_equal_rows_are_asked_once_and_empty_ones_never():
@@ -204,75 +176,6 @@ def test_equal_rows_are_asked_once_and_empty_ones_never():
     assert sorted(server.rows()) == ["c", "d"]
 
 
-def test_requests_per_minute_are_kept():
-    with serving(lambda _: GOOD) as server:
-        server.judge(requests_per_minute=600).rate([("p", str(n)) for n in range(6)])
-    times = sorted(seen.at for seen in server.seen)
-    assert times[-1] - times[0] >= 0.45  # five gaps of 0.1 s
-
-
-def test_tokens_per_minute_are_kept():
-    # 120 tokens a reply are 0.12 s of a 60,000-token minute each, whatever was estimated before.
-    with serving(lambda _: GOOD) as server:
-        server.judge(tokens_per_minute=60_000, concurrency=1).rate([("p", str(n)) for n in range(9)])
-    times = sorted(seen.at for seen in server.seen)
-    assert 8 * 0.12 * 0.9 <= times[-1] - times[0] <= 8 * 0.12 * 2.5
-
-
-def test_a_rate_limit_holds_back_all_requests():
-    limited = threading.Event()
-
-    def answer(seen):
-        if not limited.is_set():
-            limited.set()
-            return Answer("busy", 429, {"retry-after": "1"})
-        return Answer(delay_s=0.05)
-
-    with serving(answer) as server:
-        assert server.judge(concurrency=4).rate([("p", str(n)) for n in range(12)]) == [RATED] * 12
-    first = min(seen.at for seen in server.seen)
-    after = [seen.at - first for seen in server.seen]
-    assert sum(at < 0.5 for at in after) <= 8  # what was under way already, and what they made room for
-    assert not [at for at in after if 0.5 < at < 0.95]
-
-
-def test_a_tight_server_is_learned_and_no_row_is_lost():
-    allowed = {"next": 0.0}
-
-    def answer(seen):
-        if seen.at < allowed["next"]:
-            return Answer("busy", 429, {"retry-after": "0.1"})
-        allowed["next"] = seen.at + 0.1
-        return GOOD
-
-    with serving(answer) as server:
-        rows = [("p", str(n)) for n in range(25)]
-        assert server.judge(max_retries=30).rate(rows) == [RATED] * 25
-    assert len(server.seen) < 150  # without the brake each row would be refused by all those before it: 325
-
-
-@pytest.mark.parametrize(
-    ("headers", "expected"),
-    [
-        ({"retry-after": "7"}, 7),
-        ({"retry-after": "0.5"}, 0.5),
-        ({"retry-after-ms": "250", "retry-after": "9"}, 0.25),
-        ({"retry-after": "-3"}, 0),
-        ({"retry-after": "soon"}, None),
-        ({}, None),
-    ],
-)
-def test_retry_after(headers, expected):
-    assert retry_after(headers) == expected
-
-
-def test_retry_after_as_a_date():
-    in_30 = email.utils.formatdate(time.time() + 30, usegmt=True)
-    assert retry_after({"retry-after": in_30}) == pytest.approx(30, abs=1.5)
-    past = email.utils.formatdate(time.time() - 30, usegmt=True)
-    assert retry_after({"retry-after": past}) == 0
-
-
 @pytest.mark.parametrize("status", [200, 400, 401, 429, 500])
 def test_a_key_that_the_server_echoes_is_written_nowhere(status, monkeypatch, caplog, capfd, tmp_path):
     key = "sk-VERY-secret-0123456789"
@@ -280,8 +183,6 @@ def test_a_key_that_the_server_echoes_is_written_nowhere(status, monkeypatch, ca
     caplog.set_level(logging.DEBUG, logger="lm_mixup")
     said = f"Bearer {key} is not welcome at https://me:pass-word@host/v1"
     with serving(lambda _: Answer(said, status)) as server:
-        from lm_mixup.runs import RunDir
-
         url = server.url.replace("://", "://me:pass-word@")
         config = server.config(api_key_env="JUDGE_KEY", base_url=url, max_retries=0)
         try:
@@ -293,6 +194,22 @@ def test_a_key_that_the_server_echoes_is_written_nowhere(status, monkeypatch, ca
     files = "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
     for text in (shown, captured.out, captured.err, caplog.text, files):
         assert key not in text and "pass-word" not in text
+
+
+@pytest.mark.parametrize("key", ["x", "4", "EMPTY"])
+def test_a_dummy_key_leaves_replies_as_they_are(key, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", key)
+    with serving(lambda _: GOOD) as server:
+        assert server.judge(api_key_env="JUDGE_KEY").rate([("p", "c")]) == [RATED]
+
+
+def test_an_address_with_a_password_stands_in_a_reply_as_it_was_written(tmp_path):
+    text = "Use postgres://user:pw@db/x."
+    with serving(lambda _: text) as server:
+        config = server.config(base_url=server.url.replace("://", "://me:pass-word@"))
+        make_judge(config, RunDir(tmp_path).stage("rate")).rate([("p", "c")])
+    (path,) = tmp_path.glob("replies/rate/*.jsonl")
+    assert text in path.read_text()
 
 
 def test_works_where_a_loop_runs_already():

@@ -88,6 +88,25 @@ def test_a_row_that_comes_back_in_another_stage_is_free(tmp_path):
     assert figures["cost"] == pytest.approx(2 * (PROMPT_TOKENS * 10 + COMPLETION_TOKENS * 100) / 1e6)
 
 
+def test_replies_cost_what_they_cost_on_their_day(tmp_path):
+    stage = RunDir(tmp_path).stage("rate")
+    with serving(lambda _: GOOD) as server:
+        first = server.config(model="no prices yet")
+        make_judge(first, stage).rate(ROWS[:10])
+        assert "cost" not in used(stage.run, first)
+        dear = server.config(model="dear", price_per_million={"input": 1000, "output": 2000})
+        make_judge(dear, stage).rate(ROWS[:10])  # at 0.14
+        assert used(stage.run, dear)["cost"] == pytest.approx(2 * 1.4)  # the others at today's prices
+        cheap = server.config(model="cheap", price_per_million={"input": 1, "output": 2}, max_cost=1.402)
+        with pytest.raises(InputError, match=r"max_cost 1\.402 is reached \(1\.4014 spent"):
+            make_judge(cheap, stage).rate(ROWS[:10])  # 1.4 and for the first 0.0014; each of these 0.00014
+        more = cheap.model_copy(update={"max_cost": 2.0})
+        assert make_judge(more, stage).rate(ROWS[:10]) == [RATED] * 10
+    assert used(stage.run, more)["cost"] == pytest.approx(1.4 + 2 * 0.0014)
+    ReplyLog(stage.run, REPLIES, "rate").add("0" * 32, "free", 10**6, 10**6, cost=0.0)
+    assert used(stage.run, more)["cost"] == pytest.approx(1.4 + 2 * 0.0014)
+
+
 def test_judges_at_work_together_ask_once(tmp_path):
     run = RunDir(tmp_path)
     with serving(lambda _: Answer(delay_s=0.02)) as server:
