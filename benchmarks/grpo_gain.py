@@ -115,6 +115,7 @@ def main() -> None:
         found["flipped"] = table("with the quality weight's sign turned", turned)
     if args.json:
         config = {"config": args.config, "seeds": args.seeds, "steps": args.steps, "prompts": args.prompts}
+        config["set"] = args.set
         result = {"name": "grpo_gain", "machine": harness.machine(), "config": config, **found}
         args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 

@@ -45,7 +45,7 @@ def timed(work: Callable[[], T], repeats: int) -> tuple[float, T]:
 
 def medians(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Of each figure the median over the rounds: sides that take turns see the same machine."""
-    return {key: statistics.median(found[key] for found in rounds) for key in rounds[0]}
+    return {key: round(statistics.median(found[key] for found in rounds), 4) for key in rounds[0]}
 
 
 def finish(
