@@ -14,9 +14,9 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-PREFIX: Final = "rows/"
+_PREFIX: Final = "rows/"
 NOT_STATED: Final = "not stated"
-SPLITS: Final = ("sft", "grpo", "test")  # in the order in which they are used
+_SPLITS: Final = ("sft", "grpo", "test")  # in the order in which they are used
 _WHOLE: Final = "train"
 _STORED: Final = ("task_type", "method", "origin", "score", "noisy")
 # How the columns are called in a table, in the order in which the tables are shown.
@@ -45,17 +45,17 @@ def census(rows: pa.Table) -> Counter[str]:
     splits = rows["split"] if "split" in rows.schema.names else pa.repeat(_WHOLE, rows.num_rows)
     counts: Counter[str] = Counter()
     for split, number in _occurrences(splits):
-        counts[f"{PREFIX}{split}"] = number
+        counts[f"{_PREFIX}{split}"] = number
         chosen = rows.filter(pc.equal(splits, split))
         for column, values in _columns(chosen).items():
             for value, count in _occurrences(values):
-                counts[f"{PREFIX}{split}/{column}/{_told(value)}"] = count
+                counts[f"{_PREFIX}{split}/{column}/{_told(value)}"] = count
     return counts
 
 
 def splits_in(figures: Mapping[str, Any]) -> dict[str, int]:
     """The rows of each split among the figures, in the order in which splits are used."""
-    found = {key.removeprefix(PREFIX): int(n) for key, n in figures.items() if key.startswith(PREFIX)}
+    found = {key.removeprefix(_PREFIX): int(n) for key, n in figures.items() if key.startswith(_PREFIX)}
     return {split: found[split] for split in sorted(found, key=_place) if "/" not in split}
 
 
@@ -72,8 +72,8 @@ def tables_of(figures: Mapping[str, Any]) -> dict[str, list[tuple[str, list[int]
     splits = list(splits_in(figures))
     found: dict[str, dict[str, Counter[str]]] = {column: {} for column in _LABELS}
     for key, count in figures.items():
-        if key.startswith(PREFIX) and key.count("/") >= 3:
-            split, column, value = key.removeprefix(PREFIX).split("/", 2)
+        if key.startswith(_PREFIX) and key.count("/") >= 3:
+            split, column, value = key.removeprefix(_PREFIX).split("/", 2)
             found[column].setdefault(value, Counter())[split] += int(count)
     return {
         _LABELS[column]: [
@@ -86,7 +86,7 @@ def tables_of(figures: Mapping[str, Any]) -> dict[str, list[tuple[str, list[int]
 
 def without_census(figures: Mapping[str, Any]) -> dict[str, Any]:
     """The other figures."""
-    return {key: value for key, value in figures.items() if not key.startswith(PREFIX)}
+    return {key: value for key, value in figures.items() if not key.startswith(_PREFIX)}
 
 
 def _columns(rows: pa.Table) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def _told(value: Any) -> str:
 
 
 def _place(split: str) -> tuple[int, str]:
-    return (SPLITS.index(split) if split in SPLITS else len(SPLITS), split)
+    return (_SPLITS.index(split) if split in _SPLITS else len(_SPLITS), split)
 
 
 def _in_order(value: str) -> tuple[int, float, str]:

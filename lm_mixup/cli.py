@@ -174,9 +174,10 @@ def _show(results: dict[str, StageResult], run_dir: str) -> None:
     """The closing table, and where the outcome lies."""
     skipped = [name for name, result in results.items() if result.skipped]
     console.print(_table({name: result.manifest for name, result in results.items()}, skipped))
-    if "mixture" in results:
+    census = _census(results["mixture"].manifest.metrics) if "mixture" in results else None
+    if census is not None and census.row_count > 1:  # a manifest of before has no such figures
         console.print()
-        console.print(_census(results["mixture"].manifest.metrics))
+        console.print(census)
     if "select" in results:
         say(f"training set: {escape(run_dir)}/select/train.jsonl")
     if "finetune" in results:

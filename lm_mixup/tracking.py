@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from lm_mixup.config import TrackingConfig
 from lm_mixup.errors import InputError
+from lm_mixup.whole_file import write_whole
 
 Line = Mapping[str, Any]
 
@@ -140,6 +141,4 @@ class _WandB:
         self._run.finish(exit_code=int(failed))
 
     def _keep(self, step: int) -> None:
-        scratch = self._file.with_suffix(".tmp")
-        scratch.write_text(json.dumps({"id": self._id, "step": step}), encoding="utf-8")
-        scratch.replace(self._file)
+        write_whole(self._file, json.dumps({"id": self._id, "step": step}))

@@ -13,6 +13,7 @@ import numpy as np
 
 from lm_mixup.grpo.batch import Batch
 from lm_mixup.grpo.rollout import Group
+from lm_mixup.whole_file import write_whole
 
 UPDATE_KEYS = (
     "kl",
@@ -112,9 +113,7 @@ class MetricsLog:
         """Opens the log, dropping lines after `resume_step`: those steps are done again."""
         self._path = path
         self.lines = [line for line in read_metrics(path) if line["step"] <= resume_step]
-        scratch = path.with_suffix(".tmp")
-        scratch.write_text("".join(_line(metrics) for metrics in self.lines), encoding="utf-8")
-        scratch.replace(path)
+        write_whole(path, "".join(_line(metrics) for metrics in self.lines))
 
     def write(self, metrics: Mapping[str, Any]) -> None:
         """Appends one step."""

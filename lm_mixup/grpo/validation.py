@@ -14,6 +14,7 @@ from lm_mixup.grpo.batch import reward_batch
 from lm_mixup.grpo.loop import Parts
 from lm_mixup.grpo.metrics import read_metrics
 from lm_mixup.grpo.rollout import Group, Prompt
+from lm_mixup.whole_file import write_whole
 from lm_mixup.world.facts import entities_by_name
 from lm_mixup.world.recall import recall
 
@@ -66,9 +67,7 @@ class Validation:
         self.on_line(_tracked(line))
 
     def _write(self) -> None:
-        scratch = self._path.with_suffix(".tmp")
-        scratch.write_text("".join(json.dumps(line) + "\n" for line in self._lines), encoding="utf-8")
-        scratch.replace(self._path)
+        write_whole(self._path, "".join(json.dumps(line) + "\n" for line in self._lines))
 
     def use_best(self, model: Path) -> None:
         """Puts the best model in a finished model's place, if anything was validated."""

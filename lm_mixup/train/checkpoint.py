@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from lm_mixup.whole_file import write_whole
+
 _MARK = "complete.json"
 
 
@@ -31,13 +33,6 @@ def trim_metrics(path: Path, step: int) -> None:
     """Cuts the log back to a step: what a killed run did after its last checkpoint is done again."""
     kept = [json.dumps(line) for line in read_metrics(path) if line["step"] <= step]
     write_whole(path, "".join(line + "\n" for line in kept))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file that is there with all its text or not at all, wherever the process is killed."""
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(text, encoding="utf-8")
-    scratch.replace(path)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -162,23 +162,26 @@ def _rows(lines: Sequence[bytes]) -> Iterator[dict[str, Any]]:
     for line in lines:
         if not line.strip():
             continue
-        whole = content_id(line.decode("utf-8", "replace"))
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):  # the latter: nested without end
             row = None
         if not isinstance(row, dict):
-            yield {"id": whole, "reason": "not_json"}
+            yield {"id": _id_of(line), "reason": "not_json"}
             continue
         texts = {key: row.get(key) for key in ("prompt", "completion")}
         lacking = [key for key, text in texts.items() if not _is_text(text)]
         name = str(row.get("id") or content_id(*map(str, texts.values())))
         if not all(is_clean(str(text)) for text in (name, *texts.values())):
-            yield {"id": whole, "reason": "bad_character"}
+            yield {"id": _id_of(line), "reason": "bad_character"}
         elif lacking:
             yield {"id": name, "reason": f"no_{lacking[0]}"}
         else:
             yield {"id": name, **texts}
+
+
+def _id_of(line: bytes) -> str:
+    return content_id(line.decode("utf-8", "replace"))
 
 
 def _is_text(value: Any) -> bool:
