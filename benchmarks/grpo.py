@@ -127,7 +127,7 @@ def run_ours(args: argparse.Namespace) -> dict[str, Any]:
         max_completion_length=args.completion,
         learning_rate=LEARNING_RATE,
         beta=BETA,
-        micro_tokens=2048,
+        micro_tokens=1536,
         mode=args.side,
         **layout(args.side),
         drop_zero_std=False,  # TRL learns from every group
@@ -139,7 +139,7 @@ def run_ours(args: argparse.Namespace) -> dict[str, Any]:
     prompts = [Prompt(str(i), "qa", ids, "") for i, ids in enumerate(prompt_ids(args))]
     rollout = RolloutPool(folder, model, config, placement)
     learner = Learner(folder, model, config, 0, placement)
-    parts = Parts(rollout, Vowels(), learner, rewards, probe=prompts[0].token_ids)  # type: ignore[arg-type]
+    parts = Parts(rollout, Vowels(), learner, rewards, probe=prompts[0].token_ids[:128])  # type: ignore[arg-type]
     lines: list[dict[str, Any]] = []
     train(parts, prompts, config, 0, Progress(), lambda step: None, lambda done, line: lines.append(line))
     kept = lines[WARM_UP:]
