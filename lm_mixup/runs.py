@@ -141,6 +141,10 @@ class RunDir:
         self.fs.invalidate_cache(folder)
         return sorted(path.rsplit("/", 1)[-1] for path in self.fs.ls(folder, detail=False))
 
+    def rename(self, old: str, new: str) -> None:
+        """Moves a folder of this run: at once where the run is local."""
+        self.fs.mv(f"{self.path}/{old}", f"{self.path}/{new}", recursive=True)
+
     def remove(self, relative: str) -> None:
         """Removes a file or a whole folder of this run, if there."""
         if self.exists(relative):
@@ -172,16 +176,54 @@ class StageDir:
         value = self.run.read_json(f"{self.name}/manifest.json")
         return Manifest(**value) if value is not None else None
 
-    def begin(self, digest: str, *, fresh: bool = False) -> None:
+    def begin(self, digest: str, *, fresh: bool = False) -> str | None:
         """Prepares the folder for work under a fingerprint.
 
-        Half-done work of the same fingerprint is kept; anything else in the folder is removed.
+        Half-done work of the same fingerprint is kept; anything else in the folder is removed, but for what
+        was trained: it moves aside, and comes back when its fingerprint does.
+
+        Args:
+            digest: The fingerprint.
+            fresh: Whether to remove what is there, whatever its fingerprint.
+
+        Returns:
+            The folder that what was trained moved to, relative to the run directory; None where nothing did.
         """
         started = self.run.read_json(f"{self.name}/started.json")
-        if fresh or started is None or started["fingerprint"] != digest:
-            self.run.remove(self.name)
+        held = None if started is None else started["fingerprint"]
+        moved = None
+        if not fresh and held is not None and held != digest and self._is_trained():
+            moved = self._move_aside(held)
+        elif fresh or held != digest:
+            self._clear()
+        if not fresh:
+            self._bring_back(digest)
         self.run.remove(f"{self.name}/manifest.json")
         self.run.write_json(f"{self.name}/started.json", {"fingerprint": digest})
+        return moved
+
+    def _is_trained(self) -> bool:
+        return any(self.run.exists(f"{self.name}/{part}") for part in ("checkpoints", "model"))
+
+    def _aside(self, digest: str) -> str:
+        return f"{self.name}.kept-{digest[:8]}"
+
+    def _move_aside(self, digest: str) -> str:
+        aside = self._aside(digest)
+        self.run.remove(aside)  # earlier work under the same settings than that which moves there now
+        self.run.rename(self.name, aside)
+        return aside
+
+    def _bring_back(self, digest: str) -> None:
+        aside = self._aside(digest)
+        if self.run.exists(aside) and not self.run.exists(self.name):
+            self.run.rename(aside, self.name)
+
+    def _clear(self) -> None:
+        """Removes the folder; what calls the rest finished goes first, so that a kill leaves no such word."""
+        for part in ("manifest.json", "started.json", "receipts"):
+            self.run.remove(f"{self.name}/{part}")
+        self.run.remove(self.name)
 
     def finish(self, manifest: Manifest) -> None:
         """Writes the manifest: from here on the stage is done."""

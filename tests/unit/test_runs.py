@@ -58,6 +58,35 @@ def test_other_work_is_removed(run: RunDir, digest: str, fresh: bool):
     assert stage.manifest() is None
 
 
+def test_what_was_trained_moves_aside_and_comes_back_with_its_settings(run: RunDir):
+    stage = run.stage("s")
+    assert stage.begin("first") is None
+    run.write_json("s/checkpoints/step-1/state.json", 1)
+    aside = stage.begin("second")
+    assert aside == "s.kept-first"
+    assert run.exists(f"{aside}/checkpoints/step-1/state.json")
+    assert not run.exists("s/checkpoints")
+    run.write_json("s/model/config.json", 2)
+    assert stage.begin("first") == "s.kept-second"
+    assert run.read_json("s/checkpoints/step-1/state.json") == 1
+    assert not run.exists(aside)
+    assert stage.begin("first", fresh=True) is None  # asked for: nothing is kept
+    assert not run.exists("s/checkpoints")
+    assert stage.begin("second") is None  # nothing trained to move aside
+    assert run.read_json("s/model/config.json") == 2
+
+
+def test_a_kill_while_old_work_is_removed_leaves_nothing_that_counts_as_done(run: RunDir, monkeypatch):
+    stage = run.stage("s")
+    stage.begin("f")
+    put(run, 0, 3)
+    stage.finish(summarise(stage, "f", {}, 0, Outcome()))
+    removed = []
+    monkeypatch.setattr(run, "remove", removed.append)
+    stage.begin("g")
+    assert removed[:4] == ["s/manifest.json", "s/started.json", "s/receipts", "s"]
+
+
 def test_a_part_without_receipt_is_not_done(run: RunDir):
     """A kill between the rows and the receipt: the part is written again, and counted once."""
     stage = run.stage("s")
