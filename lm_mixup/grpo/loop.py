@@ -58,11 +58,15 @@ def train(
     num_tokens, unspent = progress.num_tokens, deque(progress.unspent)
     for step in range(progress.step + 1, config.max_steps + 1):
         clock = Clock()
+        coming = steps_ahead(config, step, len(unspent))
         with clock.part("rollout"):
-            started = start_ahead(parts, prompts, config, step, len(unspent), seed)
-            groups = unspent.popleft() if unspent else parts.rollout.finish(started.popleft())
+            own = None if unspent else start(parts, prompts, config, step, seed)
+            # A refill would wait behind rollouts of coming steps: where one may come, they start after it.
+            started = [start(parts, prompts, config, k, seed) for k in coming if not may_refill(config)]
+            groups = parts.rollout.finish(own) if own else unspent.popleft()
         first = score(parts, groups, config, clock)
         more = refill(parts, prompts, first, config, step, seed, clock)
+        started += [start(parts, prompts, config, k, seed) for k in coming if may_refill(config)]
         if not started:
             parts.rollout.sleep()
         with clock.part("advantage"):
@@ -91,16 +95,27 @@ def train(
         on_step(Progress(step, num_tokens, tuple(unspent)), metrics)
 
 
-def start_ahead(
-    parts: Parts, prompts: Sequence[Prompt], config: GrpoConfig, step: int, unspent: int, seed: int
-) -> deque[Pending]:
-    """Starts the rollouts that the step lacks: its own, and in `async` mode those of steps to come."""
+def steps_ahead(config: GrpoConfig, step: int, unspent: int) -> range:
+    """The coming steps whose rollouts are to start in this one: none but in `async` mode.
+
+    Args:
+        config: The `grpo` section.
+        step: This step.
+        unspent: Steps whose rollouts are there already, this one's first.
+    """
     last = step + (config.max_staleness if config.mode == "async" else 0)
-    started: deque[Pending] = deque()
-    for coming in range(step + unspent, min(last, config.max_steps) + 1):
-        drawn = prompts_of_step(prompts, coming, config.prompts_per_step, seed)
-        started.append(parts.rollout.start(drawn, prompt_seeds(drawn, coming, seed)))
-    return started
+    return range(step + max(1, unspent), min(last, config.max_steps) + 1)
+
+
+def start(parts: Parts, prompts: Sequence[Prompt], config: GrpoConfig, step: int, seed: int) -> Pending:
+    """Starts the rollouts of a step."""
+    drawn = prompts_of_step(prompts, step, config.prompts_per_step, seed)
+    return parts.rollout.start(drawn, prompt_seeds(drawn, step, seed))
+
+
+def may_refill(config: GrpoConfig) -> bool:
+    """Whether other prompts may be drawn in place of silent groups."""
+    return config.drop_zero_std and config.max_refills > 0
 
 
 def score(parts: Parts, groups: list[Group], config: GrpoConfig, clock: Clock) -> Batch:
@@ -124,7 +139,7 @@ def refill(
     more: list[Batch] = []
     missing = int(first.silent.sum())
     for draw in range(1, config.max_refills + 1):
-        if not missing or not config.drop_zero_std:
+        if not missing or not may_refill(config):
             break
         with clock.part("rollout"):
             drawn = refill_prompts(prompts, step, draw, missing, seed)

@@ -21,8 +21,8 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from lm_mixup.backends.engine import Completion
 from lm_mixup.config import GrpoConfig, RewardsConfig, TrackingConfig
-from lm_mixup.grpo.checkpoint import read_groups, write_groups
-from lm_mixup.grpo.loop import Parts
+from lm_mixup.grpo.checkpoint import Progress, read_groups, write_groups
+from lm_mixup.grpo.loop import Parts, train
 from lm_mixup.grpo.metrics import UPDATE_KEYS, read_metrics
 from lm_mixup.grpo.rollout import Group, Prompt
 from lm_mixup.grpo.stage import _run
@@ -170,6 +170,35 @@ def test_a_learner_that_dies_in_any_call_changes_nothing(tmp_path: Path, changes
         learner = Learner(deaths=[call])
         assert run(tmp_path / f"dies-{call}", learner, **changes) == undisturbed, call
         assert learner.restarts == 1
+
+
+def test_refills_do_not_wait_behind_rollouts_of_coming_steps():
+    sent: list[tuple[str, int]] = []
+
+    class Noting(Rollout):
+        def start(self, prompts: Any, seeds: Any, **options: Any) -> list[Group]:
+            sent.append(("start", len(prompts)))
+            return super().start(prompts, seeds, **options)
+
+        def generate(self, prompts: Any, seeds: Any, **options: Any) -> list[Group]:
+            sent.append(("refill", len(prompts)))
+            return super().start(prompts, seeds, **options)
+
+    def first_silent(batch: RewardBatch) -> RewardScores:
+        total = np.array([0.0 if group == 0 else float(i) for i, group in enumerate(batch.groups)])
+        return RewardScores(total, dict.fromkeys(("quality", "alignment", "format"), total))
+
+    rewards: Any = SimpleNamespace(score=first_silent)
+    rollout: Any = Noting()
+    learner: Any = Learner()
+    parts = Parts(rollout, rewards, learner, RewardsConfig(), [1, 2])
+    once = CONFIG.model_copy(update=ASYNC | {"max_staleness": 1, "max_steps": 2, "max_refills": 1})
+    train(parts, PROMPTS, once, 0, Progress(), lambda step: None, lambda progress, line: None)
+    assert sent == [("start", 2), ("refill", 1), ("start", 2), ("refill", 1)]
+    sent.clear()
+    never = once.model_copy(update={"max_refills": 0})  # then nothing waits: scoring overlaps as well
+    train(parts, PROMPTS, never, 0, Progress(), lambda step: None, lambda progress, line: None)
+    assert sent == [("start", 2), ("start", 2)]
 
 
 def test_it_may_die_again_while_it_recovers(tmp_path: Path):
