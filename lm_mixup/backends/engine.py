@@ -7,15 +7,16 @@ actor `engine_environment(...)` as its runtime environment.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 if TYPE_CHECKING:
     import torch
 
+T = TypeVar("T")
 
 _CPU_BLOCK_SIZE = 32  # tokens of the key-value cache; the least that its fast attention takes
 _CPU_BATCHED_TOKENS = 4096  # of one forward pass on CPU, when prompts are read
@@ -111,12 +112,18 @@ class Engine:
         make_engine: Any = LLM
 
         self._max_model_len = max_model_len
-        options: dict[str, Any] = {
-            "gpu_memory_utilization": gpu_memory_utilization,
-            "enable_sleep_mode": sleep_mode,
-        }
-        if not self.on_gpu:
-            options = {
+        options: dict[str, Any] = {}
+        if tensor_parallel_size > 1:
+            # vLLM's workers are this process's children. Through Ray they would need a GPU bundle each, where
+            # an engine's GPUs are one bundle.
+            options["distributed_executor_backend"] = "mp"
+        if self.on_gpu:
+            options |= {
+                "gpu_memory_utilization": gpu_memory_utilization,
+                "enable_sleep_mode": sleep_mode,
+            }
+        else:
+            options |= {
                 "enforce_eager": True,
                 "kv_cache_memory_bytes": kv_cache_gib << 30,
                 # A group shares whole blocks of its prompt; each completion computes what is left over again.
@@ -201,6 +208,19 @@ class Engine:
             entries = zip(output.prompt_logprobs[1:], token_ids[1:], strict=True)
             scores.append(np.array([entry[token].logprob for entry, token in entries], dtype=np.float32))
         return scores
+
+    def apply(self, function: Callable[[torch.nn.Module], T]) -> list[T]:
+        """What a function, of a module that workers can import, makes of the model on each of its GPUs."""
+        results: list[T] = self._llm.apply_model(function)
+        return results
+
+    def works(self) -> bool:
+        """Whether it answers at all: after a CUDA error, or without one of its workers, it does not."""
+        try:
+            self.score([0, 0])
+        except Exception:  # noqa: BLE001 - asked is whether there is one, not which
+            return False
+        return True
 
     def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Replaces the weights by name and drops every cached prefix, which the old weights computed."""

@@ -220,10 +220,11 @@ class GrpoConfig(Section):
     placement_timeout_s: float = resources(
         300.0, gt=0, description="Longest wait for the cluster's resources."
     )
-    verify_tolerance: float = Field(
-        1e-4,
+    verify_tolerance: float | None = resources(
+        None,
         gt=0,
-        description="Largest |Δ log-prob| of the probe after a weight sync (float32; 5e-2 suits bf16).",
+        description="Largest mean |Δ log-prob| of the probe's tokens, engine against learner, after a weight "
+        "sync; default: 1e-4 in float32, 0.2 in bfloat16.",
     )
     eval_steps: int = Field(20, ge=1, description="Steps between validations on the MIXTURE test split.")
     keep_best: bool = Field(
@@ -236,8 +237,8 @@ class GrpoConfig(Section):
         description="Sampling temperature of a validation. 0 is greedy, as `distill` writes; at "
         "`temperature` it measures what the updates raise: the reward of what is sampled.",
     )
-    save_steps: int = Field(20, ge=1, description="Steps between checkpoints.")
-    save_limit: int = Field(2, ge=1, description="Checkpoints that are kept.")
+    save_steps: int = resources(20, ge=1, description="Steps between checkpoints.")
+    save_limit: int = resources(2, ge=1, description="Checkpoints that are kept.")
 
     @model_validator(mode="after")
     def _consistent(self) -> GrpoConfig:

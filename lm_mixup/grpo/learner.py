@@ -20,7 +20,7 @@ from lm_mixup.grpo.episodes import (
 )
 from lm_mixup.grpo.learner_rank import LearnerRank
 from lm_mixup.grpo.losses import GlobalCounts
-from lm_mixup.grpo.transport import OnDevice, sender
+from lm_mixup.grpo.transport import InStore, OnDevice, sender
 from lm_mixup.grpo.waiting import lost, wait_for
 
 if TYPE_CHECKING:
@@ -130,19 +130,19 @@ class Learner:
         )[0]
         return logps
 
-    def weights(self) -> Any:
-        """What engines get the weights from: a Ray object reference to them, or the ranks that send them."""
+    def weights(self) -> InStore | OnDevice:
+        """What engines get the weights from."""
         if self._sender is None:
             return self._gathered()
         return OnDevice(self.ranks, self._sender, self._gathered)
 
-    def _gathered(self) -> Any:
-        """A Ray object reference to the weights by name: gathered by all ranks, held by rank 0."""
+    def _gathered(self) -> InStore:
+        """The weights in the object store: gathered by all ranks, held by rank 0."""
         # The second result tells of a failure without a copy of the weights being brought to the driver. An
         # engine that were handed a reference to a failed result would seem to have died itself.
         refs = [rank.weights.options(num_returns=2).remote() for rank in self.ranks]
-        self._wait([done for _, done in refs], "the learner to gather its weights")
-        return refs[0][0]
+        digests = self._wait([digest for _, digest in refs], "the learner to gather its weights")
+        return InStore(refs[0][0], digests[0])
 
     def save(self, folder: Path, tag: str) -> None:
         """Writes a checkpoint of all ranks."""

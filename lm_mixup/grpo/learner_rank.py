@@ -13,6 +13,7 @@ import numpy as np
 
 from lm_mixup.config import GrpoConfig, ModelConfig
 from lm_mixup.grpo.episodes import Episode, OptimizerStep, collate, collate_shared
+from lm_mixup.grpo.sync import WeightDigest
 from lm_mixup.grpo.transport import ipc, nccl
 from lm_mixup.grpo.transport.host import HostTensor, to_host
 from lm_mixup.grpo.transport.stream import describe, gather, stream
@@ -270,10 +271,10 @@ class LearnerRank:
         chosen = torch.log_softmax(logits, dim=-1).gather(-1, tokens[0, 1:, None]).squeeze(-1)
         return chosen.cpu().numpy().astype(np.float32)
 
-    def weights(self) -> tuple[dict[str, HostTensor] | None, None]:
+    def weights(self) -> tuple[dict[str, HostTensor] | None, str]:
         """The current weights by Hugging Face name, adapters merged, on the CPU; None on ranks but 0.
 
-        The second result is always None: whoever waits for it need not fetch the first. Tied weights appear
+        The second result is their digest: whoever waits for it need not fetch the first. Tied weights appear
         under every one of their names: vLLM keeps a packed copy of a tied output layer, and renews it only
         when that layer is named.
         """
@@ -281,14 +282,16 @@ class LearnerRank:
 
         gathered = {name: tensor.cpu() for name, tensor in self._gather()}
         if self._rank != 0:
-            return None, None
-        weights = {name: to_host(value) for name, value in merge(gathered, self._config.lora).items()}
+            return None, ""
+        digest = WeightDigest()
+        merged = digest.of(merge(gathered, self._config.lora).items())
+        weights = {name: to_host(value) for name, value in merged}
         first_name: dict[int, str] = {}
         for name, parameter in self._policy.named_parameters(remove_duplicate=False):
             first = first_name.setdefault(id(parameter), name)
             if first != name:
                 weights[name] = weights[first]
-        return weights, None
+        return weights, digest.hexdigest()
 
     def _gather(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Full parameters by PEFT's names, in the same order on every rank; none on ranks but 0."""
@@ -307,13 +310,18 @@ class LearnerRank:
             self._engines.destroy()
         self._engines = nccl.join(address, port, world_size)
 
-    def broadcast(self, buffer_bytes: int) -> None:
-        """Sends the weights to the engines of the NCCL group. A collective call; rank 0 is the sender."""
+    def broadcast(self, buffer_bytes: int) -> str:
+        """Sends the weights to the engines of the NCCL group. A collective call; rank 0 is the sender.
+
+        Returns:
+            The digest of what this rank sent.
+        """
         parameters = self._stream(keep=self._rank == 0)
         if self._rank == 0:
             nccl.broadcast(self._engines, parameters, buffer_bytes)
         else:
             deque(parameters, maxlen=0)  # takes part in gathering
+        return self._sent.hexdigest()
 
     def next_chunk(self, buffer_bytes: int) -> dict[str, Any] | None:
         """The next buffer for the engine on this GPU; None after the last. A collective call."""
@@ -324,14 +332,18 @@ class LearnerRank:
             self._chunks = None
         return chunk
 
-    def free_chunks(self) -> None:
-        """Takes back the buffer that the engine had mapped."""
+    def free_chunks(self) -> str:
+        """Takes back the buffer that the engine had mapped; gives the digest of all that was in it."""
         import torch
 
         torch.cuda.ipc_collect()
+        return self._sent.hexdigest()
 
     def _stream(self, *, keep: bool) -> Iterator[tuple[str, torch.Tensor]]:
-        return stream(self._sent_parameters(), self._config.lora, sharded=self._sharded, keep=keep)
+        self._sent = WeightDigest()
+        return self._sent.of(
+            stream(self._sent_parameters(), self._config.lora, sharded=self._sharded, keep=keep)
+        )
 
     def _sent_parameters(self) -> dict[str, Any]:
         """Tied weights under each of their names, as in `weights`."""

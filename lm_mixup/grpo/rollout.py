@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +13,10 @@ import numpy as np
 
 from lm_mixup.backends.engine import Completion, Engine, Sampling
 from lm_mixup.config import GrpoConfig, ModelConfig
-from lm_mixup.grpo.sync import Published, check_sync
-from lm_mixup.grpo.transport import OnDevice, end
+from lm_mixup.grpo.sync import Digests, Held, Published, check_digests, check_probe, model_digest
+from lm_mixup.grpo.transport import InStore, OnDevice, end
 from lm_mixup.grpo.transport.host import HostTensor, from_host
-from lm_mixup.grpo.waiting import lost, wait_for
+from lm_mixup.grpo.waiting import deaths, failed_to_start, lost, wait_for
 from lm_mixup.progress import say
 from lm_mixup.tasks import TaskType
 
@@ -60,9 +63,10 @@ class RolloutActor:
         from lm_mixup.backends.policy import policy_dtype
 
         self._shares_gpu = config.mode == "colocated" and torch.cuda.is_available()
+        self._dtype = str(policy_dtype(model)).removeprefix("torch.")
         self._engine = Engine(
             model_path,
-            dtype=str(policy_dtype(model)).removeprefix("torch."),
+            dtype=self._dtype,
             max_model_len=config.max_prompt_length + config.max_completion_length,
             kv_cache_gib=config.kv_cache_gib,
             gpu_memory_utilization=config.gpu_memory_utilization,
@@ -75,7 +79,8 @@ class RolloutActor:
 
     def load_weights(self, version: int, weights: dict[str, HostTensor]) -> None:
         """Takes the weights of a version."""
-        self._engine.load_weights({name: from_host(held) for name, held in weights.items()})
+        with self._or_exit():
+            self._engine.load_weights({name: from_host(held) for name, held in weights.items()})
         self._version = version
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
@@ -96,16 +101,32 @@ class RolloutActor:
         self._engine.finish_weight_update()
         self._version = version
 
-    def score(self, token_ids: list[int]) -> np.ndarray:
-        """Log π of each token of a sequence given those before it: float32 [T − 1]."""
-        return self._engine.score(token_ids)
+    def held(self, probe: list[int]) -> Held:
+        """What the engine holds, by how it scores the probe and by the digest of its weights."""
+        with self._or_exit():
+            parts = self._engine.apply(model_digest)
+            logps = self._engine.score(probe)
+        digest, whole = " ".join(part for part, _ in parts), all(whole for _, whole in parts)
+        return Held(logps, digest, whole, self._dtype)
 
     def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int], sampling: Sampling) -> list[Group]:
         """Draws one group a prompt."""
         if self._version is None:
             raise RuntimeError("this rollout actor has not received weights yet")
-        drawn = self._engine.generate([p.token_ids for p in prompts], sampling, seeds)
+        with self._or_exit():
+            drawn = self._engine.generate([p.token_ids for p in prompts], sampling, seeds)
         return [Group(p, c, self._version) for p, c in zip(prompts, drawn, strict=True)]
+
+    @contextmanager
+    def _or_exit(self) -> Iterator[None]:
+        """Ends the process if its engine is dead: the pool replaces what is gone, not what answers."""
+        try:
+            yield
+        except Exception:
+            if self._engine.works():
+                raise
+            traceback.print_exc()
+            os._exit(1)
 
     def sleep(self) -> None:
         """Gives up the GPU, where it is shared with the learner."""
@@ -180,6 +201,7 @@ class RolloutPool:
         self._config = config
         self._placement = placement
         self._published: Published | None = None
+        self._digests: Digests | None = None
         self._restarts = 0
         self.actors = [self._start(index) for index in range(config.rollout_actors)]
 
@@ -195,76 +217,84 @@ class RolloutPool:
             *self._make_args
         )
 
-    def publish(self, version: int, weights: Any, probe: list[int], expected: np.ndarray) -> float:
+    def publish(
+        self, version: int, weights: InStore | OnDevice, probe: list[int], expected: np.ndarray
+    ) -> float:
         """Sends weights to every engine and verifies that they arrived.
 
         Args:
             version: The weights' version.
-            weights: Ray object reference to tensors by name; or `OnDevice`, from where they are sent.
+            weights: Where engines get them.
             probe: A token sequence that both sides score.
             expected: float32 [T − 1], the learner's log-probs of the probe.
 
         Returns:
-            The largest |Δ log-prob| over engines and positions.
+            The mean |Δ log-prob| of the probe's tokens, of the engine where it is largest.
 
         Raises:
-            WeightSyncError: An engine scores the probe differently from the learner.
+            WeightSyncError: An engine scores the probe differently from the learner, or does not hold other
+                weights than before where others were sent.
             RayError: An engine or a learner rank died while weights were sent from GPU to GPU; all of
                 them were ended, and other engines are starting.
         """
         self._published = Published(version, weights, probe, expected)
         if isinstance(weights, OnDevice):
             self._each(lambda actor: [actor.wake.remote()], "wake")
-            self._transfer(version, weights)
-            scored = self._each(lambda actor: [actor.score.remote(probe)], "score the probe")
+            sent = self._transfer(version, weights)
+            held = self._each(lambda actor: [actor.held.remote(probe)], "score the probe")
         else:
-            scored = self._each(lambda actor: self._load(actor, weights), f"load weights {version}")
-        return max(self._check(index, each) for index, each in enumerate(scored))
+            sent = weights.digest
+            held = self._each(lambda actor: self._load(actor, weights), f"load weights {version}")
+        differences = [self._check(index, each) for index, each in enumerate(held)]
+        self._digests = check_digests(version, sent, held, self._digests)
+        return max(differences)
 
     def _each(self, call: Callable[[Any], list[Any]], what: str) -> list[Any]:
         """Has all actors do something at once; one that dies in it is replaced.
 
         Returns:
-            The last result of each actor's calls; where one was replaced, how the new one scores the probe.
+            The last result of each actor's calls; where one was replaced, what the new one holds.
         """
-        import ray
-
         started = [call(actor) for actor in self.actors]
         results: list[Any] = []
         for index, calls in enumerate(started):
             try:
                 results.append(self._wait(index, calls, what)[-1])
-            except ray.exceptions.RayActorError as error:
+            except deaths() as error:
                 results.append(self._replace(index, error))
         return results
 
     def _wait(self, index: int, calls: list[Any], what: str) -> list[Any]:
         return wait_for(calls, f"rollout actor {index} to {what}", self._config.timeout_s)
 
-    def _load(self, actor: Any, weights: Any) -> list[Any]:
-        """Calls that bring an actor to the published weights through the object store; the last scores."""
+    def _load(self, actor: Any, weights: InStore) -> list[Any]:
+        """Calls that bring an actor to the published weights; the last says what it then holds."""
         published = self._current()
         return [
             actor.wake.remote(),
-            actor.load_weights.remote(published.version, weights),
-            actor.score.remote(published.probe),
+            actor.load_weights.remote(published.version, weights.reference),
+            actor.held.remote(published.probe),
         ]
 
-    def _check(self, index: int, scored: np.ndarray) -> float:
-        return check_sync(index, self._current(), scored, self._config.verify_tolerance)
+    def _check(self, index: int, held: Held) -> float:
+        return check_probe(index, self._current(), held, self._config.verify_tolerance)
 
     def _current(self) -> Published:
         if self._published is None:
             raise RuntimeError("a rollout actor died before any weights were published")
         return self._published
 
-    def _transfer(self, version: int, weights: OnDevice) -> None:
-        """Sends weights from GPU to GPU. If one dies on the way, others may wait for it for ever: all end."""
+    def _transfer(self, version: int, weights: OnDevice) -> str:
+        """Sends weights from GPU to GPU. If one dies on the way, others may wait for it for ever: all end.
+
+        Returns:
+            The digest of what was sent.
+        """
         import ray
 
         members = [*self.actors, *weights.ranks]
         try:
-            weights.sender.send(version, self.actors, weights.ranks)
+            return weights.sender.send(version, self.actors, weights.ranks)
         except ray.exceptions.RayError:  # of the dead, or of one that missed it
             if not lost(members):
                 raise
@@ -273,25 +303,39 @@ class RolloutPool:
             self.actors = [self._start(index) for index in range(len(self.actors))]
             raise
 
-    def _replace(self, index: int, error: Exception) -> np.ndarray:
-        """Starts another actor in a dead one's place, brings it up to the published weights and verifies it.
+    def _replace(self, index: int, error: Exception) -> Held:
+        """Starts another actor in a dead one's place and brings it to the published weights, verified."""
+        import ray
 
-        Returns:
-            How it scores the probe.
+        while True:
+            self._count(index, error)
+            say(f"  rollout actor {index} died; starting another and sending its prompts again")
+            ray.kill(self.actors[index])  # it may be alive and out of reach, and hold what the next one needs
+            self.actors[index] = self._start(index)
+            weights = self._current().weights
+            weights = weights.fetch() if isinstance(weights, OnDevice) else weights
+            try:
+                held: Held = self._wait(index, self._load(self.actors[index], weights), "load weights")[-1]
+            except deaths() as again:
+                error = again
+                continue
+            self._check(index, held)
+            return held
+
+    def _count(self, index: int, error: Exception) -> None:
+        """Counts a death.
+
+        Raises:
+            RuntimeError: It is one too many, or the actor could not even start.
         """
+        if failed_to_start(error):
+            raise RuntimeError(f"rollout actor {index} could not start: {error}") from error
         self._restarts += 1
         if self._restarts > self._config.max_failures:
             raise RuntimeError(
                 f"rollout actors died {self._restarts} times (grpo.max_failures="
                 f"{self._config.max_failures}); the last one: {error}"
             ) from error
-        say(f"  rollout actor {index} died; starting another and sending its prompts again")
-        self.actors[index] = self._start(index)
-        weights = self._current().weights
-        weights = weights.fetch() if isinstance(weights, OnDevice) else weights
-        scored: np.ndarray = self._wait(index, self._load(self.actors[index], weights), "load weights")[-1]
-        self._check(index, scored)
-        return scored
 
     def generate(
         self, prompts: Sequence[Prompt], seeds: Sequence[int], *, validation: bool = False
@@ -349,13 +393,11 @@ class RolloutPool:
 
     def _receive(self, call: Call) -> dict[int, Group]:
         """The groups of a call by position; none if its actor died, which is then replaced."""
-        import ray
-
         try:
             (groups,) = wait_for(
                 [call.groups], f"rollout actor {call.index} to generate", self._config.timeout_s
             )
-        except ray.exceptions.RayActorError as error:
+        except deaths() as error:
             if self.actors[call.index] is call.actor:  # several calls of a dead actor replace it once
                 self._replace(call.index, error)
             return {}
@@ -363,7 +405,13 @@ class RolloutPool:
 
     def sleep(self) -> None:
         """Gives the GPUs to the learner, where they are shared."""
-        wait_for([a.sleep.remote() for a in self.actors], "rollout actors to sleep", self._config.timeout_s)
+        if self._config.mode != "colocated":
+            return
+        for index, call in enumerate([actor.sleep.remote() for actor in self.actors]):
+            try:
+                self._wait(index, [call], "sleep")
+            except deaths():
+                continue  # the dead hold no GPU; one that started now would, and `publish` starts it
 
     def shutdown(self) -> None:
         """Ends the actors."""

@@ -30,6 +30,18 @@ def wait_for(refs: Sequence[Any], what: str, timeout_s: float) -> list[Any]:
     return results
 
 
+def deaths() -> tuple[type[Exception], ...]:
+    """What calls of an actor raise whose process is gone, killed by Ray's memory monitor or otherwise."""
+    from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError
+
+    return RayActorError, OutOfMemoryError, NodeDiedError
+
+
+def failed_to_start(error: Exception) -> bool:
+    """Whether an actor raised an error as it was made: another one would raise it again."""
+    return bool(getattr(error, "actor_init_failed", False))
+
+
 def lost(actors: Sequence[Any]) -> list[int]:
     """Which of the actors have lost their process. One that hangs has not, nor one that failed to start."""
     import ray
@@ -44,6 +56,6 @@ def _died(answer: Any) -> bool:
 
     try:
         ray.get(answer)
-    except ray.exceptions.RayActorError as error:
-        return not error.actor_init_failed  # an error that was raised would be raised again
+    except deaths() as error:
+        return not failed_to_start(error)
     return False

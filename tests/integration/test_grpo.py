@@ -30,6 +30,8 @@ from lm_mixup.grpo.placement import reserve
 from lm_mixup.grpo.rollout import Group, Prompt, RolloutPool
 from lm_mixup.grpo.stage import _run
 from lm_mixup.grpo.sync import WeightSyncError
+from lm_mixup.grpo.transport import InStore
+from lm_mixup.grpo.transport.host import to_host
 from lm_mixup.rewards.workers import RewardBatch, RewardScores
 
 
@@ -277,6 +279,34 @@ def kl_by_hand(model: str, episode: Episode) -> float:
     logps = logits.log_softmax(-1).gather(1, ids[0, 1:, None])[len(episode.prompt_ids) - 1 :, 0]
     x = logps - torch.from_numpy(episode.engine_logps)
     return float((x.exp() - 1 - x).sum())
+
+
+def test_an_engine_over_two_workers_is_as_one_and_is_replaced_when_it_loses_one(
+    ray_session, model: str, prompts: list[Prompt]
+):
+    import ray
+
+    config = CONFIG.model_copy(update={"mode": "disaggregated", "tensor_parallel_size": 2})
+    placement = reserve(config, RewardsConfig())
+    pool = RolloutPool(model, ModelConfig(), config, placement)
+    policy = load_policy(model, ModelConfig())
+    weights = {name: to_host(value) for name, value in policy.state_dict().items()}
+    probe = prompts[0].token_ids
+    with torch.no_grad():
+        logits = policy(input_ids=torch.tensor([probe])).logits[0, :-1]
+    expected = torch.log_softmax(logits, -1).gather(-1, torch.tensor(probe[1:])[:, None])[:, 0].numpy()
+    assert pool.publish(1, InStore(ray.put(weights), "one"), probe, expected) <= 1e-4
+    groups = pool.generate(prompts[:2], [0, 1])
+    assert_logps_are_of(policy, groups, config.temperature)
+    workers = children_like("Worker_TP")
+    assert len(workers) == 2
+    workers[1].kill()
+    again = pool.generate(prompts[:2], [0, 1])
+    pool.shutdown()
+    placement.release()
+    assert pool._restarts == 1
+    tokens = [[c.token_ids for c in g.completions] for g in groups]
+    assert [[c.token_ids for c in g.completions] for g in again] == tokens
 
 
 @pytest.mark.parametrize("change", [{"zero_stage": 0}, {"zero_stage": 3, "learner_ranks": 2}], ids=str)

@@ -20,19 +20,31 @@ from lm_mixup.ray_cluster import sees_gpu
 
 
 @dataclass(frozen=True)
+class InStore:
+    """Weights in Ray's object store.
+
+    Attributes:
+        reference: Ray object reference to `HostTensor`s by name.
+        digest: Of the weights (`WeightDigest`).
+    """
+
+    reference: Any
+    digest: str
+
+
+@dataclass(frozen=True)
 class OnDevice:
     """Weights that stay on the learner's GPUs until an engine takes them from there.
 
     Attributes:
         ranks: Ray handles of the learner ranks.
         sender: Brings rollout actors to these weights.
-        fetch: Gathers the weights into the object store and returns a reference to them, for an engine that
-            starts between two publications.
+        fetch: Gathers the weights into the object store, for an engine that starts between two publications.
     """
 
     ranks: Sequence[Any]
     sender: NcclSender | IpcSender
-    fetch: Callable[[], Any]
+    fetch: Callable[[], InStore]
 
 
 def sender(config: GrpoConfig) -> NcclSender | IpcSender | None:

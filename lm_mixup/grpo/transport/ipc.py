@@ -24,13 +24,16 @@ class IpcSender:
     def __init__(self, config: GrpoConfig) -> None:
         self._config = config
 
-    def send(self, version: int, actors: Sequence[Any], ranks: Sequence[Any]) -> None:
+    def send(self, version: int, actors: Sequence[Any], ranks: Sequence[Any]) -> str:
         """Brings every engine to the weights that the learner holds.
 
         Args:
             version: Of those weights.
             actors: Ray handles of the rollout actors, all awake.
             ranks: Ray handles of the learner ranks, rank i on the GPU of actor i.
+
+        Returns:
+            The digest of what was sent (`WeightDigest`).
 
         Raises:
             RayError: One of them failed or died.
@@ -65,7 +68,10 @@ class IpcSender:
             f"the engines to take weights {version} into use",
             limit,
         )
-        wait_for([rank.free_chunks.remote() for rank in ranks], "the learner to free its buffers", limit)
+        digests = wait_for(
+            [rank.free_chunks.remote() for rank in ranks], "the learner to free its buffers", limit
+        )
+        return str(digests[0])
 
 
 def chunks(parameters: Iterator[tuple[str, torch.Tensor]], buffer: int) -> Iterator[dict[str, Any]]:

@@ -17,7 +17,9 @@ from lm_mixup.grpo.waiting import wait_for
 if TYPE_CHECKING:
     import torch
 
-_BUFFERS = 2  # one is filled while the other is under way
+# vLLM fills each buffer on a CUDA stream of its own, and nothing orders them: of two, one would read what is
+# gathered or merged on the other before it is there.
+_BUFFERS = 1
 
 
 class NcclSender:
@@ -27,13 +29,16 @@ class NcclSender:
         self._config = config
         self._members: list[Any] = []
 
-    def send(self, version: int, actors: Sequence[Any], ranks: Sequence[Any]) -> None:
+    def send(self, version: int, actors: Sequence[Any], ranks: Sequence[Any]) -> str:
         """Brings every engine to the weights that the learner holds.
 
         Args:
             version: Of those weights.
             actors: Ray handles of the rollout actors, all awake.
             ranks: Ray handles of the learner ranks.
+
+        Returns:
+            The digest of what was sent (`WeightDigest`).
 
         Raises:
             RayError: One of them failed or died; any of the others may wait for it inside NCCL for ever.
@@ -51,19 +56,21 @@ class NcclSender:
             f"the engines to make ready for weights {version}",
             limit,
         )
-        wait_for(
+        digest: str = wait_for(
             [
+                ranks[0].broadcast.remote(self._buffer),
+                *(rank.broadcast.remote(self._buffer) for rank in ranks[1:]),
                 *(actor.update_weights.remote(self._described) for actor in actors),
-                *(rank.broadcast.remote(self._buffer) for rank in ranks),
             ],
             f"learner rank 0 to broadcast weights {version} to {len(actors)} engines by NCCL",
             limit,
-        )
+        )[0]
         wait_for(
             [actor.finish_weight_update.remote(version) for actor in actors],
             f"the engines to take weights {version} into use",
             limit,
         )
+        return digest
 
     def _form(self, actors: Sequence[Any], ranks: Sequence[Any]) -> None:
         limit = self._config.timeout_s
