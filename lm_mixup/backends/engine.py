@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
@@ -251,12 +251,12 @@ class Engine:
         self._llm.reset_prefix_cache()
 
     def sleep(self) -> None:
-        """Frees the GPU until `wake`; weights are kept in host memory, the key-value cache is dropped."""
-        self._llm.sleep(level=1)
+        """Frees the GPU: weights and key-value cache are dropped, since other weights come after it."""
+        self._llm.sleep(level=2)
 
-    def wake(self) -> None:
-        """Takes the GPU again."""
-        self._llm.wake_up()
+    def wake(self, part: Literal["weights", "kv_cache"]) -> None:
+        """Takes a part of the GPU again: room for weights, and once they are there, the key-value cache."""
+        self._llm.wake_up(tags=[part])
 
 
 def _completion(choice: Any, tokenizer: Any) -> Completion:

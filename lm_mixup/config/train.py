@@ -149,7 +149,9 @@ class GrpoConfig(Section):
     kl_in: Literal["loss", "reward"] = Field(
         "loss", description="A term of the loss; or taken off each completion's reward before advantages."
     )
-    temperature: float = Field(1.0, gt=0, description="Of rollouts; the learner's log-probs are taken at it.")
+    temperature: float = Field(  # vLLM lifts what is lower, the learner would not
+        1.0, ge=0.01, description="Of rollouts; the learner's log-probs are taken at it."
+    )
     epsilon: float = Field(0.2, gt=0, description="PPO clip range below 1.")
     epsilon_high: float | None = Field(None, gt=0, description="Clip range above 1; default: `epsilon`.")
     advantage: Literal["grpo", "dr_grpo", "rloo", "reinforce_plus_plus", "gdpo"] = Field(

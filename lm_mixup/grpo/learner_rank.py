@@ -115,6 +115,8 @@ class LearnerRank:
             For each optimizer step, sums over this rank's tokens (`loss, kl, clipped, ratio, entropy,
             logp_difference`), the largest `logp_difference_max`, and `grad_norm` of the whole group.
         """
+        import torch
+
         from lm_mixup.grpo.losses import LossOptions
 
         config = self._config
@@ -133,7 +135,10 @@ class LearnerRank:
         # With one update a batch the learner's log-probs before it are those of the update's own forward
         # pass.
         before = self._logps_before(episodes, steps) if len(steps) > 1 else {}
-        return [self._optimizer_step(episodes, step, options, before) for step in steps]
+        sums = [self._optimizer_step(episodes, step, options, before) for step in steps]
+        if self._config.mode == "colocated" and self._device.type == "cuda":
+            torch.cuda.empty_cache()  # else the engine that wakes on this GPU finds no room
+        return sums
 
     def _optimizer_step(
         self,

@@ -29,6 +29,7 @@ class Placement:
         rollout_options: Ray options of a rollout actor.
         first_rollout_bundle: Bundle of rollout actor 0.
         first_reward_bundle: Bundle of reward actor 0.
+        on_gpu: Whether engines and learner are on GPUs.
     """
 
     group: PlacementGroup
@@ -36,6 +37,7 @@ class Placement:
     rollout_options: dict[str, Any]
     first_rollout_bundle: int
     first_reward_bundle: int
+    on_gpu: bool = False
 
     def rollout_bundle(self, index: int) -> int:
         """The bundle of a rollout actor."""
@@ -116,6 +118,7 @@ def reserve(config: GrpoConfig, rewards: RewardsConfig) -> Placement:
         rollout_options=_options(cpus, rollout_gpus if on_gpu else 0, engine_environment(threads)),
         first_rollout_bundle=first_rollout,
         first_reward_bundle=len(bundles) - rewards.num_actors,
+        on_gpu=on_gpu,
     )
 
 

@@ -81,7 +81,7 @@ class RolloutActor:
         """Takes the weights of a version."""
         with self._or_exit():
             self._engine.load_weights({name: from_host(held) for name, held in weights.items()})
-        self._version = version
+        self._loaded(version)
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         """Joins the learner that sends weights from GPU to GPU."""
@@ -99,6 +99,11 @@ class RolloutActor:
     def finish_weight_update(self, version: int) -> None:
         """Takes the weights of a version into use."""
         self._engine.finish_weight_update()
+        self._loaded(version)
+
+    def _loaded(self, version: int) -> None:
+        if self._shares_gpu:
+            self._engine.wake("kv_cache")
         self._version = version
 
     def held(self, probe: list[int]) -> Held:
@@ -129,14 +134,15 @@ class RolloutActor:
             os._exit(1)
 
     def sleep(self) -> None:
-        """Gives up the GPU, where it is shared with the learner."""
+        """Gives up the GPU, where it is shared with the learner: no completions until weights come."""
         if self._shares_gpu:
+            self._version = None
             self._engine.sleep()
 
     def wake(self) -> None:
-        """Takes the GPU back."""
+        """Takes the GPU back, for weights that come next."""
         if self._shares_gpu:
-            self._engine.wake()
+            self._engine.wake("weights")
 
 
 def deal(positions: Sequence[int], cost: Sequence[int], actors: int) -> list[list[int]]:

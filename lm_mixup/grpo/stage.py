@@ -155,6 +155,8 @@ def _live_parts(
         # Engines and reward actors load in the background while the learner forms its group.
         rollout = RolloutPool(policy, model, config, placement)
         started.callback(rollout.shutdown)
+        if config.mode == "colocated" and placement.on_gpu:
+            rollout.sleep()  # else vLLM, which measures the GPU as it starts, counts the learner in
         workers = RewardWorkers(library, rewards, embedder, (placement.group, placement.first_reward_bundle))
         started.callback(workers.shutdown)
         learner = Learner(policy, model, config, seed, placement)
