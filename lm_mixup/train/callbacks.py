@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from lm_mixup.errors import InputError
 from lm_mixup.train.checkpoint import drop_oldest, mark_whole, read_metrics
 
 if TYPE_CHECKING:
@@ -114,7 +116,18 @@ class MetricsLog(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Appends one line, on rank 0."""
+        """Appends one line, on rank 0.
+
+        Raises:
+            InputError: On every rank: the loss is no number any more. No checkpoint has been written of it,
+                since logging comes first.
+        """
+        for name in ("loss", "eval_loss"):
+            if logs and not math.isfinite(logs.get(name, 0.0)):
+                raise InputError(
+                    f"{name} is {logs[name]} at step {state.global_step}: training has diverged. Lower "
+                    "learning_rate (or raise warmup_ratio); in low precision, try model.dtype: float32"
+                )
         if not state.is_world_process_zero or not logs:
             return
         if "eval_loss" in logs:

@@ -38,6 +38,11 @@ class SftJob:
         return self.out.local / "metrics.jsonl"
 
     @property
+    def refusal(self) -> Path:
+        """What a worker says that cannot go on; it would not with another try either."""
+        return self.out.local / "refusal.txt"
+
+    @property
     def final(self) -> Path:
         """Folder of the finished model."""
         return self.out.local / "model"

@@ -25,6 +25,7 @@ from lm_mixup.tracking import mirrored
 from lm_mixup.train.checkpoint import last_checkpoint, read_metrics, step_of, trim_metrics
 from lm_mixup.train.encode import EVAL_SPLIT, TRAIN_SPLIT, base_model, make_encoder
 from lm_mixup.train.job import SftJob
+from lm_mixup.whole_file import write_whole
 
 _POLL_S = 0.5
 
@@ -74,7 +75,8 @@ def fit(job: SftJob, tracking: TrackingConfig | None = None) -> Outcome:
         tracking: Section `tracking`; default: its defaults.
 
     Raises:
-        InputError: There is no row to train on, or the cluster has no room for the workers.
+        InputError: There is no row to train on, the cluster has no room for the workers, the model cannot
+            be loaded, or the loss is no number any more.
         ray.train.TrainingFailedError: The workers failed repeatedly.
     """
     counts, name = _split_counts(job.out), job.out.name
@@ -147,10 +149,11 @@ def _placed(job: SftJob, use_gpu: bool) -> Iterator[None]:
     """Bounds the wait for the cluster's resources, which Ray Train would wait for without end.
 
     Raises:
-        InputError: They were not free in time; the message says what was asked for and what there is.
+        InputError: They were not free in time; the message says what was asked for and what there is. Or a
+            worker raised it.
     """
     import ray
-    from ray.train import ControllerError
+    from ray.train import ControllerError, WorkerGroupError
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
     name, config = job.out.name, job.config
@@ -163,8 +166,13 @@ def _placed(job: SftJob, use_gpu: bool) -> Iterator[None]:
     if config.num_workers * config.cpus_per_worker > has.get("CPU", 0) or gpus > has.get("GPU", 0):
         say(f"  {report}; waiting {config.placement_timeout_s:.0f} s for more nodes")
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(config.placement_timeout_s)
+    job.refusal.unlink(missing_ok=True)
     try:
         yield
+    except WorkerGroupError:
+        if job.refusal.exists():
+            raise InputError(job.refusal.read_text(encoding="utf-8")) from None
+        raise
     except ControllerError as error:
         if not isinstance(error.controller_failure, WorkerGroupStartupTimeoutError):
             raise
@@ -176,10 +184,21 @@ def _placed(job: SftJob, use_gpu: bool) -> Iterator[None]:
 
 
 def _train_loop(loop_config: dict[str, Any]) -> None:
-    """What Ray Train runs in each worker. The heavy imports of the worker's module happen there."""
+    """What Ray Train runs in each worker. The heavy imports of the worker's module happen there.
+
+    Ray Train starts workers again whatever they raised. What another try would not mend is written down, so
+    that the tries that are left end at once.
+    """
     from lm_mixup.train.sft_worker import train
 
-    train(loop_config["job"])
+    job: SftJob = loop_config["job"]
+    if job.refusal.exists():
+        raise InputError(job.refusal.read_text(encoding="utf-8"))
+    try:
+        train(job)
+    except InputError as error:
+        write_whole(job.refusal, str(error))
+        raise
 
 
 def _worker_env(use_gpu: bool) -> dict[str, str]:

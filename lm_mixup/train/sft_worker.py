@@ -109,6 +109,7 @@ def trainer_arguments(
         max_length=config.max_length,
         pad_to_multiple_of=None if config.packing else _PADDED_TO,
         logging_steps=config.logging_steps,
+        logging_nan_inf_filter=False,  # it would log a diverged run as one whose loss is 0
         eval_strategy="steps" if has_eval else "no",
         eval_steps=config.eval_steps,
         save_steps=config.save_steps,
@@ -139,6 +140,35 @@ class OrderedTrainer(SFTTrainer):
         rows = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
         self._order = EpochSampler(dataset["length"][:], rows * arguments.world_size, arguments.seed)
         return self._order
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """The trainer's own, with a loss per target token of the whole split.
+
+        Its own is a mean over forward passes: another one for every micro-batch size and number of ranks.
+        """
+        import torch
+
+        self._passes = 0
+        self._loss_and_tokens = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        output: Any = super().evaluation_loop(*args, **kwargs)
+        sums: Any = self.accelerator.reduce(self._loss_and_tokens, reduction="sum")
+        loss, tokens = sums.tolist()
+        output.metrics["eval_loss"] = loss / tokens
+        return output
+
+    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """One forward pass of an evaluation; rows that only fill up the last of them do not count."""
+        import torch
+
+        rows: Any = self.eval_dataset
+        place = self._passes * self.args.world_size + self.args.process_index
+        self._passes += 1
+        labels = inputs["labels"]
+        labels[max(0, len(rows) - place * self.args.per_device_eval_batch_size) :] = IGNORED
+        tokens = (labels[:, 1:] != IGNORED).sum()
+        loss, *rest = super().prediction_step(model, inputs, *args, **kwargs)
+        self._loss_and_tokens += torch.stack([loss.double() * tokens, tokens])
+        return (loss, *rest)
 
     def _run_epoch(self, model: Any, epoch: int, *args: Any, **kwargs: Any) -> None:
         # The trainer looks for its end only after a step: from the last checkpoint it would go one too far.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset
 from torch.utils.data import DataLoader
@@ -14,6 +15,7 @@ from trl import SFTConfig as TrlConfig
 
 from lm_mixup.backends.policy import create_nano, load_policy, load_tokenizer
 from lm_mixup.config import ModelConfig
+from lm_mixup.errors import InputError
 from lm_mixup.train.callbacks import MetricsLog
 from lm_mixup.train.checkpoint import read_metrics, trim_metrics
 from lm_mixup.train.sft_worker import OrderedTrainer
@@ -53,6 +55,7 @@ def trained(
     out: Path,
     resume: int | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    evaluated: list[dict] | None = None,
     **settings,
 ) -> Share:
     """A trainer that has trained, four rows a step, two of them on its rank."""
@@ -75,7 +78,7 @@ def trained(
         args=arguments,
         processing_class=load_tokenizer(model, ModelConfig()),
         train_dataset=Dataset.from_list(rows),
-        eval_dataset=Dataset.from_list(rows[:2]),
+        eval_dataset=Dataset.from_list(evaluated or rows[:2]),
         callbacks=list(callbacks),
     )
     trainer.train(resume_from_checkpoint=str(out / f"checkpoint-{resume}") if resume else None)
@@ -112,3 +115,43 @@ def test_a_resume_from_the_last_checkpoint_trains_no_further(model, tmp_path, st
         assert trainer.state.global_step == 2
         assert [line["step"] for line in read_metrics(log) if "loss" in line] == [1, 2]
     assert trainer.seen == []
+
+
+def test_a_run_that_diverges_says_so_and_is_no_model(model, tmp_path):
+    log = tmp_path / "metrics.jsonl"
+    settings = {"max_steps": 6, "save_steps": 1, "logging_steps": 6, "learning_rate": 1e38}
+    with pytest.raises(
+        InputError, match=r"loss is nan at step \d: training has diverged. Lower learning_rate"
+    ):
+        trained(model, tmp_path, None, [MetricsLog(log)], logging_nan_inf_filter=False, **settings)
+    steps = [line["step"] for line in read_metrics(log)]
+    assert [int(path.name.split("-")[1]) for path in sorted(tmp_path.glob("checkpoint-*"))] == steps
+
+
+def test_the_held_out_loss_is_per_target_token_however_it_is_cut(model, tmp_path):
+    rows = [
+        {
+            "input_ids": [n, *range(7, 7 + n)],
+            "labels": [-100] * (n // 2) + [9] * (n + 1 - n // 2),
+            "length": n + 1,
+        }
+        for n in range(3, 10)
+    ]
+    losses = []
+    for micro in (1, 3, 8):
+        settings = {"max_steps": 2, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "no"}
+        log = tmp_path / f"{micro}.jsonl"
+        trainer = trained(
+            model, tmp_path, None, [MetricsLog(log)], rows, per_device_eval_batch_size=micro, **settings
+        )
+        losses.append([line["eval_loss"] for line in read_metrics(log) if "eval_loss" in line])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert losses[0] == pytest.approx(losses[2], abs=1e-5)
+    by_hand, tokens = 0.0, 0
+    for row in rows:
+        labels = torch.tensor(row["labels"][1:])
+        with torch.no_grad():
+            logits = trainer.model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1]
+        by_hand += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
+        tokens += int((labels != -100).sum())
+    assert losses[0][-1] == pytest.approx(by_hand / tokens, abs=1e-5)
