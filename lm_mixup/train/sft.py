@@ -25,7 +25,6 @@ from lm_mixup.tracking import mirrored
 from lm_mixup.train.checkpoint import last_checkpoint, read_metrics, step_of, trim_metrics
 from lm_mixup.train.encode import EVAL_SPLIT, TRAIN_SPLIT, base_model, make_encoder
 from lm_mixup.train.job import SftJob
-from lm_mixup.whole_file import write_whole
 
 _POLL_S = 0.5
 
@@ -197,7 +196,7 @@ def _train_loop(loop_config: dict[str, Any]) -> None:
     try:
         train(job)
     except InputError as error:
-        write_whole(job.refusal, str(error))
+        job.refusal.write_text(str(error), encoding="utf-8")  # every worker that says it says the same
         raise
 
 
