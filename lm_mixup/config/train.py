@@ -249,6 +249,13 @@ class GrpoConfig(Section):
             raise ValueError("prompts_per_step × num_generations must not be less than learner_ranks")
         if self.keep_best and self.eval_prompts == 0:
             raise ValueError("keep_best needs validations: set eval_prompts above 0")
+        if self.kl_estimator == "k1" and self.kl_in == "loss" and self.beta > 0:
+            raise ValueError(
+                "kl_estimator k1 has no effect in the loss: its gradient is 0 in expectation; use k2 or k3, "
+                "or kl_in: reward"
+            )
+        if self.warmup_steps > self.max_steps > 0:
+            raise ValueError("warmup_steps must not be more than max_steps")
         if self.kl_in == "reward" and self.advantage == "gdpo":
             raise ValueError(
                 "kl_in reward needs an advantage of the total reward; gdpo takes those of its components"

@@ -68,7 +68,7 @@ def _means(lines: Metrics) -> Mapping[str, float]:
 def _mode_collapse(first: Mapping[str, float], last: Mapping[str, float]) -> str:
     entropy, start = last["entropy"], first["entropy"]
     duplicates = last["completions/duplicate_ratio"]
-    if entropy < 0.2 * start and duplicates > 0.5:
+    if entropy < 0.2 * start and duplicates >= 0.5:  # of two completions, half is all that may be copies
         return (
             f"entropy fell from {start:.3g} to {entropy:.3g} and {duplicates:.0%} of completions are copies: "
             "the policy has collapsed to one answer; lower grpo.learning_rate or raise grpo.beta"

@@ -373,7 +373,7 @@ class LearnerRank:
         from lm_mixup.backends.policy import save_model
         from lm_mixup.train.adapter import merge
 
-        weights = dict(self._gather())
+        weights = {name: tensor.cpu() for name, tensor in self._gather()}  # a GPU may not hold all of them
         if self._rank == 0:
             merged = merge(weights, self._config.lora)
             save_model(Path(folder), self._policy, self._tokenizer, merged)

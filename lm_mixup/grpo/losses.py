@@ -163,6 +163,8 @@ def policy_loss(
 
     with torch.no_grad():
         outside = ((ratio < low) & (advantages < 0)) | ((ratio > high) & (advantages > 0))
+        if options.loss == "cispo":  # which limits the weight of every token, and gives none a gradient of 0
+            outside = ratio > high
         sums = {
             "kl": kl_sum,
             "clipped": float((outside * inputs.mask).sum()),

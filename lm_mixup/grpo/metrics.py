@@ -69,11 +69,10 @@ def rollout_metrics(first: Batch, more: Sequence[Batch], step: int) -> dict[str,
     """
     groups, scores = first.groups, first.scores
     completions = [c for group in groups for c in group.completions]
-    by_group = scores.total.reshape(len(groups), -1)
     staleness = [step - 1 - group.weight_version for group in groups]
     return {
         "reward": float(scores.total.mean()),
-        "reward_std": float(by_group.std(axis=1).mean()),
+        "reward_std": float(scores.total.std(ddof=1)),
         **{f"rewards/{name}/mean": float(values.mean()) for name, values in scores.components.items()},
         "frac_reward_zero_std": float(first.silent.mean()),
         "refilled_groups": float(sum((~batch.silent).sum() for batch in more)),

@@ -72,7 +72,11 @@ class Validation:
     def use_best(self, model: Path) -> None:
         """Puts the best model in a finished model's place, if anything was validated."""
         best = self._folder / "best"
-        if best.is_dir():
+        if self._lines:
+            if not best.is_dir():
+                raise RuntimeError(
+                    f"{best}: the best model is gone; set grpo.keep_best: false for the last one"
+                )
             shutil.rmtree(model)
             shutil.copytree(best, model)
 

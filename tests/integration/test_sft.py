@@ -19,7 +19,8 @@ from lm_mixup.runs import RunDir, StageDir, summarise
 from lm_mixup.train.checkpoint import last_checkpoint, read_metrics
 from lm_mixup.train.encode import TOKENS
 from lm_mixup.train.finetune import finetune
-from lm_mixup.train.sft import sft
+from lm_mixup.train.job import SftJob
+from lm_mixup.train.sft import _train_loop, sft
 
 METALS = ["iron", "gold", "zinc", "lead", "tin", "copper", "silver", "nickel"]
 CONFIG = SftConfig(
@@ -287,3 +288,15 @@ def test_what_cannot_be_trained_is_an_input_error(undisturbed, tmp_path, mixture
     shutil.copytree(undisturbed[0].local, tmp_path / "wide" / "sft")
     with pytest.raises(InputError, match=r"sft asks for 1 workers of 99 CPUs each.*the cluster has 2 CPUs"):
         continued(tmp_path / "wide", mixture, model, 0, cpus_per_worker=99, placement_timeout_s=1)
+
+
+def test_what_a_worker_refuses_is_one_line_and_not_tried_again(ray_session, tmp_path, mixture, model):
+    """Config and tokenizer are there, so it is a worker that finds no weights."""
+    shutil.copytree(model.path, tmp_path / "base", ignore=shutil.ignore_patterns("*.safetensors"))
+    with pytest.raises(InputError, match=r"^model.path \S+base: .*safetensors"):
+        run_sft(tmp_path, mixture, ModelConfig(path=str(tmp_path / "base")), max_steps=2)
+    job = SftJob(
+        RunDir(tmp_path).stage("sft"), CONFIG, ModelConfig(path="a model that none would load"), "", 0
+    )
+    with pytest.raises(InputError, match=r"^model.path \S+base: "):
+        _train_loop({"job": job})  # as Ray Train calls it once more

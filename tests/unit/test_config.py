@@ -50,6 +50,8 @@ def write(tmp_path: Path, text: str) -> Path:
         ("grpo: {learner_ranks: 9, prompts_per_step: 2}", "must not be less than learner_ranks"),
         ("grpo: {keep_best: true, eval_prompts: 0}", "keep_best needs validations"),
         ("grpo: {kl_in: reward, advantage: gdpo}", "kl_in reward needs"),
+        ("grpo: {kl_estimator: k1}", "k1 has no effect in the loss"),
+        ("grpo: {warmup_steps: 9, max_steps: 8}", "warmup_steps must not be more"),
         ("rate: {model: judge}", "rate: model or base_url is set but not backend"),
         ("teacher: {base_url: 'http://h'}", "teacher: model or base_url is set but not backend"),
         ("rate: {backend: vllm, request: {top_p: 0.9}}", "request.top_p: backend vllm knows temperature and"),

@@ -153,6 +153,7 @@ def test_refills_end_when_enough_groups_speak_or_at_the_cap(silent_draws, max_re
     metrics = rollout_metrics(first, more, step=3)
     assert metrics["refilled_groups"] == (1 if draws and silent_draws < draws else 0)
     assert metrics["reward"] == 0.5 and metrics["frac_reward_zero_std"] == 0.5
+    assert metrics["reward_std"] == pytest.approx((0.5 / 3) ** 0.5)  # of .5, .5, 0 and 1, over all of them
     assert metrics["staleness/mean"] == metrics["staleness/max"] == 2
 
 

@@ -94,6 +94,17 @@ def test_clipping_by_hand():
     assert sums["clipped"] == 1
 
 
+def test_cispo_limits_high_ratios_whatever_the_advantage_and_low_ones_never():
+    logp = torch.log(torch.tensor([[1.5], [1.5], [0.5]])).requires_grad_()
+    zeros = torch.zeros(3, 1)
+    inputs = LossInputs(logp, zeros, zeros, None, torch.tensor([1.0, -1.0, -1.0]), torch.ones(3, 1))
+    options = LossOptions(loss="cispo", beta=0.0, importance_correction="none")
+    loss, sums = policy_loss(inputs, options, GlobalCounts(3, 3, 1))
+    loss.backward()
+    torch.testing.assert_close(inputs.logp.grad[:, 0], torch.tensor([-1.2, 1.2, 0.5]) / 3)
+    assert sums["clipped"] == 2
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("pieces", [2, 8])
 def test_one_by_eight_equals_eight_by_one(loss: str, pieces: int):
