@@ -10,7 +10,7 @@ Shapes: B sequences, T completion tokens (right-padded), float32 unless said oth
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ Correction = Literal["none", "token", "sequence"]
 Limit = Literal["truncate", "mask"]
 
 _LOG_RATIO_LIMIT = 20.0
+_CHUNK = 1 << 24  # logits whose log-probs are taken at once: 64 MiB in float32
 
 
 @dataclass(frozen=True)
@@ -76,14 +77,52 @@ def token_logps_and_entropy(logits: Tensor, tokens: Tensor, temperature: float) 
         temperature: The sampling temperature, applied here as the engine applies it.
 
     Returns:
-        [B, T] log-probabilities with gradient, [B, T] entropies in nats without.
+        float32 [B, T] log-probabilities with gradient, [B, T] entropies in nats without.
     """
-    scaled = logits.float() / temperature
-    log_z = torch.logsumexp(scaled, dim=-1)
-    logp = scaled.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - log_z
-    with torch.no_grad():
-        expected = (torch.softmax(scaled, dim=-1) * scaled).sum(-1)
-    return logp, (log_z - expected).detach()
+    logp, entropy = _TokenLogps.apply(logits.flatten(0, 1), tokens.flatten(), temperature)
+    return logp.view_as(tokens), entropy.view_as(tokens)
+
+
+class _TokenLogps(torch.autograd.Function):
+    """Rows of logits a chunk at a time, in both directions.
+
+    Logits are by far the largest tensor of an update. Beside them, in the model's dtype, and their gradient
+    no more than a few chunks are held, where plain autograd makes and keeps copies of all in float32.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        rows = max(1, _CHUNK // logits.shape[-1])
+        logps, entropies, log_zs = [], [], []
+        for chunk, chosen in zip(logits.split(rows), tokens.split(rows), strict=True):
+            scaled = _scaled(chunk, temperature)
+            log_z = scaled.logsumexp(-1)
+            logps.append(scaled.gather(-1, chosen.unsqueeze(-1)).squeeze(-1) - log_z)
+            entropies.append(log_z - torch.softmax(scaled, dim=-1).mul_(scaled).sum(-1))
+            log_zs.append(log_z)
+        logp, entropy = torch.cat(logps), torch.cat(entropies)
+        ctx.save_for_backward(logits, tokens, torch.cat(log_zs))
+        ctx.rows, ctx.temperature = rows, temperature
+        ctx.mark_non_differentiable(entropy)
+        return logp, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        """∂ log π(token) / ∂ logit = (1[token] − π) / temperature."""
+        logits, tokens, log_z = ctx.saved_tensors
+        weight = (grads[0] / ctx.temperature).unsqueeze(-1)
+        gradient = torch.empty_like(logits)
+        whole = (gradient, logits, tokens.unsqueeze(-1), log_z.unsqueeze(-1), weight)
+        for out, chunk, chosen, norm, share in zip(*(t.split(ctx.rows) for t in whole), strict=True):
+            change = torch.sub(_scaled(chunk, ctx.temperature), norm).exp_().mul_(-share)
+            out.copy_(change.scatter_add_(-1, chosen, share))
+        return gradient, None, None
+
+
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
+    """In float32; without a copy where they are as they should be."""
+    wide = logits.float()
+    return wide if temperature == 1 else wide / temperature
 
 
 def kl_estimate(logp: Tensor, ref_logp: Tensor, estimator: KlEstimator) -> Tensor:

@@ -7,7 +7,10 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from lm_mixup.grpo import losses
 from lm_mixup.grpo.losses import (
     GlobalCounts,
     LossInputs,
@@ -52,6 +55,55 @@ def test_logps_match_log_softmax_and_entropy_of_a_uniform_policy_is_log_v():
     torch.testing.assert_close(logp, expected)
     _, entropy = token_logps_and_entropy(torch.zeros(1, 1, 11), torch.zeros(1, 1, dtype=torch.long), 1.0)
     assert entropy.item() == pytest.approx(math.log(11), abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logps_of_chunks_are_those_of_the_whole(dtype: torch.dtype, temperature: float, monkeypatch):
+    monkeypatch.setattr(losses, "_CHUNK", 25)  # two rows of 11
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 5, 11, generator=generator).mul_(3).to(dtype).requires_grad_()
+    plain = logits.detach().clone().requires_grad_()
+    tokens = torch.randint(0, 11, (2, 5), generator=generator)
+    weight = torch.randn(2, 5, generator=generator)
+    logp, entropy = token_logps_and_entropy(logits, tokens, temperature)
+    every = torch.log_softmax(plain.float() / temperature, -1)
+    torch.testing.assert_close(logp, every.gather(-1, tokens[..., None])[..., 0])
+    torch.testing.assert_close(entropy, -(every.exp() * every).sum(-1).detach())
+    (logp * weight).sum().backward()
+    (every.gather(-1, tokens[..., None])[..., 0] * weight).sum().backward()
+    torch.testing.assert_close(logits.grad, plain.grad)
+
+
+class Large(TorchDispatchMode):
+    """Notes the operations that make a new tensor of so many bytes or more."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.made: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        given = {t.untyped_storage().data_ptr() for t in tree_leaves(args) if isinstance(t, torch.Tensor)}
+        for tensor in tree_leaves(out):
+            large = isinstance(tensor, torch.Tensor) and tensor.untyped_storage().nbytes() >= self.size
+            if large and tensor.untyped_storage().data_ptr() not in given:
+                self.made.append(str(func))
+        return out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_beside_the_logits_their_gradient_alone_is_as_large(dtype: torch.dtype, monkeypatch):
+    rows, vocabulary = 64, 500
+    monkeypatch.setattr(losses, "_CHUNK", 8 * vocabulary)
+    logits = torch.randn(1, rows, vocabulary).to(dtype).requires_grad_()
+    with Large(logits.nbytes) as large:
+        logp, _ = token_logps_and_entropy(logits, torch.randint(0, vocabulary, (1, rows)), 0.7)
+        assert large.made == []
+        logp.sum().backward()
+    assert large.made == ["aten.empty_like.default"]
+    assert logits.grad is not None and logits.grad.dtype == dtype
 
 
 def test_kl_estimators_by_hand():
