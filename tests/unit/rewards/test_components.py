@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from lm_mixup.config import RewardsConfig
+import pytest
+
+from lm_mixup.config import EmbedderConfig, RewardsConfig
 from lm_mixup.rewards.quality import make_library
-from lm_mixup.rewards.workers import score_components
+from lm_mixup.rewards.workers import in_actor, score_components
 from lm_mixup.tasks import Qa, Tfq, write_answer, write_output
 
 
@@ -41,3 +43,11 @@ def test_every_readable_answer_is_embedded_once_for_quality_and_alignment_both()
     assert scores["alignment"].tolist() == [1, 0, 0, 1, 0]
     assert scores["quality"].tolist()[:3] == [1, 0, 0] and scores["quality"][4] == 0
     assert scores["format"].tolist() == [1, 1, 0.5, 1, 0]
+
+
+@pytest.mark.parametrize(("gpus_of_library", "gpus_of_actor"), [(1, 0), (0, 1), (0.5, 0.1)])
+def test_completions_are_embedded_in_the_precision_of_the_library(gpus_of_library, gpus_of_actor):
+    embedder = EmbedderConfig(num_gpus=gpus_of_library)
+    placed = in_actor(embedder, RewardsConfig(num_gpus=gpus_of_actor), 4)
+    assert (placed.num_gpus, placed.num_cpus) == (gpus_of_actor, 4)
+    assert placed.identity() == embedder.identity()
