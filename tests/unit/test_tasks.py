@@ -40,13 +40,13 @@ def test_mcq_round_trip(texts: list[str], letter: str):
 
 OPTIONS = "Q: Which is a gas?\nA) iron\nB) neon\nC) B or A\nD) A and B\n"
 HEDGED_LETTERS = [
-    *("A or B or C or D", "A, B", "A/B", "A. B. C.", "A (or B)", "A) B)", "A and B", "A or perhaps B is right"),
-    *("A) iron or B) neon", "A, or B because both are", "A, B and C are right", "B. Or A", "A or so", "B A"),
-    *("D) A and B or C", "A & D", "B; maybe C", "A | B"),
+    *("A or B or C or D", "A, B", "A/B", "A. B. C.", "A (or B)", "A) B)", "A and B"),
+    *("A or perhaps B is right", "A) iron or B) neon", "A, or B because both are", "A, B and C are right"),
+    *("B. Or A", "A or so", "B A", "D) A and B or C", "A & D", "B; maybe C", "A | B"),
 ]
 HEDGED_TRUTHS = [
-    *("True or False", "True, or perhaps False", "True/False", "False or true", "True (or false)", "True, False"),
-    *("True. False.", "False and True", "True or not"),
+    *("True or False", "True, or perhaps False", "True/False", "False or true", "True (or false)"),
+    *("True, False", "True. False.", "False and True", "True or not"),
 ]
 PLAIN_LETTERS = [
     *("B", "B)", "B.", "B) neon", "B. neon", "B) neon.", "B: neon", "B - neon", "C) B or A", "D. A and B"),
@@ -55,8 +55,12 @@ PLAIN_LETTERS = [
     *("B. It is a gas at room temperature, or above", "B. C, the symbol of carbon, is no gas", "D) A and B."),
 ]
 PLAIN_TRUTHS = [
-    *("True", "True.", "True. It is a noble gas, or inert gas", "True, and it glows", "True: it is false that it burns"),
-    *("True. False would be: iron is a gas", "True because neon is inert or nearly so"),
+    *("True", "True.", "True. It is a noble gas, or inert gas", "True, and it glows"),
+    *(
+        "True: it is false that it burns",
+        "True. False would be: iron is a gas",
+        "True because neon is inert or nearly so",
+    ),
 ]
 
 
