@@ -110,11 +110,13 @@ _QA = re.compile(r"Q:[ \t]*(?P<question>.+?)\nA:[ \t]*(?P<answer>.+)", re.DOTALL
 _CS = re.compile(r"C:[ \t]*(?P<category>.+?)\nS:[ \t]*(?P<statement>.+)", re.DOTALL)
 _MCQ = re.compile(
     r"Q:[ \t]*(?P<question>.+?)\nA\)[ \t]*(?P<A>[^\n]+)\nB\)[ \t]*(?P<B>[^\n]+)\n"
-    r"C\)[ \t]*(?P<C>[^\n]+)\nD\)[ \t]*(?P<D>[^\n]+)\nAnswer:[ \t]*(?P<answer>[A-D])\b[^\n]*",
+    r"C\)[ \t]*(?P<C>[^\n]+)\nD\)[ \t]*(?P<D>[^\n]+)\nAnswer:[ \t]*(?P<answer>[A-D])\b(?P<rest>[^\n]*)",
     re.DOTALL,
 )
-_TFQ = re.compile(r"(?P<statement>.+?)\nAnswer:[ \t]*(?P<answer>True|False)\b[^\n]*", re.DOTALL)
+_TFQ = re.compile(r"(?P<statement>.+?)\nAnswer:[ \t]*(?P<answer>True|False)\b(?P<rest>[^\n]*)", re.DOTALL)
 _MARK = re.compile(r"^(Q|A|C|S|Answer):", re.MULTILINE)
+_AND = r"(?:or|and|also|both|either|else|maybe|perhaps|possibly)\b"
+_OR_AT_ONCE = re.compile(r"[^\w.:]*or\b", re.IGNORECASE)
 
 
 def parse_answer(task_type: TaskType, text: str) -> Sample:
@@ -142,9 +144,16 @@ def parse_answer(task_type: TaskType, text: str) -> Sample:
             a, b, c, d = (_field(found, letter) for letter in LETTERS)
             if len({a, b, c, d}) < len(LETTERS):
                 raise FormatError("mcq_options_repeat")
+            own = found[found["answer"]].strip()
+            named = found["rest"].lstrip(" \t).:(")
+            is_named = named.startswith(own)  # an option may itself say "A or B"
+            others = f"[{''.join(letter for letter in LETTERS if letter != found['answer'])}]"
+            _refuse_hedge(named[len(own) :] if is_named else found["rest"], others, at_once=not is_named)
             return Mcq(_field(found, "question"), (a, b, c, d), found["answer"])
         case "tfq":
             found = _whole(_TFQ, text, marks=("Answer",))
+            other = "False" if found["answer"] == "True" else "True"
+            _refuse_hedge(found["rest"], f"(?i:{other})", at_once=True)
             return Tfq(_field(found, "statement"), found["answer"] == "True")
         case "cs":
             found = _whole(_CS, text, marks=("C", "S"))
@@ -161,6 +170,22 @@ def _whole(pattern: re.Pattern[str], text: str, marks: tuple[str, ...]) -> re.Ma
     if sorted(_MARK.findall(text)) != sorted(marks):
         raise FormatError("repeated_mark")
     return found
+
+
+def _refuse_hedge(rest: str, other: str, *, at_once: bool) -> None:
+    """Refuses a verdict that is followed by another: who names them all is always right.
+
+    An explanation may follow, and speak of the others: "B. Neon is a gas, A or C are none".
+
+    Args:
+        rest: The line from the verdict on.
+        other: Pattern of the other verdicts.
+        at_once: Whether `rest` begins right behind the verdict: no right answer goes on with "or" there.
+    """
+    joined = rf"\W*[,/|&+;]\W*{other}\b|\W*(?:(?i:{_AND})\W+)+{other}\b"
+    listed = rf"(?:\W*(?i:{_AND}))*\W*{other}\b(?:\W+(?:(?i:{_AND})|{other}\b))*\W*$"
+    if (at_once and _OR_AT_ONCE.match(rest)) or re.match(f"{joined}|{listed}", rest):
+        raise FormatError("several_answers")
 
 
 def _field(found: re.Match[str], name: str) -> str:

@@ -45,13 +45,6 @@ def resolve_path(path: str) -> str:
     return path
 
 
-def dtype_of(config: EmbedderConfig) -> str:
-    """The precision the model runs in: `embedder.dtype`, settled by where it runs."""
-    if config.dtype != "auto":
-        return config.dtype
-    return "float16" if config.num_gpus > 0 else "float32"
-
-
 class Embedder:
     """Texts to unit vectors.
 
@@ -88,7 +81,7 @@ class Embedder:
                 source,
                 device="cuda" if on_gpu else "cpu",
                 trust_remote_code=config.trust_remote_code,
-                model_kwargs={"use_safetensors": True, "dtype": getattr(torch, dtype_of(config))},
+                model_kwargs={"use_safetensors": True, "dtype": getattr(torch, config.precision())},
             )
         except (OSError, ValueError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -42,6 +42,16 @@ class EmbedderConfig(Section):
     num_cpus: float = resources(1.0, gt=0, description="CPUs an actor.")
     num_gpus: float = resources(0.0, ge=0, description="GPUs an actor (fractions allowed).")
 
+    def precision(self) -> str:
+        """The precision the model runs in: `dtype`, settled by where it runs."""
+        if self.dtype != "auto":
+            return self.dtype
+        return "float16" if self.num_gpus > 0 else "float32"
+
+    def identity(self) -> dict[str, Any]:
+        """As of every section, with `dtype` settled: other bits on a GPU are other vectors."""
+        return super().identity() | {"dtype": self.precision()}
+
 
 class PriceConfig(Section):
     """What a chat model costs, per million tokens, in any one currency."""

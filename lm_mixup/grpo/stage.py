@@ -24,6 +24,7 @@ from lm_mixup.grpo.validation import Validation
 from lm_mixup.parts import PartResult, map_parts
 from lm_mixup.progress import say, track
 from lm_mixup.rewards.custom import check_custom
+from lm_mixup.rewards.library import check_library, require_task_types
 from lm_mixup.rewards.workers import RewardWorkers
 from lm_mixup.runs import Outcome, StageDir
 from lm_mixup.tracking import mirrored
@@ -71,7 +72,8 @@ def grpo(
         tracking: The `tracking` section; default: its defaults.
 
     Raises:
-        InputError: No prompt fits, or a custom reward cannot be loaded.
+        InputError: No prompt fits, the library has no sample of a prompt's task type, or a custom reward
+            cannot be loaded.
     """
     check_custom(rewards.custom)
     items = [(mixture, part) for part in mixture.parts()]
@@ -82,6 +84,8 @@ def grpo(
             f"{mixture.run.uri}/mixture: no row of the grpo split fits grpo.max_prompt_length="
             f"{config.max_prompt_length}; raise it, or build.grpo_fraction or build.samples"
         )
+    info = check_library(library, embedder)
+    require_task_types(info, (prompt.task_type for prompt in (*prompts, *held_out)))
     with _live_parts(library, policy, _probe(prompts[0]), config, model, rewards, embedder, seed) as parts:
         progress = _run(parts, prompts, held_out, out.local, config, tracking or TrackingConfig(), seed)
     drawn = progress.step * config.prompts_per_step

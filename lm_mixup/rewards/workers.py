@@ -80,6 +80,12 @@ def score_components(
     return {"quality": quality, "alignment": alignment, "format": format_rewards(task_types, completions)}
 
 
+def in_actor(embedder: EmbedderConfig, rewards: RewardsConfig, threads: int) -> EmbedderConfig:
+    """The embedder as a reward actor runs it: where the actor is, in the precision that the library has."""
+    place = {"num_cpus": threads, "num_gpus": rewards.num_gpus, "dtype": embedder.precision()}
+    return embedder.model_copy(update=place)
+
+
 class _RewardActor:
     """One process: an embedder, the libraries and the custom rewards, loaded at the first call."""
 
@@ -103,9 +109,7 @@ class _RewardActor:
             # then it may use its share of the machine
             threads = max(1, len(os.sched_getaffinity(0)) // self._rewards.num_actors)
             info = check_library(self._library, self._config)
-            model = Embedder(
-                self._config.model_copy(update={"num_cpus": threads, "num_gpus": self._rewards.num_gpus})
-            )
+            model = Embedder(in_actor(self._config, self._rewards, threads))
             if (model.name, model.dimension) != (info.embedder, info.dimension):
                 raise InputError(
                     f"rewards: the library was made by {info.embedder} ({info.dimension}-d), but the "

@@ -38,6 +38,42 @@ def test_mcq_round_trip(texts: list[str], letter: str):
     assert parse_answer("mcq", write_answer(sample)) == sample
 
 
+OPTIONS = "Q: Which is a gas?\nA) iron\nB) neon\nC) B or A\nD) A and B\n"
+HEDGED_LETTERS = [
+    *("A or B or C or D", "A, B", "A/B", "A. B. C.", "A (or B)", "A) B)", "A and B"),
+    *("A or perhaps B is right", "A) iron or B) neon", "A, or B because both are", "A, B and C are right"),
+    *("B. Or A", "A or so", "B A", "D) A and B or C", "A & D", "B; maybe C", "A | B"),
+]
+HEDGED_TRUTHS = [
+    *("True or False", "True, or perhaps False", "True/False", "False or true", "True (or false)"),
+    *("True, False", "True. False.", "False and True", "True or not"),
+]
+PLAIN_LETTERS = [
+    *("B", "B)", "B.", "B) neon", "B. neon", "B) neon.", "B: neon", "B - neon", "C) B or A", "D. A and B"),
+    *("B. Neon is a noble gas; iron or gold would be metals", "B. A gas shines in tubes, C or D do not."),
+    *("B because A is a metal", "B) neon, not A", "B. C is wrong, and A or D too", "B, since A is a metal"),
+    *("B. It is a gas at room temperature, or above", "B. C, the symbol of carbon, is no gas", "D) A and B."),
+]
+PLAIN_TRUTHS = [
+    *("True", "True.", "True. It is a noble gas, or inert gas", "True, and it glows"),
+    *(
+        "True: it is false that it burns",
+        "True. False would be: iron is a gas",
+        "True because neon is inert or nearly so",
+    ),
+]
+
+
+@pytest.mark.parametrize("verdict", PLAIN_LETTERS)
+def test_a_letter_may_be_explained(verdict: str):
+    assert parse_answer("mcq", f"{OPTIONS}Answer: {verdict}").answer == verdict[0]
+
+
+@pytest.mark.parametrize("verdict", PLAIN_TRUTHS)
+def test_a_verdict_may_be_explained(verdict: str):
+    assert parse_answer("tfq", f"Neon is a gas.\nAnswer: {verdict}") == Tfq("Neon is a gas.", True)
+
+
 @pytest.mark.parametrize(
     ("task_type", "text", "reason"),
     [
@@ -52,6 +88,8 @@ def test_mcq_round_trip(texts: list[str], letter: str):
         ("tfq", "Neon is a gas.\nAnswer: Maybe", "answer_pattern"),
         ("tfq", "Neon is a gas.\nAnswer: true", "answer_pattern"),
         ("cs", "C: gases", "answer_pattern"),
+        *(("mcq", f"{OPTIONS}Answer: {verdict}", "several_answers") for verdict in HEDGED_LETTERS),
+        *(("tfq", f"Neon is a gas.\nAnswer: {verdict}", "several_answers") for verdict in HEDGED_TRUTHS),
         ("para", "  \n ", "empty_answer"),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lm_mixup.backends.embedder import Embedder, batches, dtype_of, padded_lengths, resolve_path
+from lm_mixup.backends.embedder import Embedder, batches, padded_lengths, resolve_path
 from lm_mixup.config import EmbedderConfig
 from lm_mixup.errors import InputError
 
@@ -87,7 +87,8 @@ def test_a_lower_precision_is_close_and_counts_as_another_embedder(embedder):
     ],
 )
 def test_precision(given, num_gpus, used):
-    assert dtype_of(EmbedderConfig(dtype=given, num_gpus=num_gpus)) == used
+    config = EmbedderConfig(dtype=given, num_gpus=num_gpus)
+    assert config.precision() == config.identity()["dtype"] == used
 
 
 def test_equal_texts_get_bit_equal_vectors(embedder):

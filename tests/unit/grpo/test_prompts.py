@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
+import pytest
 
 from lm_mixup import tasks
 from lm_mixup.backends.policy import create_nano, encode_prompt, load_tokenizer
-from lm_mixup.config import ModelConfig
-from lm_mixup.grpo.stage import _make_encode, _read_prompts
+from lm_mixup.config import EmbedderConfig, GrpoConfig, ModelConfig, RewardsConfig
+from lm_mixup.errors import InputError
+from lm_mixup.grpo.stage import _make_encode, _read_prompts, grpo
 from lm_mixup.parts import PartResult, receipt_of
-from lm_mixup.runs import RunDir
+from lm_mixup.rewards.library import LibraryInfo
+from lm_mixup.runs import RunDir, fingerprint
 
 INPUTS = ["What is gold?\nA metal.", "Its number?\n79"]
 
@@ -57,3 +61,11 @@ def test_prompts_keep_their_inputs_only_where_asked(tmp_path: Path):
     assert (prompts[0].reference, prompts[0].entities) == ("Q: What is gold?\nA: A metal.", ("gold",))
     without, *_ = _read_prompts(out, 5, with_inputs=False)
     assert [p.inputs for p in without] == [(), ()]
+
+    # A library that cannot judge them is refused before any engine starts.
+    embedder = EmbedderConfig()
+    info = LibraryInfo("minilm", fingerprint(embedder.identity()), 384, {"tfq": {"5": 1}}, {}, {"tfq": "x"})
+    run.write_json("library/library.json", asdict(info))
+    settings = (GrpoConfig(), ModelConfig(), RewardsConfig(), embedder)
+    with pytest.raises(InputError, match="no rated samples of task type qa"):
+        grpo(run.stage("mixture"), run.stage("library"), str(model), out, *settings, seed=0)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from lm_mixup.config import RewardsConfig
+from lm_mixup.config import EmbedderConfig, RewardsConfig
 from lm_mixup.rewards.quality import make_library
-from lm_mixup.rewards.workers import score_components
+from lm_mixup.rewards.workers import in_actor, score_components
 from lm_mixup.tasks import Qa, Tfq, write_answer, write_output
 
 
@@ -25,19 +26,28 @@ def test_every_readable_answer_is_embedded_once_for_quality_and_alignment_both()
 
     good, poor = write_answer(Qa("Iron?", "Fe.")), write_answer(Qa("Iron?", "dunno"))
     true = write_answer(Tfq("Neon is a gas.", True))
-    bank = np.stack([vector(good), vector(poor)] * 2)
-    library = make_library(bank, np.array([5, 0, 5, 0]), np.arange(4), 1, 0.01)
-    completions = [write_output("", text) for text in (good, poor, "no marks", true)] + ["no tags"]
-    references = np.stack([vector(good)] * 3 + [vector(true), vector(good)])
+    bank = np.stack([vector(good), vector(poor), vector(true)] * 2)
+    groups = np.arange(6)
+    library = make_library(bank, np.array([5, 0, 3, 5, 0, 3]), groups, 1, 0.01)
+    completions = [write_output("", text) for text in (true, good, poor, "no marks")] + ["no tags"]
+    references = np.stack([vector(true), *[vector(good)] * 4])
     scores = score_components(
-        ["qa", "qa", "qa", "tfq", "qa"],
+        ["tfq", "qa", "qa", "qa", "qa"],
         completions,
         references,
         embed,
         {"qa": library, "tfq": library},
         RewardsConfig(neighbors=1),
     )
-    assert asked == [[good, poor, true]]
-    assert scores["alignment"].tolist() == [1, 0, 0, 1, 0]
-    assert scores["quality"].tolist()[:3] == [1, 0, 0] and scores["quality"][4] == 0
-    assert scores["format"].tolist() == [1, 1, 0.5, 1, 0]
+    assert asked == [[true, good, poor]]
+    assert scores["alignment"].tolist() == [1, 1, 0, 0, 0]
+    assert scores["quality"].tolist() == [0.3, 1, 0, 0, 0]
+    assert scores["format"].tolist() == [1, 1, 1, 0.5, 0]
+
+
+@pytest.mark.parametrize(("gpus_of_library", "gpus_of_actor"), [(1, 0), (0, 1), (0.5, 0.1)])
+def test_completions_are_embedded_in_the_precision_of_the_library(gpus_of_library, gpus_of_actor):
+    embedder = EmbedderConfig(num_gpus=gpus_of_library)
+    placed = in_actor(embedder, RewardsConfig(num_gpus=gpus_of_actor), 4)
+    assert (placed.num_gpus, placed.num_cpus) == (gpus_of_actor, 4)
+    assert placed.identity() == embedder.identity()

@@ -108,6 +108,16 @@ def test_transition_and_prior_by_hand():
     np.testing.assert_allclose(prior, [0.5, 0, 0, 0, 0, 0.5])
 
 
+def test_transition_is_from_the_sample_to_its_neighbours_and_the_prior_is_of_the_samples():
+    """Counts that are not symmetric, and neighbours whose scores are not shared out as the samples' are."""
+    scores, neighbors = np.array([0, 0, 0, 5]), np.array([[3, 1], [3, 0], [3, -1], [0, -1]])
+    transition, prior = estimate_transition(scores, neighbors, smoothing=0.5)
+    # class 0: two neighbours of class 0, three of class 5; class 5: one of class 0
+    np.testing.assert_allclose(transition[0], np.array([2.5, 0.5, 0.5, 0.5, 0.5, 3.5]) / 8)
+    np.testing.assert_allclose(transition[5], np.array([1.5, 0.5, 0.5, 0.5, 0.5, 0.5]) / 4)
+    np.testing.assert_allclose(prior, [0.75, 0, 0, 0, 0, 0.25])
+
+
 def test_no_row_is_its_own_neighbour():
     """Counting a row as its own neighbour would put the diagonal near 1 where scores are random."""
     vectors, scores = unit(600, 8, 0), np.random.default_rng(1).integers(0, 6, 600)
