@@ -114,7 +114,8 @@ def run_ours(args: argparse.Namespace) -> dict[str, Any]:
     from lm_mixup.grpo.learner import Learner
     from lm_mixup.grpo.loop import Parts, train
     from lm_mixup.grpo.placement import reserve
-    from lm_mixup.grpo.rollout import Prompt, RolloutPool
+    from lm_mixup.grpo.rollout import RolloutPool
+    from lm_mixup.grpo.rollout_actor import Prompt
     from lm_mixup.ray_cluster import start_ray
 
     os.environ.setdefault("RAY_worker_niceness", "0")  # as TRL's process has it; by default Ray's yield

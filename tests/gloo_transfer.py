@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from lm_mixup.config import GrpoConfig, ModelConfig
 from lm_mixup.grpo.learner_rank import LearnerRank
-from lm_mixup.grpo.rollout import RolloutActor
+from lm_mixup.grpo.rollout_actor import RolloutActor
 
 LIMIT = timedelta(seconds=120)
 BUCKET = 20_000  # bytes: the tiny model goes in many

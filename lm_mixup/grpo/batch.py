@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lm_mixup.config import GrpoConfig, RewardsConfig
 from lm_mixup.grpo.advantages import group_advantages, zero_signal_groups
 from lm_mixup.grpo.episodes import Episode
-from lm_mixup.grpo.rollout import Group
+from lm_mixup.grpo.rollout_actor import Group
 from lm_mixup.rewards.batch import RewardBatch, RewardScores
 from lm_mixup.rewards.combine import component_names, weight_matrix
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from lm_mixup.backends.engine import Completion
 from lm_mixup.grpo.learner import Learner
-from lm_mixup.grpo.rollout import Group, Prompt
+from lm_mixup.grpo.rollout_actor import Group, Prompt
 
 _STATE = "state.json"
 _UNSPENT = "unspent.parquet"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lm_mixup.grpo.batch import Batch
-from lm_mixup.grpo.rollout import Group
+from lm_mixup.grpo.rollout_actor import Group
 from lm_mixup.whole_file import write_whole
 
 UPDATE_KEYS = (

@@ -19,7 +19,8 @@ from lm_mixup.grpo.learner import Learner
 from lm_mixup.grpo.loop import Parts, train
 from lm_mixup.grpo.metrics import MetricsLog, read_metrics
 from lm_mixup.grpo.placement import reserve
-from lm_mixup.grpo.rollout import Prompt, RolloutPool
+from lm_mixup.grpo.rollout import RolloutPool
+from lm_mixup.grpo.rollout_actor import Prompt
 from lm_mixup.grpo.validation import Validation
 from lm_mixup.parts import PartResult, map_parts
 from lm_mixup.progress import say, track

@@ -27,7 +27,8 @@ from lm_mixup.grpo.learner import Learner
 from lm_mixup.grpo.loop import Parts, publish, train
 from lm_mixup.grpo.metrics import UPDATE_KEYS, read_metrics
 from lm_mixup.grpo.placement import reserve
-from lm_mixup.grpo.rollout import Group, Prompt, RolloutPool
+from lm_mixup.grpo.rollout import RolloutPool
+from lm_mixup.grpo.rollout_actor import Group, Prompt
 from lm_mixup.grpo.stage import _run
 from lm_mixup.grpo.sync import WeightSyncError
 from lm_mixup.grpo.transport import InStore

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from lm_mixup.config import GrpoConfig
-from lm_mixup.grpo.rollout import Prompt, RolloutPool
+from lm_mixup.grpo.rollout import RolloutPool
+from lm_mixup.grpo.rollout_actor import Prompt
 from lm_mixup.grpo.sync import Held, WeightSyncError
 from lm_mixup.grpo.transport import InStore
 from lm_mixup.grpo.waiting import lost

@@ -21,7 +21,8 @@ from lm_mixup.grpo import learner, rollout
 from lm_mixup.grpo.episodes import Episode
 from lm_mixup.grpo.learner import Learner
 from lm_mixup.grpo.placement import reserve
-from lm_mixup.grpo.rollout import Prompt, RolloutPool
+from lm_mixup.grpo.rollout import RolloutPool
+from lm_mixup.grpo.rollout_actor import Prompt
 from lm_mixup.grpo.sync import WeightSyncError
 from lm_mixup.grpo.transport import ipc, nccl
 from lm_mixup.grpo.transport.stream import BUCKET_BYTES

@@ -12,7 +12,7 @@ from lm_mixup.config import GrpoConfig, RewardsConfig
 from lm_mixup.grpo.batch import Batch, less_kl, make_batch, make_episodes, refilled, reward_batch
 from lm_mixup.grpo.loop import refill
 from lm_mixup.grpo.metrics import UPDATE_KEYS, Clock, rollout_metrics, update_metrics
-from lm_mixup.grpo.rollout import Group, Prompt
+from lm_mixup.grpo.rollout_actor import Group, Prompt
 from lm_mixup.grpo.sampler import refill_prompts
 from lm_mixup.rewards.workers import RewardScores
 

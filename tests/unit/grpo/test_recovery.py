@@ -24,7 +24,7 @@ from lm_mixup.config import GrpoConfig, RewardsConfig, TrackingConfig
 from lm_mixup.grpo.checkpoint import Progress, read_groups, write_groups
 from lm_mixup.grpo.loop import Parts, train
 from lm_mixup.grpo.metrics import UPDATE_KEYS, read_metrics
-from lm_mixup.grpo.rollout import Group, Prompt
+from lm_mixup.grpo.rollout_actor import Group, Prompt
 from lm_mixup.grpo.stage import _run
 from lm_mixup.rewards.workers import RewardBatch, RewardScores
 

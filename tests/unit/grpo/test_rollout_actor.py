@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lm_mixup.backends.engine import Sampling
-from lm_mixup.grpo.rollout import RolloutActor
+from lm_mixup.grpo.rollout_actor import RolloutActor
 
 
 class Engine:

@@ -10,7 +10,7 @@ import pytest
 
 from lm_mixup.backends.engine import Completion
 from lm_mixup.grpo.metrics import read_metrics
-from lm_mixup.grpo.rollout import Group, Prompt
+from lm_mixup.grpo.rollout_actor import Group, Prompt
 from lm_mixup.grpo.validation import Validation, fact_recall
 from lm_mixup.rewards.workers import RewardScores
 from lm_mixup.world.recall import recall
