@@ -15,7 +15,13 @@ class LoraConfig(Section):
 
     r: int = Field(256, ge=1, description="Rank of the adapters.")
     alpha: int = Field(16, ge=1, description="Their change is scaled by alpha / r.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in front of the adapters.")
+    dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Dropout in front of the adapters. In GRPO it makes ratios noisy from the first update "
+        "on: engines sample without it.",
+    )
 
 
 class SftConfig(Section):
@@ -163,7 +169,10 @@ class GrpoConfig(Section):
     lora: LoraConfig | None = Field(None, description="Train adapters alone; engines get merged weights.")
     num_iterations: int = Field(1, ge=1, description="Passes over each rollout batch.")
     update_batch_size: int | None = Field(
-        None, ge=1, description="Completions an optimizer step; default: the whole rollout batch (on-policy)."
+        None,
+        ge=1,
+        description="Most completions of an optimizer step; default: the whole rollout batch (on-policy). "
+        "The steps of a batch are of like size.",
     )
     importance_correction: Literal["none", "token", "sequence"] = Field(
         "token", description="Weight by π_learner / π_engine, of each token or of the whole completion."

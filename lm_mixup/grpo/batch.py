@@ -81,7 +81,8 @@ def refilled(
 ) -> Batch:
     """The groups with a signal, first draw before refills, at most `count` of them.
 
-    Advantages are taken anew, because some estimators normalise over the batch.
+    Advantages are taken anew, because some estimators normalise over the batch: groups that are dropped must
+    not count in it, whether others were found for them or not.
 
     Args:
         first: The step's own draw.
@@ -91,10 +92,10 @@ def refilled(
         config: As for `make_batch`.
 
     Returns:
-        The batch to learn from; `first` itself where no other group was needed or found.
+        The batch to learn from; `first` itself where no group is dropped, or none speaks.
     """
     chosen = [(batch, int(g)) for batch in (first, *more) for g in np.flatnonzero(~batch.silent)][:count]
-    if not more or not chosen:
+    if not chosen or not config.drop_zero_std or not first.silent.any():
         return first
     n = first.advantages.shape[1]
 

@@ -262,7 +262,21 @@ def spread(batches: Sequence[list[int]], ranks: int) -> list[list[list[int]]]:
     return dealt
 
 
-def update_slices(count: int, update_batch_size: int | None) -> list[range]:
-    """Which episodes each optimizer step of one rollout batch learns from, in order."""
+def update_slices(count: int, update_batch_size: int | None, group: int = 1) -> list[range]:
+    """Which episodes each optimizer step of one rollout batch learns from, in order.
+
+    The steps are of like size: Adam moves weights as far for the few completions that would be left over as
+    for a full batch.
+
+    Args:
+        count: Episodes, at least one.
+        update_batch_size: Most episodes of a step; None: all of them.
+        group: Completions of a prompt; groups stay whole where `count` and `update_batch_size` are made of
+            them, so that no prompt is computed in two steps.
+    """
     size = update_batch_size or count
-    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+    unit = group if count % group == 0 and size % group == 0 else 1
+    units = count // unit
+    steps = -(-count // size)
+    edges = [unit * -(-units * step // steps) for step in range(steps + 1)]
+    return list(itertools.starmap(range, itertools.pairwise(edges)))

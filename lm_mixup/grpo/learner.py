@@ -172,7 +172,7 @@ def plan_steps(
     """Which micro-batches each rank runs in each optimizer step of one rollout batch: [steps][ranks]."""
     plans = []
     for _ in range(config.num_iterations):
-        for chosen in update_slices(len(episodes), config.update_batch_size):
+        for chosen in update_slices(len(episodes), config.update_batch_size, config.num_generations):
             if config.shared_prompt:
                 batches = shared_micro_batches(
                     [episodes[i] for i in chosen], config.micro_tokens, config.learner_ranks

@@ -52,11 +52,24 @@ def test_silent_groups_are_refilled_and_the_first_draw_comes_first():
 
 def test_without_a_refill_the_batch_is_the_first_draw_and_silence_is_dropped():
     first = scored({"a": [0.5, 0.5], "b": [0, 1]})
-    assert refilled(first, [], 2, WEIGHTS, CONFIG) is first
+    assert [g.prompt.id for g in refilled(first, [], 2, WEIGHTS, CONFIG).groups] == ["b"]
+    keep = CONFIG.model_copy(update={"drop_zero_std": False})
+    assert refilled(first, [], 2, WEIGHTS, keep) is first
     assert len(make_episodes(first, drop_silent=True)) == 2
     assert len(make_episodes(first, drop_silent=False)) == 4
     silent = scored({"a": [0.5, 0.5]})
     assert make_episodes(refilled(silent, [silent], 1, WEIGHTS, CONFIG), drop_silent=True) == []
+
+
+def test_groups_that_are_dropped_do_not_scale_the_others():
+    """REINFORCE++ divides by the batch's spread, in which a silent group would count as zeros."""
+    config = CONFIG.model_copy(update={"advantage": "reinforce_plus_plus"})
+    alone = scored({"b": [0, 1], "c": [1, 0]}, config)
+    beside = scored({"a": [0.5, 0.5], "b": [0, 1], "c": [1, 0], "d": [0, 0]}, config)
+    refill = [scored({"e": [1, 1]}, config)]
+    for more in ([], refill):
+        batch = refilled(beside, more, 4, WEIGHTS, config)
+        np.testing.assert_allclose(batch.advantages, alone.advantages)
 
 
 def test_the_kl_is_taken_off_the_rewards_of_groups_that_speak_without_it():

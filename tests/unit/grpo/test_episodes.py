@@ -55,6 +55,13 @@ def test_update_slices_cover_the_batch_once():
     assert [list(r) for r in update_slices(5, None)] == [[0, 1, 2, 3, 4]]
 
 
+def test_no_step_is_left_with_a_few_completions_and_groups_stay_whole():
+    assert [len(r) for r in update_slices(508, 126)] == [102, 102, 101, 102, 101]
+    sizes = [len(r) for r in update_slices(500, 16, group=4)]
+    assert sum(sizes) == 500 and set(sizes) == {12, 16} and len(sizes) == 32
+    assert [len(r) for r in update_slices(512, 16, group=4)] == [16] * 32
+
+
 @settings(deadline=None)
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 9), st.booleans())
 def test_plan_counts_are_global_whatever_the_ranks(ranks: int, iterations: int, size: int, shared: bool):
