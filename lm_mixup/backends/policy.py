@@ -312,8 +312,9 @@ def save_model(
         tokenizer: Its tokenizer.
         weights: The weights by name, where they do not lie whole in `policy` (ZeRO-3).
     """
+    for left in folder.parent.glob(f".{folder.name}.*.tmp"):  # whole models, of writers that were killed
+        shutil.rmtree(left, ignore_errors=True)
     scratch = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
     policy.save_pretrained(scratch, state_dict=weights)
     tokenizer.save_pretrained(scratch)
     shutil.rmtree(folder, ignore_errors=True)

@@ -15,9 +15,11 @@ from lm_mixup.tasks import TaskType
 class RewardWeights(Section):
     """Weights of the reward components. 0.0 means 0.0."""
 
-    quality: float = Field(0.5, description="The rating that the answer's neighbours stand for.")
-    alignment: float = Field(0.4, description="Closeness to the reference.")
-    format: float = Field(0.1, description="Tags, and the pattern of the task type.")
+    quality: float = Field(
+        0.5, allow_inf_nan=False, description="The rating that the answer's neighbours stand for."
+    )
+    alignment: float = Field(0.4, allow_inf_nan=False, description="Closeness to the reference.")
+    format: float = Field(0.1, allow_inf_nan=False, description="Tags, and the pattern of the task type.")
 
 
 class CustomReward(Section):
@@ -44,6 +46,14 @@ class CustomReward(Section):
     max_retries: int = resources(
         2, ge=0, description="Times a batch that failed is tried again before the run stops."
     )
+
+    @field_validator("url")
+    @classmethod
+    def _without_query(cls, url: str | None) -> str | None:
+        # Where it holds a key, that would end up in run.json and in errors.
+        if url and "?" in url:
+            raise ValueError("must not have a query (?…); a key goes into the variable of api_key_env")
+        return url
 
     @field_validator("task_weights")
     @classmethod
@@ -74,7 +84,7 @@ class RewardsConfig(Section):
     )
     task_weights: dict[TaskType, RewardWeights] = Field(
         default_factory=_task_weights,
-        description="Weights of single task types, whole sets that replace `weights`.",
+        description="Weights of single task types: whole sets of all three, in place of `weights`.",
     )
     custom: dict[str, CustomReward] = Field(
         default_factory=dict, description="Rewards beyond the three, by name, each with its weight."
@@ -105,6 +115,16 @@ class RewardsConfig(Section):
     max_retries: int = resources(
         2, ge=0, description="Times a failed reward batch is tried again before the run stops."
     )
+
+    @field_validator("task_weights")
+    @classmethod
+    def _whole(cls, given: dict[TaskType, RewardWeights]) -> dict[TaskType, RewardWeights]:
+        # A set that is cut short would be filled up with the class's defaults, not with `weights`.
+        for task_type, weights in given.items():
+            lacking = RewardWeights.model_fields.keys() - weights.model_fields_set
+            if lacking:
+                raise ValueError(f"{task_type} is a whole set of weights; add {', '.join(sorted(lacking))}")
+        return given
 
     @field_validator("custom")
     @classmethod

@@ -27,7 +27,7 @@ class LoraConfig(Section):
 class SftConfig(Section):
     """SFT cold start (paper section 4.1: lr 2e-5, 3 epochs, max length 2400, warm-up 0.05)."""
 
-    max_steps: int = Field(-1, description="Optimizer steps; -1: as many as `epochs` asks for.")
+    max_steps: int = Field(-1, ge=-1, description="Optimizer steps; -1: as many as `epochs` asks for.")
     epochs: float = Field(3.0, gt=0, description="Passes over the rows; `max_steps` goes before it.")
     learning_rate: float = Field(2e-5, gt=0, description="Of AdamW, after the warm-up.")
     warmup_ratio: float = Field(
@@ -94,6 +94,8 @@ class SftConfig(Section):
     @model_validator(mode="after")
     def _consistent(self) -> SftConfig:
         """What would be passed over without a word, or fail in the workers."""
+        if self.max_steps == 0:
+            raise ValueError("max_steps must be -1 (as many as epochs ask for) or above 0")
         if self.offload and self.zero_stage == 0:
             raise ValueError("offload needs zero_stage 1, 2 or 3: stage 0 shards nothing")
         if (self.patience is not None or self.keep_best) and self.eval_rows == 0:

@@ -130,16 +130,30 @@ def check_custom(rewards: Mapping[str, CustomReward]) -> None:
 
 
 def source_digest(name: str, reward: CustomReward) -> str | None:
-    """A digest of the file that holds a function: another text, another run. None for an endpoint.
+    """A digest of the files that hold a function: another text, another run. None for an endpoint.
+
+    These are the module's that the path names, and, where that took the function from another one, its own.
 
     Raises:
         InputError: The function cannot be imported.
     """
     if reward.path is None:
         return None
-    load_function(name, reward.path)
-    file = getattr(sys.modules[reward.path.partition(":")[0]], "__file__", None)
-    return hashlib.blake2b(Path(file).read_bytes(), digest_size=16).hexdigest() if file else None
+    function = load_function(name, reward.path)
+    files = [getattr(sys.modules[reward.path.partition(":")[0]], "__file__", None), _file_of(function)]
+    texts = [Path(file).read_bytes() for file in dict.fromkeys(files) if file]
+    return hashlib.blake2b(b"".join(texts), digest_size=16).hexdigest() if texts else None
+
+
+def _file_of(function: Source) -> str | None:
+    """The file that a function, or the class of what is called, was written in; None where it is built in."""
+    written: Any = inspect.unwrap(function)
+    if not inspect.isroutine(written) and not inspect.isclass(written):
+        written = type(written)
+    try:
+        return inspect.getsourcefile(written)
+    except TypeError:
+        return None
 
 
 def load_function(name: str, path: str) -> Source:

@@ -205,7 +205,9 @@ class RewardWorkers:
         batches = whole_groups(range(len(new)), self._config.batch_size)
         values = list(new.values())
         embedded = self._map("embed", [(values[batch],) for batch in batches])
-        self._references.update(zip(new, itertools.chain.from_iterable(embedded), strict=True))
+        # Copies: a view would keep the whole array that it came in pinned in Ray's object store.
+        rows_of_new = (np.array(row) for row in itertools.chain.from_iterable(embedded))
+        self._references.update(zip(new, rows_of_new, strict=True))
         rows = [self._references[key] for key in keys]
         return np.stack(rows) if rows else np.zeros((0, self._info.dimension), dtype=np.float32)
 

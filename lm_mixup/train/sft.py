@@ -74,14 +74,21 @@ def fit(job: SftJob, tracking: TrackingConfig | None = None) -> Outcome:
         tracking: Section `tracking`; default: its defaults.
 
     Raises:
-        InputError: There is no row to train on, the cluster has no room for the workers, the model cannot
-            be loaded, or the loss is no number any more.
+        InputError: There is no row to train on, or none held out for `patience` or `keep_best`; the cluster
+            has no room for the workers, the model cannot be loaded, or the loss is no number any more.
         ray.train.TrainingFailedError: The workers failed repeatedly.
     """
     counts, name = _split_counts(job.out), job.out.name
     if not counts[TRAIN_SPLIT]:
         raise InputError(
             f"{name}: no row to train on fits in {name}.max_length={job.config.max_length}; raise it"
+        )
+    config = job.config
+    if not counts[EVAL_SPLIT] and (config.patience is not None or config.keep_best):
+        share = "finetune.eval_fraction" if name == "finetune" else "build.test_fraction"
+        raise InputError(
+            f"{name}: no held-out row for {name}.patience or {name}.keep_best to go by; raise {share}, or "
+            "switch them off"
         )
     if not job.final.is_dir():
         total = planned_steps(job.config, counts[TRAIN_SPLIT])
@@ -247,7 +254,7 @@ def _outcome(job: SftJob, counts: dict[str, int]) -> Outcome:
         "steps": steps[-1]["step"],
         "loss": steps[-1]["loss"],
         "first_loss": steps[0]["loss"],
-        "eval_loss": evaluations[-1] if evaluations else None,
+        "eval_loss": _eval_loss(evaluations, job.config),
         "num_tokens": steps[-1]["num_tokens"],
         "train_rows": counts[TRAIN_SPLIT],
         "eval_rows": min(counts[EVAL_SPLIT], job.config.eval_rows),
@@ -255,13 +262,31 @@ def _outcome(job: SftJob, counts: dict[str, int]) -> Outcome:
     files = [f"{job.out.name}/metrics.jsonl"]
     files += [f"{job.out.name}/model/{path.name}" for path in sorted(job.final.iterdir())]
     other = sum(receipt.metrics.get("rows_of_other_splits", 0) for receipt in job.out.receipts().values())
+    drawn = _drawn_rows(job.config, counts[TRAIN_SPLIT], metrics["steps"])
     left_out = {
+        "not_drawn": counts[TRAIN_SPLIT] - drawn,
         "test_rows_not_evaluated": counts[EVAL_SPLIT] - metrics["eval_rows"],
         "rows_of_other_splits": int(other),
     }
     return Outcome(
         metrics=metrics,
-        rows_used=counts[TRAIN_SPLIT] + metrics["eval_rows"],
+        rows_used=drawn + metrics["eval_rows"],
         left_out=left_out,
         files=files,
     )
+
+
+def _eval_loss(evaluations: list[float], config: SftConfig) -> float | None:
+    """The held-out loss of the model that is written: of the last evaluation, or of the best."""
+    if not evaluations:
+        return None
+    return min(evaluations) if config.keep_best else evaluations[-1]
+
+
+def _drawn_rows(config: SftConfig, rows: int, steps: int) -> int:
+    """Training rows that steps have drawn: those of a first epoch that ended, or was cut short, are fewer.
+
+    A packed step draws `batch_size` sequences, of which each holds a row at least, mostly many; how many is
+    known to the workers alone, so all rows count as drawn.
+    """
+    return rows if config.packing else min(rows, steps * config.batch_size)

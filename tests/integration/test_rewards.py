@@ -195,6 +195,7 @@ def test_two_actors_score_as_one_and_a_killed_one_is_replaced(ray_session, made,
         workers._map = lambda method, calls: tasks.extend([method] * len(calls)) or run(method, calls)
         assert_equal(workers.score(batch), expected)
         assert set(tasks) == {"score"}, "references are embedded once a run"
+        assert all(held.base is None for held in workers._references.values()), "views pin Ray's objects"
         assert workers.score(RewardBatch([], [], [], [])).total.shape == (0,)
         with pytest.raises(InputError, match="task type cs"):
             workers.score(RewardBatch(["cs"], ["x"], ["C: a\nS: b"], [0]))

@@ -124,8 +124,8 @@ def test_every_row_is_accounted_for(undisturbed, mixture):
     manifest = summarise(out, "same", {}, 1.0, outcome)
     assert manifest.rows_in == manifest.rows_out + manifest.rows_rejected == 39
     assert manifest.rejected_by_reason == {"too_long": 1}
-    assert outcome.rows_used == 32 + 4
-    assert outcome.left_out == {"test_rows_not_evaluated": 2, "rows_of_other_splits": 1}
+    assert outcome.rows_used == 32 + 5
+    assert outcome.left_out == {"not_drawn": 0, "test_rows_not_evaluated": 1, "rows_of_other_splits": 1}
     assert out.read().schema.equals(TOKENS)
 
 

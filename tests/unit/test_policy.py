@@ -17,6 +17,7 @@ from lm_mixup.backends.policy import (
     load_policy,
     load_tokenizer,
     model_folder,
+    save_model,
 )
 from lm_mixup.config import ModelConfig
 from lm_mixup.errors import InputError
@@ -35,6 +36,13 @@ def nano(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tokenizer(nano):
     return load_tokenizer(nano, ModelConfig())
+
+
+def test_what_a_killed_writer_left_goes_when_the_model_is_written_again(nano, tokenizer, tmp_path):
+    for left in (".best.123.tmp", ".model.123.tmp"):
+        (tmp_path / left).mkdir()
+    save_model(tmp_path / "best", load_policy(nano, ModelConfig()), tokenizer)
+    assert {path.name for path in tmp_path.iterdir()} == {"best", ".model.123.tmp"}
 
 
 def chat_ids(tokenizer, content, reply):

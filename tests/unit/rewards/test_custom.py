@@ -168,6 +168,14 @@ def test_the_text_of_a_function_is_part_of_what_a_run_is(module: str, tmp_path):
     before = source_digest("mine", reward)
     (tmp_path / f"{module}.py").write_text(MODULE + "\n")
     assert source_digest("mine", reward) != before
+    (tmp_path / f"{module}_package.py").write_text(f"from {module} import kept, lengths\n")
+    for taken in ("lengths", "kept.score"):
+        elsewhere = CustomReward(path=f"{module}_package:{taken}", weight=1)
+        before = source_digest("mine", elsewhere)
+        with (tmp_path / f"{module}.py").open("a") as file:
+            file.write("# another text\n")
+        assert source_digest("mine", elsewhere) != before
+    assert source_digest("mine", CustomReward(path="builtins:len", weight=1)) is None
     assert source_digest("mine", CustomReward(url="http://x", weight=1)) is None
 
 
