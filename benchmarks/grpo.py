@@ -128,7 +128,7 @@ def run_ours(args: argparse.Namespace) -> dict[str, Any]:
         max_completion_length=args.completion,
         learning_rate=LEARNING_RATE,
         beta=BETA,
-        micro_tokens=1536,
+        micro_tokens=2048,
         mode=args.side,
         **layout(args.side),
         drop_zero_std=False,  # TRL learns from every group
