@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from lm_mixup.config.section import KeyVariable, Section, resources
+from lm_mixup.config.section import KeyVariable, Section, UrlWithoutQuery, resources
 
 
 class ModelConfig(Section):
@@ -82,7 +82,9 @@ class ChatConfig(Section):
     backend: Literal["offline", "openai", "vllm"] = Field(
         "offline", description="`offline`: no chat model, but what the package can do without one."
     )
-    base_url: str | None = Field(None, description="Of the server, for backend `openai`; default: OpenAI's.")
+    base_url: UrlWithoutQuery | None = Field(
+        None, description="Of the server, for backend `openai`; default: OpenAI's."
+    )
     model: str | None = Field(None, description="Name on the server; for `vllm` a folder or Hub name.")
     api_key_env: KeyVariable | None = resources(
         None, description="Name of the environment variable that holds the key."
@@ -111,14 +113,6 @@ class ChatConfig(Section):
         None, ge=64, description="Tokens of prompt and reply in vLLM; default: the model's, 8192 at most."
     )
     trust_remote_code: bool = Field(False, description="Run code that ships with the model in vLLM.")
-
-    @field_validator("base_url")
-    @classmethod
-    def _without_query(cls, url: str | None) -> str | None:
-        # It would end up in front of the path, and where it holds a key, in run.json.
-        if url and "?" in url:
-            raise ValueError("must not have a query (?…); a key goes into the variable of api_key_env")
-        return url
 
     @model_validator(mode="after")
     def _priced(self) -> ChatConfig:

@@ -29,6 +29,16 @@ def _variable(name: str) -> str:
 KeyVariable = Annotated[str, AfterValidator(_variable)]
 
 
+def _without_query(url: str) -> str:
+    # Where it holds a key, that would end up in run.json and in errors; in a base URL, in front of the path.
+    if "?" in url:
+        raise ValueError("must not have a query (?…); a key goes into the variable of api_key_env")
+    return url
+
+
+UrlWithoutQuery = Annotated[str, AfterValidator(_without_query)]
+
+
 class Section(BaseModel):
     """Base of every section: unknown keys refused, values frozen after loading."""
 

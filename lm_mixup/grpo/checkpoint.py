@@ -8,7 +8,6 @@ last: a checkpoint without it is not one.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import pyarrow.parquet as pq
 from lm_mixup.backends.engine import Completion
 from lm_mixup.grpo.learner import Learner
 from lm_mixup.grpo.rollout_actor import Group, Prompt
+from lm_mixup.whole_file import write_whole
 
 _STATE = "state.json"
 _UNSPENT = "unspent.parquet"
@@ -69,9 +69,7 @@ def save(folder: Path, learner: Learner, progress: Progress, limit: int) -> None
     if progress.unspent:
         write_groups(folder / tag / _UNSPENT, progress.unspent)
     state = {"step": progress.step, "num_tokens": progress.num_tokens, "unspent": len(progress.unspent)}
-    scratch = folder / tag / f"{_STATE}.tmp"
-    scratch.write_text(json.dumps(state), encoding="utf-8")
-    os.replace(scratch, folder / tag / _STATE)  # noqa: PTH105 - atomic
+    write_whole(folder / tag / _STATE, json.dumps(state))
     for old in _complete(folder)[:-limit]:
         shutil.rmtree(folder / _tag(old))
 

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 # Of the probe's mean |Δ log-prob|. With equal weights in bfloat16, engine and learner are 0.04 to 0.05 apart.
-_TOLERANCES = {"float32": 1e-4}
-_LOW_PRECISION_TOLERANCE = 0.2
+_FLOAT32_TOLERANCE, _LOW_PRECISION_TOLERANCE = 1e-4, 0.2
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,8 @@ def check_probe(actor: int, published: Published, held: Held, tolerance: float |
         raise RuntimeError(
             f"the policy's weights {published.version} are no numbers any more: lower grpo.learning_rate"
         )
-    limit = _TOLERANCES.get(held.dtype, _LOW_PRECISION_TOLERANCE) if tolerance is None else tolerance
+    by_dtype = _FLOAT32_TOLERANCE if held.dtype == "float32" else _LOW_PRECISION_TOLERANCE
+    limit = by_dtype if tolerance is None else tolerance
     difference = float(np.mean(np.abs(held.logps - published.expected)))
     if not difference <= limit:
         raise WeightSyncError(

@@ -144,6 +144,7 @@ def _run_workers(job: SftJob, total: int, tracking: TrackingConfig) -> None:
             mirrored(job.out.local, tracking, settings, read_metrics(job.metrics)) as mirror,
             _shown(job, total, done, mirror),
             _placed(job, use_gpu),
+            _refusals_passed_on(job),
         ):
             trainer.fit()
     finally:
@@ -155,11 +156,10 @@ def _placed(job: SftJob, use_gpu: bool) -> Iterator[None]:
     """Bounds the wait for the cluster's resources, which Ray Train would wait for without end.
 
     Raises:
-        InputError: They were not free in time; the message says what was asked for and what there is. Or a
-            worker raised it.
+        InputError: They were not free in time; the message says what was asked for and what there is.
     """
     import ray
-    from ray.train import ControllerError, WorkerGroupError
+    from ray.train import ControllerError
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
     name, config = job.out.name, job.config
@@ -172,13 +172,8 @@ def _placed(job: SftJob, use_gpu: bool) -> Iterator[None]:
     if config.num_workers * config.cpus_per_worker > has.get("CPU", 0) or gpus > has.get("GPU", 0):
         say(f"  {report}; waiting {config.placement_timeout_s:.0f} s for more nodes")
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(config.placement_timeout_s)
-    job.refusal.unlink(missing_ok=True)
     try:
         yield
-    except WorkerGroupError:
-        if job.refusal.exists():
-            raise InputError(job.refusal.read_text(encoding="utf-8")) from None
-        raise
     except ControllerError as error:
         if not isinstance(error.controller_failure, WorkerGroupStartupTimeoutError):
             raise
@@ -187,6 +182,24 @@ def _placed(job: SftJob, use_gpu: bool) -> Iterator[None]:
             f"{report}, of which {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs are free; lower "
             f"{name}.num_workers or {name}.cpus_per_worker, or add nodes"
         ) from None
+
+
+@contextmanager
+def _refusals_passed_on(job: SftJob) -> Iterator[None]:
+    """Raises what a worker refused as it said it, without Ray Train's wrapping.
+
+    Raises:
+        InputError: A worker raised it.
+    """
+    from ray.train import WorkerGroupError
+
+    job.refusal.unlink(missing_ok=True)
+    try:
+        yield
+    except WorkerGroupError:
+        if job.refusal.exists():
+            raise InputError(job.refusal.read_text(encoding="utf-8")) from None
+        raise
 
 
 def _train_loop(loop_config: dict[str, Any]) -> None:

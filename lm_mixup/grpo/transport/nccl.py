@@ -58,8 +58,7 @@ class NcclSender:
         )
         digest: str = wait_for(
             [
-                ranks[0].broadcast.remote(self._buffer),
-                *(rank.broadcast.remote(self._buffer) for rank in ranks[1:]),
+                *(rank.broadcast.remote(self._buffer) for rank in ranks),
                 *(actor.update_weights.remote(self._described) for actor in actors),
             ],
             f"learner rank 0 to broadcast weights {version} to {len(actors)} engines by NCCL",
