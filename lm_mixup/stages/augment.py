@@ -46,8 +46,8 @@ def _check_policy(config: Config) -> None:
     if own and is_demonstration(model_folder(policy)):
         raise InputError(
             f"augment.policy: {policy} is the demonstration model, which understands the closed world alone; "
-            "what it writes about other pools is wrong. Name a real model, or set augment.demo_policy=true to "
-            "see it run"
+            "what it writes about other pools is wrong. Name a real model, or set augment.demo_policy=true "
+            "to see it run"
         )
 
 
