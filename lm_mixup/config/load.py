@@ -88,7 +88,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        raise InputError(f"config {path}: {_explain(error)}") from None
+        raise InputError(f"config {path}: {explain_errors(error)}") from None
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:
@@ -141,7 +141,7 @@ def _takes_text(annotation: Any) -> bool:
     return False
 
 
-def _explain(error: ValidationError) -> str:
+def explain_errors(error: ValidationError) -> str:
     """All faults on one line, unknown keys with the nearest valid name."""
     return "; ".join(_explain_one(fault) for fault in error.errors())
 
