@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from lm_mixup.augment.vector_search.knn import knn
-from lm_mixup.core.draws import turns
+from lm_mixup.core.draws import index_in_group
 
 
 def long_tail_scores(embeddings: np.ndarray, k: int) -> np.ndarray:
@@ -43,7 +43,7 @@ def listed_distance(similarities: pa.ListArray, k: int) -> np.ndarray:
     """
     lengths = np.diff(similarities.offsets.to_numpy())
     row = np.repeat(np.arange(len(lengths)), lengths)
-    near = turns(row) < k
+    near = index_in_group(row) < k
     distances = 1.0 - similarities.flatten().to_numpy().astype(np.float64)[near]
     total = np.bincount(row[near], weights=np.clip(distances, 0.0, 2.0), minlength=len(lengths))
     counted = np.minimum(lengths, k)

@@ -12,7 +12,7 @@ from lm_mixup.augment.selection import deita
 from lm_mixup.augment.selection.deita import take_diverse
 from lm_mixup.augment.selection.rank import budget_rows, fill, quotas, rank, strata_quotas
 from lm_mixup.augment.vector_search.long_tail import listed_distance, long_tail_scores, mean_distance
-from lm_mixup.core.draws import hash_of, turns
+from lm_mixup.core.draws import hash_of, index_in_group
 
 ANGLES = np.deg2rad([0, 60, 90, 180])
 CIRCLE = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1).astype(np.float32)
@@ -203,7 +203,7 @@ def test_fill_gives_each_stratum_its_first_rows(strata, room, data):
 @given(st.lists(st.integers(0, 6), max_size=40).map(sorted))
 def test_turns_count_within_a_group(groups):
     expected = [groups[:place].count(group) for place, group in enumerate(groups)]
-    assert turns(np.array(groups, np.int64)).tolist() == expected
+    assert index_in_group(np.array(groups, np.int64)).tolist() == expected
 
 
 @given(
