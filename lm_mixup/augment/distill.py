@@ -73,6 +73,18 @@ def distill(
     return Outcome(metrics=metrics | ({"notice": DEMONSTRATION_NOTICE} if is_demonstration(policy) else {}))
 
 
+def distill_with_trained(
+    cluster: StageDir,
+    curated: StageDir,
+    trained: StageDir,
+    out: StageDir,
+    config: DistillConfig,
+    model: ModelConfig,
+) -> Outcome:
+    """Writes one row per cluster with the policy that this run has trained, as `distill` does."""
+    return distill(cluster, curated, out, str(trained.local / "model"), config, model)
+
+
 def is_demonstration(policy: str) -> bool:
     """Whether a model folder holds the embedded demonstration model or what was trained from it."""
     config = Path(policy) / "config.json"

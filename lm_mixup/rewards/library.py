@@ -62,7 +62,8 @@ class LibraryInfo:
 
 
 def library(
-    sources: Sequence[StageDir],
+    rated: StageDir,
+    low: StageDir | None,
     out: StageDir,
     config: LibraryConfig,
     rewards: RewardsConfig,
@@ -77,7 +78,8 @@ def library(
     prior float64 [K]) and `library.json`.
 
     Args:
-        sources: Stages of rated samples, high and low: `generate` and `degrade`, or `rate_mixture`.
+        rated: Rated samples: `generate`, or `rate_mixture`, which holds low ones too.
+        low: Rated low-quality samples: `degrade`.
         out: Where the library goes.
         config: How many rows are kept.
         rewards: Neighbours and smoothing of the estimate.
@@ -90,6 +92,7 @@ def library(
     Raises:
         InputError: Not a single row can be used.
     """
+    sources = [rated] if low is None else [rated, low]
     chosen, left_out = choose(_rows(*sources), config.rows, seed)
     if not chosen:
         raise InputError(
