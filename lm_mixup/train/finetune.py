@@ -21,7 +21,7 @@ from lm_mixup.core.run_dir import Outcome, StageDir
 from lm_mixup.core.schemas import content_id, is_clean
 from lm_mixup.distributed.map_parts import PartResult, map_parts
 from lm_mixup.models.policy import UNTRAINED_NANO, check_model_path, encode_pair, load_tokenizer, model_folder
-from lm_mixup.train.job import SftJob
+from lm_mixup.train.checkpoint import SftJob
 from lm_mixup.train.sft import fit
 from lm_mixup.train.tokenize import EVAL_SPLIT, REFUSED, TOKENS, TRAIN_SPLIT
 
