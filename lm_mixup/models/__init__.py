@@ -1,0 +1,1 @@
+"""The only places that load a model: engine (vLLM), policy, embedder and the models that have names."""
