@@ -1,1 +1,1 @@
-"""The only places that load a model: engine (vLLM), policy, embedder and the models that have names."""
+"""The places that load a model: vLLM engine, policy, embedder; and the models that have names."""

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lm_mixup.errors import InputError
-from lm_mixup.progress import say
+from lm_mixup.core.errors import InputError
+from lm_mixup.core.progress import say
 
 VARIABLE = "LM_MIXUP_CACHE"
 _LISTING = "files.json"

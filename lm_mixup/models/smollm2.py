@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_mixup.errors import InputError
+from lm_mixup.core.errors import InputError
 from lm_mixup.models.model_cache import file_digest, kept_folder
-from lm_mixup.progress import say
+from lm_mixup.core.progress import say
 
 if TYPE_CHECKING:
     import torch
