@@ -96,7 +96,7 @@ def chosen_stages(verb: str, config: Config, options: Options) -> tuple[str, ...
 
 def _check_inputs(names: Sequence[str], config: Config, run: RunDir) -> None:
     """Refuses at once what would fail after minutes: missing inputs, models and pools."""
-    from lm_mixup.models.policy import check_model_path
+    from lm_mixup.models.resolve import check_model_path
 
     check_model_path(config.model.path)
     for name in names:

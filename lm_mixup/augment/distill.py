@@ -23,6 +23,7 @@ from lm_mixup.core.task_types import (
     write_input,
 )
 from lm_mixup.distributed.map_parts import PartResult, map_parts
+from lm_mixup.models.resolve import model_folder
 
 DEMONSTRATION_NOTICE = (
     "this policy is the demonstration model: it has read the closed world only and does not understand open "
@@ -75,7 +76,7 @@ def distill(
 
 def is_demonstration(policy: str) -> bool:
     """Whether a model folder holds the embedded demonstration model or what was trained from it."""
-    config = Path(policy) / "config.json"
+    config = Path(model_folder(policy)) / "config.json"
     return config.is_file() and "lm_mixup_demonstration" in json.loads(config.read_text(encoding="utf-8"))
 
 

@@ -30,7 +30,9 @@ class AugmentConfig(Section):
         "`hf:ORG/NAME[:CONFIG][@SPLIT]`; `world`: the demo pool.",
     )
     policy: str | None = Field(
-        None, description="Distiller to use; default: grpo/model of this run, else sft/model."
+        None,
+        description="Distiller to use: whatever `model.path` takes; default: grpo/model of this run, else "
+        "sft/model.",
     )
 
 
@@ -177,7 +179,7 @@ class PerplexityConfig(Section):
     """The pass over all rows that `select.method: perplexity` asks for, and no other method."""
 
     model: str | None = Field(
-        None, description="Whose perplexity: a Hub name, folder or `nano`; default: model.path."
+        None, description="Whose perplexity: whatever `model.path` takes; default: model.path."
     )
     take: Literal["low", "mid", "high"] = Field(
         "mid", description="Lowest first, nearest to the median first, or highest first."

@@ -74,7 +74,7 @@ class Engine:
     """A vLLM engine for one model.
 
     Args:
-        model: A folder (or Hub name) in Hugging Face format.
+        model: A folder or Hub name in Hugging Face format, or a name of the package (`resolve.py`).
         dtype: `float32`, `bfloat16` or `auto`.
         max_model_len: Most tokens of a prompt and its completion together.
         kv_cache_gib: Key-value cache on CPU, GiB.
@@ -109,6 +109,8 @@ class Engine:
             torch._dynamo.config.disable = True
         from vllm import LLM
 
+        from lm_mixup.models.resolve import model_folder
+
         make_engine: Any = LLM
 
         self._max_model_len = max_model_len
@@ -137,7 +139,7 @@ class Engine:
         if weight_transfer is not None:
             options["weight_transfer_config"] = {"backend": weight_transfer}
         self._llm: Any = make_engine(
-            model=model,
+            model=model_folder(model),
             revision=revision,
             tokenizer_revision=revision,
             dtype=dtype,

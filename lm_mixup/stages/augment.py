@@ -9,7 +9,8 @@ from lm_mixup.config import Config, EmbedDecontaminateConfig
 from lm_mixup.core.errors import InputError
 from lm_mixup.core.progress import say
 from lm_mixup.core.run_dir import Outcome
-from lm_mixup.stages.stage import Context, Stage, file_versions, sections
+from lm_mixup.models.resolve import check_model_path, model_version, portable_path
+from lm_mixup.stages.stage import Context, Stage, file_versions, section_identity, sections
 
 DEMO_POLICY = "runs/demo/grpo/model"
 
@@ -86,7 +87,7 @@ def _cluster(c: Context) -> Outcome:
 def _distill(c: Context) -> Outcome:
     from lm_mixup.augment.distill import DEMONSTRATION_NOTICE, distill, is_demonstration
 
-    policy = distiller(c)
+    policy = portable_path(distiller(c))
     if is_demonstration(policy) and c.config.augment.pool != "world":
         say(f"[bold yellow]note[/]: {DEMONSTRATION_NOTICE}")
     return distill(c.stage("cluster"), c.stage("curate"), c.out, policy, c.config.distill, c.config.model)
@@ -98,10 +99,8 @@ def distiller(c: Context) -> str:
     Raises:
         InputError: There is none.
     """
-    from lm_mixup.models.policy import check_model_path
-
     if c.config.augment.policy:
-        check_model_path(c.config.augment.policy)
+        check_model_path(c.config.augment.policy, "augment.policy")
         return c.config.augment.policy
     for trained in ("grpo", "sft"):
         if c.stage(trained).manifest() is not None:
@@ -121,7 +120,7 @@ def _distiller_identity(c: Context) -> Any:
         manifest = c.stage(trained).manifest()
         if manifest is not None and policy == str(c.stage(trained).local / "model"):
             return manifest.fingerprint
-    return [policy, file_versions(policy)]
+    return [policy, model_version(policy) or file_versions(policy)]
 
 
 def _rate_distilled(c: Context) -> Outcome:
@@ -158,7 +157,7 @@ def _perplexity_identity(c: Context) -> Any:
 
     config = c.config.select.perplexity
     model = measuring_model(config, c.config.model)
-    return [model.identity(), file_versions(model.path), config.max_length]
+    return [section_identity(model), file_versions(model.path), config.max_length]
 
 
 def _select(c: Context) -> Outcome:

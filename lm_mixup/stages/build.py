@@ -7,7 +7,7 @@ from typing import Any
 
 from lm_mixup.config import Config
 from lm_mixup.core.run_dir import Outcome
-from lm_mixup.stages.stage import Context, Stage, file_versions, is_published, sections
+from lm_mixup.stages.stage import Context, Stage, file_versions, is_published, section_identity, sections
 
 
 def _passages(c: Context) -> Outcome:
@@ -112,7 +112,7 @@ def _passage_versions(c: Context) -> list[str]:
 
 
 def _rated_build(c: Context) -> Any:
-    return [_build(c), c.config.rate.identity(), c.config.teacher.identity()]
+    return [_build(c), section_identity(c.config.rate), section_identity(c.config.teacher)]
 
 
 def _mixture_identity(c: Context) -> Any:

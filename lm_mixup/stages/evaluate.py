@@ -7,7 +7,7 @@ from typing import Any
 from lm_mixup.config import Config
 from lm_mixup.core.errors import InputError
 from lm_mixup.core.run_dir import Outcome
-from lm_mixup.stages.stage import Context, Stage, file_versions
+from lm_mixup.stages.stage import Context, Stage, file_versions, section_identity
 
 
 def _finetune(c: Context) -> Outcome:
@@ -20,7 +20,7 @@ def _finetune(c: Context) -> Outcome:
 
 
 def _check_finetune(config: Config) -> None:
-    from lm_mixup.models.policy import check_length
+    from lm_mixup.models.resolve import check_length
     from lm_mixup.train.finetune import check_base
     from lm_mixup.train.tracking import check_tracking
 
@@ -37,7 +37,7 @@ def _identity(c: Context) -> Any:
     versions = file_versions(chosen.train) if chosen.train is not None else []
     return [
         chosen.identity(),
-        (chosen.model or c.config.model).identity(),
+        section_identity(chosen.model or c.config.model),
         c.config.data.identity(),
         versions,
     ]

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from lm_mixup.config import Config
+from lm_mixup.config import ChatConfig, Config, ModelConfig
+from lm_mixup.config.section import Section
 from lm_mixup.core.run_dir import Outcome, RunDir, StageDir
+from lm_mixup.models.resolve import model_version
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,21 @@ class Stage:
 
 def sections(*names: str) -> Callable[[Context], Any]:
     """Identity of a stage that whole sections decide."""
-    return lambda c: [getattr(c.config, name).identity() for name in names]
+    return lambda c: [section_identity(getattr(c.config, name)) for name in names]
+
+
+def section_identity(section: Section) -> Any:
+    """A section's identity; of one that calls a model by a name of the package, the model's digests too.
+
+    Where the model lies, and since when, is no part of it.
+    """
+    known = section.identity()
+    named: list[str] = []
+    if isinstance(section, ModelConfig):
+        named = model_version(section.path)
+    elif isinstance(section, ChatConfig) and section.backend == "vllm" and section.model:
+        named = model_version(section.model)
+    return [known, named] if named else known
 
 
 def file_versions(path: str, key: str = "augment.pool") -> list[str]:
