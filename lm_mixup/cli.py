@@ -79,7 +79,7 @@ def status(run_dir: Annotated[str, typer.Argument(help="Run directory.")]) -> No
         from lm_mixup.stages import STAGES, stages_of
 
         opened = _open(run_dir)
-        found = {stage.name: opened.stage(stage.name).manifest() for stage in STAGES}
+        found = {name: opened.stage(name).manifest() for name in STAGES}
         always = stages_of("run", Config())
         console.print(
             _table({name: manifest for name, manifest in found.items() if manifest or name in always}, ())

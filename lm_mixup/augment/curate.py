@@ -61,11 +61,10 @@ class Noise:
 
 def curate(
     rated: StageDir,
+    embed: StageDir | None,
     neighbors: StageDir,
     out: StageDir,
     config: CurateConfig,
-    *,
-    embed: StageDir | None = None,
 ) -> Outcome:
     """Adds a curated score and its confidence to every row.
 

@@ -83,10 +83,10 @@ def select(
     curated: StageDir,
     embed: StageDir,
     neighbors: StageDir,
+    perplexity: StageDir | None,
     out: StageDir,
     config: SelectConfig,
     seed: int,
-    perplexity: StageDir | None = None,
 ) -> Outcome:
     """Chooses the training set and writes it as parts and as `train.jsonl`.
 

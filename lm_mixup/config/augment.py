@@ -34,6 +34,11 @@ class AugmentConfig(Section):
         description="Distiller to use: whatever `model.path` takes; default: grpo/model of this run, else "
         "sft/model.",
     )
+    demo_policy: bool = Field(
+        False,
+        description="Allow the demonstration model on a pool of your own, although it understands the closed "
+        "world alone.",
+    )
 
 
 class NearDuplicatesConfig(Section):

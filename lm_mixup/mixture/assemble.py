@@ -34,11 +34,11 @@ LEFT_OUT = ("facts_uncovered", "too_few_inputs")
 def mixture(
     generate: StageDir,
     degrade: StageDir,
+    crosstopic: StageDir | None,
     out: StageDir,
     config: BuildConfig,
     data: DataConfig,
     seed: int,
-    crosstopic: StageDir | None = None,
 ) -> Outcome:
     """Joins samples and their variants into MIXTURE rows.
 

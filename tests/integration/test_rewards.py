@@ -92,8 +92,8 @@ def write_inputs(run: RunDir) -> None:
 def build(run: RunDir, embedder: EmbedderConfig, rows: int = 2000):
     stage = run.stage("library")
     stage.begin("f")
-    sources = [run.stage("generate"), run.stage("degrade")]
-    outcome = library(sources, stage, LibraryConfig(rows=rows), BASE, embedder, seed=0)
+    sources = run.stage("generate"), run.stage("degrade")
+    outcome = library(*sources, stage, LibraryConfig(rows=rows), BASE, embedder, seed=0)
     stage.finish(summarise(stage, "f", {}, 0.0, outcome))
     return stage
 

@@ -46,12 +46,12 @@ def augment(folder, pool, workers: int, rows_per_part: int, split_mib: float, ba
     embed(stage["ingest"], stage["embed"], EmbedderConfig(num_actors=workers, batch_size=batch))
     neighbors(stage["embed"], stage["neighbors"], NeighborsConfig(num_actors=workers), seed=0)
     noise = CurateConfig(num_actors=workers, steps=40)
-    curate(stage["rate"], stage["neighbors"], stage["curate"], noise, embed=stage["embed"])
+    curate(stage["rate"], stage["embed"], stage["neighbors"], stage["curate"], noise)
     sizes = ClusterConfig(num_tasks=workers, cell_rows=32)
     cluster(stage["curate"], stage["embed"], stage["cluster"], sizes, data, seed=0)
     chosen = SelectConfig(budget=30, original_ratio=1.0, min_score=2, neighbors=5)
     inputs = [stage[name] for name in ("rate_distilled", "curate", "embed", "neighbors")]
-    select(*inputs, stage["select"], chosen, seed=0)
+    select(*inputs, None, stage["select"], chosen, seed=0)
     return run
 
 

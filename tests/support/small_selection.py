@@ -80,7 +80,7 @@ def run_select(folder, ours, theirs, rows_per_part=6, degrees=None, **settings):
     )
     out = here.stage("select")
     config = SelectConfig(**{"budget": 10, "neighbors": 2, **settings})
-    outcome = select(new, old, embed, near, out, config, 1, measured)
+    outcome = select(new, old, embed, near, measured, out, config, 1)
     lines = here.read_bytes("select/train.jsonl").decode().splitlines()
     return [json.loads(line) for line in lines], outcome, out
 

@@ -93,12 +93,12 @@ def test_status_lists_every_stage(tmp_path: Path):
 
 def test_fine_tuning_needs_no_other_stage_where_a_file_is_named():
     from lm_mixup.config import Config
-    from lm_mixup.stages import BY_NAME, inputs_of, stages_of
+    from lm_mixup.stages import stages_of
 
     own = Config.model_validate({"finetune": {"train": "mine.jsonl"}})
-    assert inputs_of(BY_NAME["finetune"], Config()) == ("select",)
-    assert inputs_of(BY_NAME["finetune"], own) == ()
-    assert stages_of("evaluate", own) == ("finetune",)
+    assert stages_of("evaluate", Config())["finetune"].inputs == ("select",)
+    assert stages_of("evaluate", own)["finetune"].inputs == ()
+    assert tuple(stages_of("evaluate", own)) == ("finetune",)
     assert "finetune" not in stages_of("run", own)
 
 
