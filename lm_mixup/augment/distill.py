@@ -118,7 +118,12 @@ def make_distiller(
         tensor_parallel_size=config.tensor_parallel_size,
         trust_remote_code=model.trust_remote_code,
     )
-    sampling = Sampling(n=1, temperature=config.temperature, max_tokens=config.max_completion_length)
+    sampling = Sampling(
+        n=1,
+        temperature=config.temperature,
+        max_tokens=config.max_completion_length,
+        repetition_penalty=config.repetition_penalty,
+    )
 
     def work(part: str) -> PartResult:
         clusters = cluster.read_part(part).to_pylist()

@@ -174,6 +174,11 @@ class DistillConfig(Section):
     max_prompt_length: int = Field(2400, ge=8, description="Tokens; longer prompts are refused.")
     max_completion_length: int = Field(2400, ge=8, description="Tokens; what is longer is cut off.")
     temperature: float = Field(0.0, ge=0, description="Of sampling; 0 is greedy.")
+    repetition_penalty: float = Field(
+        1.0,
+        gt=0,
+        description="Above 1: tokens that the prompt or the output holds are less likely (paper's code: 1.05).",
+    )
     num_tasks: int = resources(2, ge=1, description="Tasks at a time that gather the members of clusters.")
     num_actors: int = resources(1, ge=1, description="Actors that work at a time.")
     num_cpus: float = resources(1.0, gt=0, description="CPUs (and CPU threads) of an actor.")

@@ -43,12 +43,15 @@ class Completion:
 class Sampling:
     """How completions are drawn. Top-p and top-k are off: they would bias log-probabilities.
 
-    With a `json_schema`, completions are held to it, written without white space.
+    A `repetition_penalty` divides (or, below 0, multiplies) the logits of tokens that the prompt or the
+    completion holds (CTRL, arXiv 1909.05858, section 4.1), and log-probabilities are then no longer the
+    model's own. With a `json_schema`, completions are held to it, written without white space.
     """
 
     n: int = 1
     temperature: float = 1.0
     max_tokens: int = 256
+    repetition_penalty: float = 1.0
     json_schema: Mapping[str, Any] | None = None
 
 
@@ -181,6 +184,7 @@ class Engine:
                 n=sampling.n,
                 temperature=sampling.temperature,
                 max_tokens=sampling.max_tokens,
+                repetition_penalty=sampling.repetition_penalty,
                 logprobs=0,
                 flat_logprobs=True,
                 detokenize=False,  # done once at the end: token by token it takes a tenth of the time
