@@ -87,8 +87,9 @@ STAGES = (
         settings=("augment.pool", "ingest", "data", "seed"),
         check=_check_pool,
         versions=_pool_versions,
+        needs_output=True,
     ),
-    Stage("rate", "lm_mixup.augment.rate:rate", inputs=("ingest",), settings=("rate",)),
+    Stage("rate", "lm_mixup.augment.rate:rate", inputs=("ingest",), settings=("rate",), needs_output=True),
     Stage(
         "embed",
         "lm_mixup.augment.embed:embed",
@@ -96,18 +97,21 @@ STAGES = (
         settings=("embedder", "embed.decontaminate"),
         check=_check_eval_sets,
         versions=_eval_versions,
+        needs_output=True,
     ),
     Stage(
         "neighbors",
         "lm_mixup.augment.neighbors:neighbors",
         inputs=("embed",),
         settings=("neighbors", "seed"),
+        needs_output=True,
     ),
     Stage(
         "curate",
         "lm_mixup.augment.curate:curate",
         inputs=("rate", "embed", "neighbors"),
         settings=("curate",),
+        needs_output=True,
     ),
     Stage(
         "cluster",
@@ -153,5 +157,6 @@ STAGES = (
         "lm_mixup.augment.select:select",
         inputs=("rate_distilled", "curate", "embed", "neighbors", "perplexity?"),
         settings=("select", "seed"),
+        needs_output=True,
     ),
 )

@@ -32,6 +32,7 @@ class Stage:
             Raises `InputError`.
         versions: What decides the output beside the settings: versions of the files that these name.
         identity: Takes the place of `settings` in the fingerprint where only a part of them decides.
+        needs_output: Whether the run has failed if not a single row comes out.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Stage:
     check: Callable[[Config], None] = lambda config: None
     versions: Callable[[Config], Any] = lambda config: None
     identity: Callable[[Config], Any] | None = None
+    needs_output: bool = False
 
     def function(self) -> Callable[..., Outcome]:
         """Imports the function that does the work."""
