@@ -58,6 +58,8 @@ def write(tmp_path: Path, text: str) -> Path:
         ("grpo: {num_generations: 1}", "grpo.num_generations"),
         ("grpo: {learner_ranks: 9, prompts_per_step: 2}", "must not be less than learner_ranks"),
         ("grpo: {keep_best: true, eval_prompts: 0}", "keep_best needs validations"),
+        ("grpo: {dual_clip: 3, loss: cispo}", "dual_clip has no effect on loss cispo"),
+        ("grpo: {dual_clip: 1.2, epsilon_high: 0.3}", "dual_clip must be above 1 + epsilon_high"),
         ("grpo: {kl_in: reward, advantage: gdpo}", "kl_in reward needs"),
         ("grpo: {kl_estimator: k1}", "k1 has no effect in the loss"),
         ("grpo: {warmup_steps: 9, max_steps: 8}", "warmup_steps must not be more"),
