@@ -14,8 +14,8 @@ import yaml
 from typer.testing import CliRunner
 
 from lm_mixup.cli import app, input_error_in
-from lm_mixup.errors import InputError
-from lm_mixup.runs import RunDir
+from lm_mixup.core.errors import InputError
+from lm_mixup.core.run_dir import RunDir
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
@@ -60,7 +60,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, arguments: list[s
 
 
 def _finish(run: RunDir, name: str) -> None:
-    from lm_mixup.runs import Outcome, summarise
+    from lm_mixup.core.run_dir import Outcome, summarise
 
     stage = run.stage(name)
     stage.begin("x")
@@ -93,12 +93,12 @@ def test_status_lists_every_stage(tmp_path: Path):
 
 def test_fine_tuning_needs_no_other_stage_where_a_file_is_named():
     from lm_mixup.config import Config
-    from lm_mixup.stages import BY_NAME, inputs_of, stages_of
+    from lm_mixup.stages import stages_of
 
     own = Config.model_validate({"finetune": {"train": "mine.jsonl"}})
-    assert inputs_of(BY_NAME["finetune"], Config()) == ("select",)
-    assert inputs_of(BY_NAME["finetune"], own) == ()
-    assert stages_of("evaluate", own) == ("finetune",)
+    assert stages_of("evaluate", Config())["finetune"].inputs == ("select",)
+    assert stages_of("evaluate", own)["finetune"].inputs == ()
+    assert tuple(stages_of("evaluate", own)) == ("finetune",)
     assert "finetune" not in stages_of("run", own)
 
 
@@ -106,7 +106,7 @@ STOPPED = """
 import signal
 from lm_mixup.cli import app
 from lm_mixup.config import RayConfig
-from lm_mixup.ray_cluster import start_ray
+from lm_mixup.distributed.ray_cluster import start_ray
 from lm_mixup import pipeline
 
 def wait(*_):
