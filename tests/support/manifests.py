@@ -133,7 +133,9 @@ def _other_pods(documents: list[Document]) -> Iterator[Pod]:
         yield _pod("submitter", 1, job["spec"]["submitterPodTemplate"])
     for kind in ("Deployment", "StatefulSet"):
         for document in of_kind(documents, kind):
-            yield _pod(document["metadata"]["name"], document["spec"]["replicas"], document["spec"]["template"])
+            yield _pod(
+                document["metadata"]["name"], document["spec"]["replicas"], document["spec"]["template"]
+            )
 
 
 def _pod(role: str, replicas: int, template: Document) -> Pod:
