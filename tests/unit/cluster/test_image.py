@@ -1,4 +1,4 @@
-"""The image: what gets in, that its locks hold what pyproject.toml asks for, and that the Dockerfile lints."""
+"""The image: what gets in, what its locks hold against pyproject.toml, and that the Dockerfile lints."""
 
 from __future__ import annotations
 
