@@ -97,7 +97,7 @@ def test_kubernetes_knows_every_field(documents):
 
 @every_overlay
 def test_what_pods_name_is_there(documents):
-    """ConfigMaps, claims and accounts are in the overlay; secrets are the user's, and the guide makes them."""
+    """ConfigMaps, claims and accounts are in the overlay; secrets are made by the guide."""
     guide = GUIDE.read_text(encoding="utf-8")
     secrets = set(re.findall(r"kubectl create secret [\w-]+ ([\w-]+)", guide))
     for account in of_kind(documents, "ServiceAccount"):
