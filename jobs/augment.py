@@ -3,7 +3,8 @@ r"""A pool becomes a training set: the stages of `augment`.
 ray job submit --address http://HEAD:8265 --working-dir . -- \
     python jobs/augment.py configs/cluster-gpu.yaml --run-dir /mnt/shared/runs/first
 
-Takes the options of `lm-mixup augment`. The distiller is that of the run directory, or what `augment.policy` names.
+Takes the options of `lm-mixup augment`. The distiller is that of the run directory, or
+what `augment.policy` names.
 """
 
 import sys

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from lm_mixup.config_file import load_config
 from manifests import (
     K8S,
     ROOT,
@@ -26,6 +25,7 @@ from manifests import (
 )
 
 from lm_mixup.config import Config
+from lm_mixup.config.load import load_config
 
 OVERLAYS = sorted(path.name for path in (K8S / "overlays").iterdir())
 COMPONENTS = sorted(path.name for path in (K8S / "components").iterdir())
@@ -97,7 +97,7 @@ def test_kubernetes_knows_every_field(documents):
 
 @every_overlay
 def test_what_pods_name_is_there(documents):
-    """ConfigMaps, claims and accounts are in the overlay; secrets are the user's, and the guide says how to make them."""
+    """ConfigMaps, claims and accounts are in the overlay; secrets are made by the guide."""
     guide = GUIDE.read_text(encoding="utf-8")
     secrets = set(re.findall(r"kubectl create secret [\w-]+ ([\w-]+)", guide))
     for account in of_kind(documents, "ServiceAccount"):
@@ -235,7 +235,7 @@ def _command(job):
 
 
 def _config(documents, tmp_path) -> Config:
-    """The config of the entrypoint: the image's, or the one in the ConfigMap that is mounted where it says."""
+    """The config of the entrypoint: the image's, or that of the ConfigMap that is mounted where it says."""
     jobs = of_kind(documents, "RayJob")
     path = Path(_command(jobs[0])[1] if jobs else "/etc/lm_mixup/run.yaml")
     if str(path).startswith(IN_IMAGE):
@@ -357,7 +357,7 @@ def test_first_fit_knows_what_does_not_fit():
 
 @every_overlay
 def test_every_stage_fits_and_all_gpus_are_used(documents, tmp_path):
-    """A config that asks for more than there is would wait in vain; one that asks for less would let GPUs idle."""
+    """A config that asks for more than there is would wait in vain; one that asks for less lets GPUs idle."""
     config, nodes = _config(documents, tmp_path), _nodes(documents)
     gpus = sum(node[1] for node in nodes)
     most = 0.0

@@ -142,7 +142,10 @@ def slurm(tmp_path):
         (programs / name).chmod(0o755)
     root = tmp_path / "root"
     (root / "jobs").mkdir(parents=True)
-    job = "import sys, ray; ray.init(log_to_driver=False); print('ARGS', sys.argv[1:], ray.cluster_resources()['CPU'])"
+    job = (
+        "import sys, ray; ray.init(log_to_driver=False); "
+        "print('ARGS', sys.argv[1:], ray.cluster_resources()['CPU'])"
+    )
     (root / "jobs" / "pipeline.py").write_text(job)
     number = os.getpid() % 20000
     short = tempfile.mkdtemp(prefix="s", dir="/tmp")  # Ray's sockets allow paths of 107 bytes
