@@ -174,10 +174,10 @@ def _show(results: dict[str, StageResult], run_dir: str) -> None:
     """The closing table, and where the outcome lies."""
     skipped = [name for name, result in results.items() if result.skipped]
     console.print(_table({name: result.manifest for name, result in results.items()}, skipped))
-    census = _census(results["mixture"].manifest.metrics) if "mixture" in results else None
-    if census is not None and census.row_count > 1:  # a manifest of before has no such figures
+    counts = _value_counts(results["mixture"].manifest.metrics) if "mixture" in results else None
+    if counts is not None and counts.row_count > 1:  # a manifest of before has no such figures
         console.print()
-        console.print(census)
+        console.print(counts)
     if "select" in results:
         say(f"training set: {escape(run_dir)}/select/train.jsonl")
     if "finetune" in results:
@@ -204,7 +204,7 @@ def _table(manifests: dict[str, Manifest | None], skipped: object) -> Table:
     return table
 
 
-def _census(figures: Mapping[str, Any]) -> Table:
+def _value_counts(figures: Mapping[str, Any]) -> Table:
     """The rows of MIXTURE by split and by each thing that tells them apart."""
     from lm_mixup.core.value_counts import splits_in, tables_of
 
