@@ -139,11 +139,6 @@ def merge_samples(
     return None
 
 
-def state(entity: Entity, claims: Sequence[Claim], rng: Random, *, held_out: bool = False) -> str:
-    """States claims about an entity in one or two sentences."""
-    return rng.choice(template_set(held_out).statements)(entity, claims, rng)
-
-
 def describe(entity: Entity, claims_a_sentence: int = 3) -> str:
     """All facts of an entity in plain sentences: its passage."""
     claims = entity.claims(tuple(entity.facts))
