@@ -6,6 +6,8 @@ stage whose manifest bears the same fingerprint is done; one that was begun unde
 
 from __future__ import annotations
 
+import difflib
+import errno
 import importlib.metadata
 import platform
 import time
@@ -32,6 +34,10 @@ _PACKAGES = (
     "peft",
     "sentence-transformers",
 )
+
+
+class StageEmpty(RuntimeError):
+    """A stage finished without a single row that the next could work on."""
 
 
 @dataclass
@@ -84,8 +90,10 @@ def chosen_stages(verb: str, config: Config, options: Options) -> dict[str, Stag
     names = tuple(stages)
     for option, value in (("--until", options.until), ("--only", options.only)):
         if value is not None and value not in names:
+            near = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}? Its" if near else "its"
             raise InputError(
-                f"{option} {value}: no such stage in `{verb}`; its stages are {', '.join(names)}"
+                f"{option} {value}: no such stage in `{verb}`; {hint} stages are {', '.join(names)}"
             )
     if options.only is not None:
         return {options.only: stages[options.only]}
@@ -96,7 +104,7 @@ def chosen_stages(verb: str, config: Config, options: Options) -> dict[str, Stag
 
 def _check_inputs(stages: Mapping[str, Stage], config: Config, run: RunDir) -> None:
     """Refuses at once what would fail after minutes: missing inputs, models and pools."""
-    from lm_mixup.models.policy import check_model_path
+    from lm_mixup.models.resolve import check_model_path
 
     check_model_path(config.model.path)
     for stage in stages.values():
@@ -140,8 +148,22 @@ def run_stage(stage: Stage, config: Config, run: RunDir, *, fresh: bool = False)
     started = time.monotonic()
     outcome = stage.call(config, inputs, out)
     manifest = summarise(out, digest, read, time.monotonic() - started, outcome)
+    if stage.needs_output and not manifest.rows_out:
+        raise StageEmpty(_why_empty(manifest, run))
     out.finish(manifest)
     return StageResult(manifest, skipped=False)
+
+
+def _why_empty(manifest: Manifest, run: RunDir) -> str:
+    """One line: what came in, and where it went."""
+    gone = [*manifest.rejected_by_reason.items(), *manifest.left_out.items()]
+    reasons = ", ".join(
+        f"{reason} {count:,}" for reason, count in sorted(gone, key=lambda item: -item[1])[:5]
+    )
+    return (
+        f"{manifest.stage}: not one of {manifest.rows_in:,} rows came out ({reasons or 'no rows came in'}); "
+        f"see {run.uri}/{manifest.stage}/rejected/"
+    )
 
 
 def write_report(run: RunDir, config: Config) -> None:
@@ -185,7 +207,15 @@ def _write_run_json(run: RunDir, config: Config, command: Sequence[str]) -> None
         "command": _mask(list(command)),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    run.write_json("run.json", value)
+    try:
+        run.write_json("run.json", value)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        reason = error.strerror or " ".join(str(error).split())
+        raise InputError(
+            f"run directory {run.uri}: cannot be written ({reason}); choose another --run-dir"
+        ) from None
 
 
 def _mask(value: Any) -> Any:

@@ -6,7 +6,8 @@ from typing import Any
 
 from lm_mixup.config import Config
 from lm_mixup.core.errors import InputError
-from lm_mixup.stages.stage import Stage, file_versions
+from lm_mixup.models.resolve import check_model_path, model_version
+from lm_mixup.stages.stage import Stage, file_versions, section_identity
 
 
 def _check_pool(config: Config) -> None:
@@ -38,12 +39,11 @@ def _eval_versions(config: Config) -> list[list[str]]:
 def _check_policy(config: Config) -> None:
     """Refuses a distiller that is not there, and the demonstration model on a pool that it cannot read."""
     from lm_mixup.augment.distill import is_demonstration
-    from lm_mixup.models.policy import check_model_path, model_folder
 
     policy = config.augment.policy or config.model.path
-    check_model_path(policy)
+    check_model_path(policy, "model.path" if config.augment.policy is None else "augment.policy")
     own = config.augment.pool != "world" and not config.augment.demo_policy
-    if own and is_demonstration(model_folder(policy)):
+    if own and is_demonstration(policy):
         raise InputError(
             f"augment.policy: {policy} is the demonstration model, which understands the closed world alone; "
             "what it writes about other pools is wrong. Name a real model, or set augment.demo_policy=true "
@@ -52,7 +52,8 @@ def _check_policy(config: Config) -> None:
 
 
 def _policy_versions(config: Config) -> list[str]:
-    return file_versions(config.augment.policy) if config.augment.policy is not None else []
+    policy = config.augment.policy
+    return [] if policy is None else model_version(policy) or file_versions(policy)
 
 
 def _by_perplexity(config: Config) -> bool:
@@ -70,7 +71,7 @@ def _perplexity_identity(config: Config) -> Any:
     from lm_mixup.augment.perplexity import measuring_model
 
     measured = config.select.perplexity
-    return [measuring_model(measured, config.model).identity(), measured.max_length]
+    return [section_identity(measuring_model(measured, config.model)), measured.max_length]
 
 
 def _perplexity_versions(config: Config) -> list[str]:
@@ -86,8 +87,9 @@ STAGES = (
         settings=("augment.pool", "ingest", "data", "seed"),
         check=_check_pool,
         versions=_pool_versions,
+        needs_output=True,
     ),
-    Stage("rate", "lm_mixup.augment.rate:rate", inputs=("ingest",), settings=("rate",)),
+    Stage("rate", "lm_mixup.augment.rate:rate", inputs=("ingest",), settings=("rate",), needs_output=True),
     Stage(
         "embed",
         "lm_mixup.augment.embed:embed",
@@ -95,18 +97,21 @@ STAGES = (
         settings=("embedder", "embed.decontaminate"),
         check=_check_eval_sets,
         versions=_eval_versions,
+        needs_output=True,
     ),
     Stage(
         "neighbors",
         "lm_mixup.augment.neighbors:neighbors",
         inputs=("embed",),
         settings=("neighbors", "seed"),
+        needs_output=True,
     ),
     Stage(
         "curate",
         "lm_mixup.augment.curate:curate",
         inputs=("rate", "embed", "neighbors"),
         settings=("curate",),
+        needs_output=True,
     ),
     Stage(
         "cluster",
@@ -152,5 +157,6 @@ STAGES = (
         "lm_mixup.augment.select:select",
         inputs=("rate_distilled", "curate", "embed", "neighbors", "perplexity?"),
         settings=("select", "seed"),
+        needs_output=True,
     ),
 )

@@ -61,6 +61,7 @@ STAGES = (
         settings=("build", "data", "seed"),
         when=_is_written,
         versions=_passage_versions,
+        needs_output=True,
     ),
     Stage(
         "generate",
@@ -69,6 +70,7 @@ STAGES = (
         settings=("build", "rate", "teacher", "data", "seed"),
         when=_is_written,
         check=_check_teacher,
+        needs_output=True,
     ),
     Stage(
         "degrade",
@@ -76,6 +78,7 @@ STAGES = (
         inputs=("generate",),
         settings=("build", "rate", "teacher", "seed"),
         when=_is_written,
+        needs_output=True,
     ),
     Stage(
         "embed_samples",
@@ -104,6 +107,7 @@ STAGES = (
         inputs=("generate", "degrade", "crosstopic?"),
         settings=("build", "data", "seed"),
         when=_is_written,
+        needs_output=True,
     ),
     Stage(
         "mixture",
@@ -113,6 +117,7 @@ STAGES = (
         check=_check_published,
         versions=_published_versions,
         identity=_published_identity,
+        needs_output=True,
     ),
     Stage(
         "rate_mixture",

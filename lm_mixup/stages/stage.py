@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from lm_mixup.config import Config, Section
+from lm_mixup.config import ChatConfig, Config, ModelConfig, Section
 from lm_mixup.core.errors import InputError
 from lm_mixup.core.run_dir import Outcome, RunDir, StageDir
+from lm_mixup.models.resolve import model_version
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Stage:
             Raises `InputError`.
         versions: What decides the output beside the settings: versions of the files that these name.
         identity: Takes the place of `settings` in the fingerprint where only a part of them decides.
+        needs_output: Whether the run has failed if not a single row comes out.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Stage:
     check: Callable[[Config], None] = lambda config: None
     versions: Callable[[Config], Any] = lambda config: None
     identity: Callable[[Config], Any] | None = None
+    needs_output: bool = False
 
     def function(self) -> Callable[..., Outcome]:
         """Imports the function that does the work."""
@@ -71,7 +74,20 @@ def _identity(config: Config, key: str) -> Any:
     if isinstance(extra, dict) and extra.get("resources"):
         return None
     value = getattr(section, name)
-    return value.identity() if isinstance(value, Section) else value
+    return section_identity(value) if isinstance(value, Section) else value
+
+
+def section_identity(section: Section) -> Any:
+    """A section's identity; of one that calls a model by a name of the package, the model's digests too.
+
+    Where such a model lies, and since when, is no part of it.
+    """
+    named: list[str] = []
+    if isinstance(section, ModelConfig):
+        named = model_version(section.path)
+    elif isinstance(section, ChatConfig) and section.backend == "vllm" and section.model:
+        named = model_version(section.model)
+    return [section.identity(), named] if named else section.identity()
 
 
 def file_versions(path: str, key: str = "augment.pool") -> list[str]:

@@ -20,8 +20,9 @@ from lm_mixup.core.errors import InputError
 from lm_mixup.core.run_dir import Outcome, StageDir
 from lm_mixup.core.schemas import content_id, is_clean
 from lm_mixup.distributed.map_parts import PartResult, map_parts
-from lm_mixup.models.policy import UNTRAINED_NANO, check_model_path, encode_pair, load_tokenizer, model_folder
-from lm_mixup.train.job import SftJob
+from lm_mixup.models.policy import encode_pair, load_tokenizer
+from lm_mixup.models.resolve import UNTRAINED_NANO, check_model_path, portable_path
+from lm_mixup.train.checkpoint import SftJob
 from lm_mixup.train.sft import fit
 from lm_mixup.train.tokenize import EVAL_SPLIT, REFUSED, TOKENS, TRAIN_SPLIT
 
@@ -71,7 +72,7 @@ def finetune(
     """
     model = config.model or model
     check_base(model)
-    base = model_folder(model.path)
+    base = portable_path(model.path)
     map_parts(
         out,
         [(rows, *cut) for cut in line_ranges(rows, data.rows_per_part)],

@@ -1,14 +1,14 @@
 """Estimates the noise of the scores (transition matrix and class prior) from the consensus of neighbours.
 
-A row and its two nearest neighbours are assumed to share one true score, observed through the same noise (2-NN
-label clusterability). The counts of score triples then determine both the noise T and the prior p
+A row and its two nearest neighbours are assumed to share one true score, observed through the same noise
+(2-NN label clusterability). The counts of score triples then determine both the noise T and the prior p
 (High-Order Consensus, Zhu et al. 2021, arXiv 2102.05291; for data scores: DS2, arXiv 2410.10877):
 
     c3[j, k, l] = sum_i p[i] T[i, j] T[i, k] T[i, l]
 
 and the pair and single counts c2, c1 are its margins. T and p maximise the likelihood of the triples, found
-with L-BFGS. Measured against least squares over c1, c2 and c3, the error is the same on 20,000 rows and smaller
-on few rows.
+with L-BFGS. Measured against least squares over c1, c2 and c3, the error is the same on 20,000 rows and
+smaller on few rows.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def count_triples(triples: Ints, num_classes: int) -> Floats:
     """Counts the score triples of rows and their two nearest neighbours.
 
     Args:
-        triples: [M, 3], the score of a row and those of its neighbours, in 0..K-1; negative where unrated. A row
-            and its exact duplicates must not be among its neighbours: they agree without being right.
+        triples: [M, 3], the score of a row and those of its neighbours, in 0..K-1; negative where unrated. A
+            row and its exact duplicates must not be among its neighbours: they agree without being right.
         num_classes: K.
 
     Returns:
@@ -49,13 +49,14 @@ def fit_consensus(
 ) -> tuple[Floats, Floats]:
     """The T and p under which symmetric triple counts [K, K, K] are most likely.
 
-    T starts near the identity, which fixes the order of the classes. At the end the classes are matched to the
-    observed scores so that the trace of p·T is largest.
+    T starts near the identity, which fixes the order of the classes. At the end the classes are matched to
+    the observed scores so that the trace of p·T is largest.
 
     Args:
         counts: From `count_triples`, not all zero.
-        prior_strength: Pseudo-counts of a Dirichlet prior on the rows of T, five times as many on the diagonal:
-            a score is more often right than not. The prior loses influence as the number of rows grows.
+        prior_strength: Pseudo-counts of a Dirichlet prior on the rows of T, five times as many on the
+            diagonal: a score is more often right than not. The prior loses influence as rows
+            grow in number.
         max_iterations: Most steps of L-BFGS.
 
     Returns:
