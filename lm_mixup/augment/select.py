@@ -121,7 +121,7 @@ def select(
     quota = quotas(budget, config.original_ratio)
 
     new = _choose(ours, quota.distilled, config, seed, "distilled", left_out, kept_of(distilled), None)
-    theirs = _unlike(new.rows, theirs, left_out)
+    theirs = _without_duplicates(new.rows, theirs, left_out)
     if config.method == "long_tail" and quota.original:
         theirs = _sampled(theirs, max(MOST_ORIGINALS, quota.original), seed, left_out)
         theirs = _with_long_tail(theirs, embed, config.neighbors)
@@ -185,7 +185,7 @@ def _both_sides(
     )
 
 
-def _unlike(chosen: pa.Table, found: pa.Table, left_out: Counter[str]) -> pa.Table:
+def _without_duplicates(chosen: pa.Table, found: pa.Table, left_out: Counter[str]) -> pa.Table:
     """The originals whose text no chosen distilled row has."""
     fresh = found.filter(pc.invert(pc.is_in(found["content"], chosen["content"].combine_chunks())))
     left_out["original_duplicate"] += found.num_rows - fresh.num_rows
@@ -245,12 +245,12 @@ def _choose(
     left_out[f"{origin}_over_budget"] += found.num_rows - len(chosen) - too_similar
     given = np.bincount(strata[chosen], minlength=len(names))
     figures = zip(names.tolist(), counts.tolist(), room.tolist(), given.tolist(), strict=True)
-    told = {
+    by_stratum = {
         name: {"candidates": count, "quota": share, "rows": rows, "shortfall": share - rows}
         for name, count, share, rows in figures
         if config.stratify_by != "none"
     }
-    return Side(found.take(pa.array(chosen, pa.int64())), quota, told, vectors)
+    return Side(found.take(pa.array(chosen, pa.int64())), quota, by_stratum, vectors)
 
 
 def _fetch(stage: StageDir, chosen: pa.Table, origin: str) -> list[dict[str, Any]]:
