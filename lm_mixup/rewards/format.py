@@ -1,4 +1,4 @@
-"""The format reward, and the one function that says which text of a completion is judged."""
+"""The format reward, and the one function that extracts the text of a completion that is embedded."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ PATTERN_SHARE = 0.5
 
 
 def judged_text(task_type: TaskType, answer: str) -> str:
-    """The text of an answer that is embedded, in the library as in the reward: read, then written anew.
+    """The text of an answer that is embedded, in the library as in the reward: parsed, then written again.
 
-    One writer for both, so that the distance between them is about content, not about stripped answers or
-    spaces.
+    Both use the same writer, so that their distance depends on content, not on whitespace.
 
     Raises:
         FormatError: The answer does not follow the format of its task type.
@@ -26,12 +25,7 @@ def judged_text(task_type: TaskType, answer: str) -> str:
 
 
 def answer_of(task_type: TaskType, completion: str) -> str | None:
-    """The judged text of a completion, or None where it holds no answer that can be read.
-
-    Args:
-        task_type: What the answer should be.
-        completion: The policy's raw text.
-    """
+    """The judged text of a completion, or None if it holds no answer that can be parsed."""
     try:
         return judged_text(task_type, parse_output(completion).answer)
     except FormatError:
@@ -41,14 +35,10 @@ def answer_of(task_type: TaskType, completion: str) -> str | None:
 def format_reward(task_type: TaskType, completion: str) -> float:
     """0.5 for the tags, 0.5 for the answer's pattern (paper section 3.3).
 
-    * The tags: `tasks.parse_output` accepts the whole text: exactly one `<think>` and one `<answer>` block,
+    * Tags: `task_types.parse_output` accepts the whole text: exactly one `<think>` and one `<answer>` block,
       in this order and case, nothing outside, the answer not empty. Two blocks or an empty one earn nothing.
-    * The pattern: `tasks.parse_answer` accepts the answer. It is earned only on top of the tags, because what
-      does not stand between tags is no answer. Every non-empty paragraph has the pattern of one.
-
-    Args:
-        task_type: What the answer should be.
-        completion: The policy's raw text.
+    * Pattern: `task_types.parse_answer` accepts the answer. It requires the tags: text outside them is no
+      answer. Every non-empty paragraph has the pattern of a paragraph.
 
     Returns:
         0.0, 0.5 or 1.0.
