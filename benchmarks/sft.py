@@ -67,7 +67,8 @@ def encode(args: Any) -> dict[str, Any]:
     from lm_mixup.config import ModelConfig
     from lm_mixup.core.run_dir import RunDir
     from lm_mixup.distributed.map_parts import receipt_of
-    from lm_mixup.models.policy import load_tokenizer, model_folder
+    from lm_mixup.models.policy import load_tokenizer
+    from lm_mixup.models.resolve import model_folder
     from lm_mixup.train.tokenize import COLUMNS, encode_rows
 
     mixture = RunDir(args.run_dir).stage("mixture")
@@ -90,7 +91,7 @@ def make_job(args: Any) -> Any:
     """What the workers of the `sft` stage are given."""
     from lm_mixup.config import ModelConfig, SftConfig
     from lm_mixup.core.run_dir import RunDir
-    from lm_mixup.models.policy import model_folder
+    from lm_mixup.models.resolve import model_folder
     from lm_mixup.train.checkpoint import SftJob
 
     config = SftConfig(

@@ -45,7 +45,7 @@ PROMPT = pa.schema(
 def grpo(
     mixture: StageDir,
     library: StageDir,
-    policy: str,
+    sft: StageDir,
     out: StageDir,
     config: GrpoConfig,
     model: ModelConfig,
@@ -62,7 +62,7 @@ def grpo(
     Args:
         mixture: The MIXTURE stage.
         library: The rated library of the quality reward.
-        policy: Folder or Hub name of the model to start from.
+        sft: The stage whose `model/` is the policy to start from.
         out: Where prompts, checkpoints, metrics and the model are written.
         config: The `grpo` section.
         model: How model files are loaded.
@@ -77,6 +77,7 @@ def grpo(
     """
     check_custom(rewards.custom)
     items = [(mixture, part) for part in mixture.parts()]
+    policy = str(sft.local / "model")
     map_parts(out, items, _make_encode, {"policy": policy, "model": model, "limit": config.max_prompt_length})
     prompts, held_out, others = _read_prompts(out, config.eval_prompts, with_inputs=bool(rewards.custom))
     if not prompts:

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lm_mixup.demo.fact_check import recall
-from lm_mixup.demo.facts import entities_by_name
+from lm_mixup.demo import has_entities, recall
 from lm_mixup.grpo.loop import Actors
 from lm_mixup.grpo.scored_batch import reward_batch
 from lm_mixup.grpo.types import Group, Prompt
@@ -87,11 +86,10 @@ def fact_recall(groups: Sequence[Group]) -> dict[str, float]:
         `facts/recall`, and `facts/other`, the other facts stated per completion. Empty if no prompt is about
         the closed world.
     """
-    known = entities_by_name()
     found = [
         recall(g.prompt.task_type, completion.text, g.prompt.reference, g.prompt.entities)
         for g in groups
-        if g.prompt.entities and all(name in known for name in g.prompt.entities)
+        if g.prompt.entities and has_entities(g.prompt.entities)
         for completion in g.completions
     ]
     if not found:

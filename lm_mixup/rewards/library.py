@@ -19,9 +19,8 @@ from lm_mixup.core.progress import say
 from lm_mixup.core.run_dir import Outcome, StageDir, fingerprint
 from lm_mixup.core.schemas import content_id
 from lm_mixup.core.score_classes import NUM_CLASSES
-from lm_mixup.core.task_types import TASK_TYPES, FormatError, TaskType
+from lm_mixup.core.task_types import TASK_TYPES, FormatError, TaskType, judged_text
 from lm_mixup.distributed.map_parts import PartResult, map_parts
-from lm_mixup.rewards.format import judged_text
 from lm_mixup.rewards.quality import TaskLibrary, held_out, make_library, quality_reward
 
 _COLUMNS = ["id", "task_type", "answer", "score", "split", "entity"]
@@ -30,7 +29,7 @@ _ROWS_PER_PART = 512
 
 @dataclass(frozen=True)
 class RatedRow:
-    """A rated sample. `answer` is the embedded text, as `format.judged_text` writes it.
+    """A rated sample. `answer` is the embedded text, as `task_types.judged_text` writes it.
 
     `entity` is its subject: a sample and its degraded variants share it.
     """
@@ -64,7 +63,8 @@ class LibraryInfo:
 
 
 def library(
-    sources: Sequence[StageDir],
+    rated: StageDir,
+    low: StageDir | None,
     out: StageDir,
     config: LibraryConfig,
     rewards: RewardsConfig,
@@ -79,7 +79,8 @@ def library(
     prior float64 [K]) and `library.json`.
 
     Args:
-        sources: Stages of rated samples, high and low: `generate` and `degrade`, or `rate_mixture`.
+        rated: Rated samples: `generate`, or `rate_mixture`, which holds low ones too.
+        low: Rated low-quality samples: `degrade`.
         out: The stage directory.
         config: The maximum number of rows.
         rewards: Neighbours and smoothing of the estimate.
@@ -92,6 +93,7 @@ def library(
     Raises:
         InputError: No row can be used.
     """
+    sources = [rated] if low is None else [rated, low]
     tables = itertools.chain.from_iterable(stage.iter_parts(columns=_COLUMNS) for stage in sources)
     rows = itertools.chain.from_iterable(table.to_pylist() for table in tables)
     chosen, left_out = choose_rows(rows, config.rows, seed)

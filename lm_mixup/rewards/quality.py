@@ -162,7 +162,7 @@ def judge(
 
 
 def held_out(library: TaskLibrary, groups: Indices, k: int) -> dict[str, float]:
-    """How well the library scores its own N samples without the neighbours of their own groups, int64 [N].
+    """How well the library scores its own N samples if those of the same group (int64 [N]) do not vote.
 
     Returns:
         `agreement`: the share of samples whose quality reward equals that of their own score. `separation`:

@@ -20,7 +20,7 @@ from lm_mixup.core.errors import InputError
 from lm_mixup.core.progress import say, track
 from lm_mixup.core.run_dir import Outcome, StageDir
 from lm_mixup.distributed.map_parts import map_parts
-from lm_mixup.models.policy import check_model_path
+from lm_mixup.models.resolve import check_model_path
 from lm_mixup.train.checkpoint import SftJob, last_checkpoint, step_of
 from lm_mixup.train.tokenize import EVAL_SPLIT, TRAIN_SPLIT, base_model, make_encoder
 from lm_mixup.train.tracking import open_trackers, read_metrics, trim_metrics

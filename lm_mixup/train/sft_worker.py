@@ -223,8 +223,8 @@ class OrderedTrainer(SFTTrainer):
         if saved["TrainerControl"]["args"]["should_training_stop"]:
             self.control.should_training_stop = True
             return
-        # The trainer's own call gets lost on several ranks that resume inside an epoch: the sampler then lies
-        # under two wrappers, one for the rank's share and one for the batches that are skipped.
+        # The trainer's own call does not reach the sampler if several ranks resume within an epoch: it then
+        # lies inside two wrappers, one for the rank's share and one for skipped batches.
         self._order.set_epoch(epoch)
         super()._run_epoch(model, epoch, *args, **kwargs)
 

@@ -229,7 +229,7 @@ def run_finetune(root, pairs, model, **changes):
         lora=LoraConfig(r=4, alpha=8),
         **changes,
     )
-    finetune(str(pairs), out, config, model, DataConfig(rows_per_part=10), seed=7)
+    finetune(out, str(pairs), config, model, DataConfig(rows_per_part=10), seed=7)
     return out
 
 

@@ -110,7 +110,7 @@ def test_the_order_inside_a_group_does_not_matter(rewards, estimator, random):
     )
 
 
-def test_zero_signal_is_told_by_spread_and_not_by_mean():
+def test_zero_std_is_decided_by_spread_and_not_by_mean():
     rewards = np.array([[0.0, 0.0], [1.0, 1.0], [0.35, 0.35 + 1e-12], [-1.0, 1.0], [0.0, 0.01]])
     np.testing.assert_array_equal(zero_std_groups(rewards), [True, True, True, False, False])
     np.testing.assert_array_equal(zero_std_groups(rewards, tolerance=0.1), [True, True, True, False, True])
