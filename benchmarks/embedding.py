@@ -38,9 +38,9 @@ def read_texts(path: Path | None, count: int) -> list[str]:
     from lm_mixup.core import task_types
 
     if path is None:
-        from lm_mixup.demo.pool import world_pool
+        from lm_mixup.demo.pool import demo_pool
 
-        rows = list(world_pool(count, 0))
+        rows = list(demo_pool(count, 0))
     else:
         with path.open(encoding="utf-8") as file:
             rows = [json.loads(line) for line in file]

@@ -92,7 +92,7 @@ def make_job(args: Any) -> Any:
     from lm_mixup.config import ModelConfig, SftConfig
     from lm_mixup.core.run_dir import RunDir
     from lm_mixup.models.resolve import model_folder
-    from lm_mixup.train.job import SftJob
+    from lm_mixup.train.checkpoint import SftJob
 
     config = SftConfig(
         max_steps=args.warm_up + args.steps,
@@ -162,7 +162,7 @@ def run_trl(args: Any) -> None:
 
 def in_processes_of_its_own(side: str, args: Any, argv: list[str]) -> dict[str, float]:
     """Runs a side and reads its log, which both sides' trainers write in the same way."""
-    from lm_mixup.train.checkpoint import read_metrics
+    from lm_mixup.train.tracking import read_metrics
 
     ranks = args.workers if side == "ours" or on_gpu() else 1
     env = os.environ | {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": str(args.workers // ranks)}

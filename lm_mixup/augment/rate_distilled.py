@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from lm_mixup.augment.embed import embedding_table, vectors_of
 from lm_mixup.augment.neighbors import Bank
 from lm_mixup.augment.rate import rate_table
-from lm_mixup.augment.vector_search.long_tail import mean_distance
+from lm_mixup.augment.vector_search.neighbor_table import mean_distance
 from lm_mixup.chat.judge import Judge, SharedJudge, share_judge
 from lm_mixup.config import EmbedderConfig, RateConfig
 from lm_mixup.core import schemas, task_types

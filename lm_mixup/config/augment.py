@@ -177,7 +177,7 @@ class DistillConfig(Section):
     repetition_penalty: float = Field(
         1.0,
         gt=0,
-        description="Above 1, tokens that prompt or output hold become less likely; the paper's code: 1.05.",
+        description="Above 1: tokens that the prompt or the output holds are less likely (paper: 1.05).",
     )
     num_tasks: int = resources(2, ge=1, description="Tasks at a time that gather the members of clusters.")
     num_actors: int = resources(1, ge=1, description="Actors that work at a time.")

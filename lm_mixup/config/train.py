@@ -165,8 +165,8 @@ class GrpoConfig(Section):
     dual_clip: float | None = Field(
         None,
         gt=1,
-        description="Dual clip: where the advantage is negative, ratios above this have no gradient. "
-        "Default: no bound, as in PPO.",
+        description="Dual clip: where the advantage is negative, ratios above this have no gradient; "
+        "default: unbounded, as in PPO.",
     )
     advantage: Literal["grpo", "dr_grpo", "rloo", "reinforce_plus_plus", "gdpo"] = Field(
         "grpo", description="How rewards become advantages: baseline and scale."

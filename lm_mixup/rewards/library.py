@@ -17,9 +17,8 @@ from lm_mixup.core.errors import InputError
 from lm_mixup.core.progress import say
 from lm_mixup.core.run_dir import Outcome, StageDir, fingerprint
 from lm_mixup.core.schemas import content_id
-from lm_mixup.core.task_types import TASK_TYPES, FormatError, TaskType
+from lm_mixup.core.task_types import TASK_TYPES, FormatError, TaskType, judged_text
 from lm_mixup.distributed.map_parts import PartResult, map_parts
-from lm_mixup.rewards.format import judged_text
 from lm_mixup.rewards.quality import NUM_CLASSES, TaskLibrary, held_out, make_library, quality_reward
 
 _COLUMNS = ["id", "task_type", "answer", "score", "split", "entity"]
@@ -28,7 +27,7 @@ _ROWS_PER_PART = 512
 
 @dataclass(frozen=True)
 class RatedRow:
-    """A rated sample. `answer` is the text that is embedded: `format.judged_text` wrote it.
+    """A rated sample. `answer` is the text that is embedded: `task_types.judged_text` wrote it.
 
     `entity` is what it speaks of: a sample and its degraded variants share it.
     """

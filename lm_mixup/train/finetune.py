@@ -22,7 +22,7 @@ from lm_mixup.core.schemas import content_id, is_clean
 from lm_mixup.distributed.map_parts import PartResult, map_parts
 from lm_mixup.models.policy import encode_pair, load_tokenizer
 from lm_mixup.models.resolve import UNTRAINED_NANO, check_model_path, portable_path
-from lm_mixup.train.job import SftJob
+from lm_mixup.train.checkpoint import SftJob
 from lm_mixup.train.sft import fit
 from lm_mixup.train.tokenize import EVAL_SPLIT, REFUSED, TOKENS, TRAIN_SPLIT
 

@@ -12,7 +12,7 @@ from lm_mixup.config import ModelConfig
 from lm_mixup.core import schemas
 from lm_mixup.core.run_dir import StageDir
 from lm_mixup.core.task_types import write_output, write_prompt
-from lm_mixup.demo.nano import create_nano
+from lm_mixup.demo import create_nano
 from lm_mixup.distributed.map_parts import PartResult, Work
 from lm_mixup.models.policy import encode_prompt, encode_target, load_tokenizer
 from lm_mixup.models.resolve import UNTRAINED_NANO, portable_path

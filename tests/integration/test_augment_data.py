@@ -14,8 +14,7 @@ from lm_mixup.augment.neighbors import neighbors
 from lm_mixup.augment.rate_distilled import rate_distilled
 from lm_mixup.augment.reading.cluster_members import gather_members
 from lm_mixup.augment.select import select
-from lm_mixup.augment.vector_search.knn import knn
-from lm_mixup.augment.vector_search.long_tail import long_tail_scores
+from lm_mixup.augment.vector_search.neighbor_table import long_tail_scores
 from lm_mixup.config import (
     ClusterConfig,
     DataConfig,
@@ -25,6 +24,7 @@ from lm_mixup.config import (
     SelectConfig,
 )
 from lm_mixup.core import schemas
+from lm_mixup.core.nearest import knn
 from lm_mixup.core.run_dir import Outcome, Receipt, RunDir, StageDir, summarise
 
 ROWS, WIDTH = 320, 24

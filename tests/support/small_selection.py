@@ -13,9 +13,10 @@ from lm_mixup.augment import perplexity
 from lm_mixup.augment.embed import embedding_table
 from lm_mixup.augment.rate_distilled import kept_of
 from lm_mixup.augment.select import select
-from lm_mixup.augment.vector_search.knn import knn, neighbor_table
+from lm_mixup.augment.vector_search.neighbor_table import neighbor_table
 from lm_mixup.config import SelectConfig, SelectMethod
 from lm_mixup.core import schemas
+from lm_mixup.core.nearest import knn
 from lm_mixup.core.run_dir import Outcome, RunDir, StageDir
 
 METHODS = get_args(SelectMethod)
