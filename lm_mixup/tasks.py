@@ -233,6 +233,11 @@ def parse_output(text: str) -> Output:
     return output
 
 
+_OWN_MARK = re.compile(r"\n( *A:)")
+_HELD_MARK = re.compile(r"\n ( *A:)")
+_INPUT = re.compile(r"Q:(?P<prompt>.*?)\nA:(?P<completion>.*)", re.DOTALL)
+
+
 def write_prompt(instruction: str, inputs: Sequence[str]) -> str:
     """The user turn of the policy: the instruction, then the poor inputs, numbered.
 
@@ -243,8 +248,24 @@ def write_prompt(instruction: str, inputs: Sequence[str]) -> str:
 
 
 def write_input(prompt: str, completion: str) -> str:
-    """One pool row as an input text of the policy."""
-    return f"{prompt.strip()}\n{completion.strip()}".strip()
+    """One pool row as an input text of the policy: `Q: {prompt}`, and on the next line `A: {completion}`.
+
+    A line of the prompt that begins with `A:` gets one space more in front, so that the first `A:` at the
+    beginning of a line is always the mark. `read_input` takes that space away again.
+    """
+    held = _OWN_MARK.sub(r"\n \1", prompt.strip())
+    return f"Q: {held}\nA: {completion.strip()}"
+
+
+def read_input(text: str) -> tuple[str, str]:
+    """The prompt and the completion of an input text: the inverse of `write_input`, up to outer whitespace.
+
+    A text without the marks has no prompt: it is the completion.
+    """
+    found = _INPUT.fullmatch(text.strip())
+    if found is None:
+        return "", text.strip()
+    return _HELD_MARK.sub(r"\n\1", found["prompt"].strip()), found["completion"].strip()
 
 
 def to_pair(sample: Sample, prompt: str) -> tuple[str, str]:

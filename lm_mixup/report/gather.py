@@ -21,6 +21,7 @@ from lm_mixup.grpo.alarms import history
 from lm_mixup.records import content_id
 from lm_mixup.runs import Kind, Manifest, RunDir, StageDir
 from lm_mixup.stages import GROUPS
+from lm_mixup.tasks import read_input
 
 MOST_PARTS = 64
 MOST_PARENT_PARTS = 512
@@ -266,7 +267,7 @@ def _mixtures(stage: StageDir, limit: int) -> list[Example]:
             cot=row["cot"] or "",
             score=row["score"],
             long_tail=None,
-            parents=[Parent(prompt="", completion=text, score=None) for text in row["inputs"]],
+            parents=[Parent(*read_input(text), score=None) for text in row["inputs"]],
             rated=False,
         )
         for row in rows

@@ -138,6 +138,43 @@ def test_prompt_numbers_its_inputs():
     assert tasks.write_prompt("Merge.", [" a ", "b\nc"]) == "Merge.\n[1] a\n[2] b\nc"
 
 
+@pytest.mark.parametrize(
+    ("prompt", "completion", "text"),
+    [
+        ("What is iron?", " A metal. ", "Q: What is iron?\nA: A metal."),
+        ("", "Iron is a metal.", "Q: \nA: Iron is a metal."),
+        ("Name a metal.", "", "Q: Name a metal.\nA: "),
+        ("Q: one\nA: two", "three", "Q: Q: one\n A: two\nA: three"),
+        ("Go on:\n A: b", "A: c\nA: d", "Q: Go on:\n  A: b\nA: A: c\nA: d"),
+    ],
+)
+def test_an_input_by_hand(prompt: str, completion: str, text: str):
+    assert tasks.write_input(prompt, completion) == text
+    assert tasks.read_input(text) == (prompt.strip(), completion.strip())
+
+
+marked = st.text(st.sampled_from([*"QA: \n\r\tx", "\u2003", "\u2028", "é", "ह"]), max_size=24)
+
+
+@given(marked | st.text(max_size=40), marked | st.text(max_size=40))
+def test_read_input_is_the_inverse_of_write_input(prompt: str, completion: str):
+    text = tasks.write_input(prompt, completion)
+    assert tasks.read_input(text) == (prompt.strip(), completion.strip())
+    # `write_prompt` strips its inputs.
+    assert tasks.read_input(text.strip()) == (prompt.strip(), completion.strip())
+
+
+@pytest.mark.parametrize(
+    "text", ["Iron is a metal.", "Q: What is iron?", "A: A metal.", "", "Q:A:", "x\nQ: a\nA: b"]
+)
+def test_a_text_without_marks_is_a_completion(text: str):
+    assert tasks.read_input(text) == ("", text)
+
+
+def test_marks_of_other_writers_are_read():
+    assert tasks.read_input("Q:What is iron?\nA:A metal.") == ("What is iron?", "A metal.")
+
+
 @pytest.mark.parametrize("sample", SAMPLES)
 def test_a_pair_is_never_empty(sample: tasks.Sample):
     prompt, completion = tasks.to_pair(sample, "Write about iron.")
