@@ -20,12 +20,21 @@ def _generate(c: Context) -> Outcome:
     from lm_mixup.mixture.generate import generate
 
     config = c.config
+    if config.build.samples_from is not None:
+        from lm_mixup.mixture.read_samples import read_samples
+
+        return read_samples(c.out, config.build, config.ingest, config.data, config.seed)
     return generate(
         c.stage("passages"), c.out, config.build, config.rate, config.teacher, config.data, config.seed
     )
 
 
 def _check_teacher(config: Config) -> None:
+    if config.build.samples_from is not None:
+        from lm_mixup.mixture.read_samples import check_samples
+
+        check_samples(config.build)
+        return
     from lm_mixup.mixture.generate import check_teacher
 
     check_teacher(config.build, config.teacher)
@@ -73,6 +82,11 @@ def _mixture(c: Context) -> Outcome:
         from lm_mixup.mixture.published import published
 
         return published(c.out, c.config.build, c.config.data)
+    if _is_ruled(c.config):
+        from lm_mixup.mixture.compose_rows import compose_rows
+
+        samples, embedded = c.stage("generate"), c.stage("embed_samples")
+        return compose_rows(samples, embedded, c.out, c.config.build, c.config.data, c.config.seed)
     from lm_mixup.mixture.assemble import mixture
 
     merged = c.stage("crosstopic") if _is_merged(c.config) else None
@@ -94,13 +108,31 @@ def _rate_mixture(c: Context) -> Outcome:
     return rate_mixture(c.stage("mixture"), c.out, c.config.rate, c.config.library.rows, c.config.seed)
 
 
-def _is_built(config: Config) -> bool:
+def _has_samples(config: Config) -> bool:
     return not is_published(config)
+
+
+def _is_ruled(config: Config) -> bool:
+    """Whether MIXTURE is made by rule from good rows that others wrote."""
+    return config.build.samples_from is not None
+
+
+def _is_taught(config: Config) -> bool:
+    """Whether a teacher writes samples and variants about passages."""
+    return not is_published(config) and not _is_ruled(config)
+
+
+def _is_unrated(config: Config) -> bool:
+    return is_published(config) or _is_ruled(config)
+
+
+def _is_embedded(config: Config) -> bool:
+    return _is_ruled(config) or _is_merged(config)
 
 
 def _is_merged(config: Config) -> bool:
     """Whether a teacher model merges samples; what the offline one wrote is merged by rules."""
-    return _is_built(config) and config.teacher.backend != "offline" and config.build.crosstopic_rate > 0
+    return _is_taught(config) and config.teacher.backend != "offline" and config.build.crosstopic_rate > 0
 
 
 def _build(c: Context) -> Any:
@@ -108,6 +140,10 @@ def _build(c: Context) -> Any:
 
 
 def _passage_versions(c: Context) -> list[str]:
+    entries = c.config.build.entries().values()
+    if entries:
+        paths = [entry.path for entry in entries if entry.path != "world"]
+        return [version for path in paths for version in file_versions(path, "build.samples_from")]
     return file_versions(c.config.build.passages, "build.passages")
 
 
@@ -129,14 +165,18 @@ def _mixture_identity(c: Context) -> Any:
 
 
 STAGES = (
-    Stage("passages", (), _build, _passages, _is_built),
-    Stage("generate", ("passages",), _rated_build, _generate, _is_built, _check_teacher),
-    Stage("degrade", ("generate",), _rated_build, _degrade, _is_built),
-    Stage("embed_samples", ("generate",), sections("embedder"), _embed_samples, _is_merged),
+    Stage("passages", (), _build, _passages, _is_taught),
+    Stage("generate", ("passages",), _rated_build, _generate, _has_samples, _check_teacher),
+    Stage("degrade", ("generate",), _rated_build, _degrade, _is_taught),
+    Stage("embed_samples", ("generate",), sections("embedder"), _embed_samples, _is_embedded),
     Stage("pair_samples", ("generate", "degrade", "embed_samples"), _build, _pair_samples, _is_merged),
     Stage("crosstopic", ("generate", "degrade", "pair_samples"), _rated_build, _crosstopic, _is_merged),
     Stage(
-        "mixture", ("generate", "degrade", "crosstopic"), _mixture_identity, _mixture, check=_check_published
+        "mixture",
+        ("generate", "degrade", "embed_samples", "crosstopic"),
+        _mixture_identity,
+        _mixture,
+        check=_check_published,
     ),
-    Stage("rate_mixture", ("mixture",), sections("rate", "library"), _rate_mixture, is_published),
+    Stage("rate_mixture", ("mixture",), sections("rate", "library"), _rate_mixture, _is_unrated),
 )

@@ -33,7 +33,8 @@ def _library(c: Context) -> Outcome:
     from lm_mixup.rewards.library import library
 
     config = c.config
-    sources = ("rate_mixture",) if is_published(config) else ("generate", "degrade")
+    unrated = is_published(config) or config.build.samples_from is not None
+    sources = ("rate_mixture",) if unrated else ("generate", "degrade")
     return library(
         [c.stage(name) for name in sources],
         c.out,

@@ -31,12 +31,16 @@ def entities_by_name() -> Mapping[str, Entity]:
     return {entity.name: entity for entity in load_entities()}
 
 
-def split_of(name: str, seed: int, grpo_fraction: float, test_fraction: float) -> str:
-    """The split of an entity, and of all that is about it: `sft`, `grpo` or `test`, by hash of its name."""
+def split_of(
+    name: str, seed: int, grpo_fraction: float, test_fraction: float, dev_fraction: float = 0.0
+) -> str:
+    """The split of an entity, and of all about it: `sft`, `grpo`, `dev` or `test`, by hash of its name."""
     share = int(content_id("split", str(seed), name)[:8], 16) / 2**32
     if share < test_fraction:
         return "test"
-    return "grpo" if share < test_fraction + grpo_fraction else "sft"
+    if share < test_fraction + grpo_fraction:
+        return "grpo"
+    return "dev" if share < test_fraction + grpo_fraction + dev_fraction else "sft"
 
 
 def _load(topic: str) -> list[Entity]:

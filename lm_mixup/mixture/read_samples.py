@@ -1,0 +1,196 @@
+"""Stage `generate` with `build.samples_from`: good rows that others wrote are the samples."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatch
+from random import Random
+from typing import Any, Final
+
+import pyarrow as pa
+
+from lm_mixup.backends.teacher import write_sample
+from lm_mixup.config import BuildConfig, DataConfig, IngestConfig, SamplesFrom
+from lm_mixup.data.pool_files import list_units, read_unit
+from lm_mixup.data.pool_rows import Refused, line_limit, parse_line, raw_text
+from lm_mixup.errors import InputError
+from lm_mixup.mixture.degradation.good_rows import read_good
+from lm_mixup.mixture.samples import SCHEMA as SAMPLES
+from lm_mixup.parts import PartResult, receipt_of
+from lm_mixup.progress import say
+from lm_mixup.records import content_id, extend, table
+from lm_mixup.runs import Outcome, StageDir
+from lm_mixup.tasks import TASK_TYPES
+from lm_mixup.world.facts import load_entities, split_of
+
+WORLD: Final = "world"
+SCHEMA = extend(SAMPLES, pa.schema([("entry", pa.string())]))
+REJECTED = pa.schema([(name, pa.string()) for name in ("reason", "where", "id", "raw")])
+_UNIT_BYTES: Final = 4 << 20
+_UNRATED: Final = "not rated: given as a good row"
+
+Row = dict[str, Any]
+
+
+def read_samples(
+    out: StageDir, config: BuildConfig, ingest: IngestConfig, data: DataConfig, seed: int
+) -> Outcome:
+    """Reads the good rows that MIXTURE's targets are made of, each with its split.
+
+    Rows of one entity (a passage's title, a claim's subject, else the row itself) are in one split. Rows of a
+    text that was there before are rejected as `duplicate`. Of an entry with `max_rows`, those with the least
+    hash of (seed, id) stay.
+
+    The driver holds the chosen rows of one entry at a time, and two digests of each row read.
+
+    Args:
+        out: Where the rows go: `SCHEMA`. What is no good row goes to the rejects, with its reason.
+        config: `samples_from` and the fractions of the splits.
+        ingest: Names of columns.
+        data: Rows of a part.
+        seed: Of the split, and of the draw where there is one.
+
+    Returns:
+        How many rows were read, and why the others were left out.
+
+    Raises:
+        InputError: A file is missing, or no row can be used.
+    """
+    left_out: Counter[str] = Counter()
+    seen: set[str] = set()
+    done = out.receipts()
+    part, total = 0, 0
+    for name, entry in config.entries().items():
+        chosen, rejected, read = _read_entry(name, entry, config, ingest, seed, seen, left_out)
+        say(f"  generate: {name}: {len(chosen)} good rows of {read}")
+        total += len(chosen)
+        for start in range(0, max(len(chosen), 1), data.rows_per_part):
+            rows = chosen[start : start + data.rows_per_part]
+            refused = rejected if start == 0 else []
+            if part not in done:
+                result = PartResult(
+                    table(rows, SCHEMA), table(refused, REJECTED), rows_in=len(rows) + len(refused)
+                )
+                out.write_part(part, result.rows, result.rejected, receipt_of(part, result))
+            part += 1
+    if not total:
+        raise InputError("build.samples_from: no row can be used; see generate/rejected")
+    receipts = out.receipts().values()
+    return Outcome(
+        rows_in=sum(receipt.rows_in for receipt in receipts) + left_out.total(),
+        rows_used=total,
+        left_out=dict(sorted(left_out.items())),
+    )
+
+
+def check_samples(config: BuildConfig) -> None:
+    """Refuses files that are not there.
+
+    Raises:
+        InputError: It names the first.
+    """
+    for name, entry in config.entries().items():
+        if entry.path != WORLD:
+            list_units(entry.path, 1 << 30, f"build.samples_from.{name}.path")
+
+
+def _read_entry(
+    name: str,
+    entry: SamplesFrom,
+    config: BuildConfig,
+    ingest: IngestConfig,
+    seed: int,
+    seen: set[str],
+    left_out: Counter[str],
+) -> tuple[list[Row], list[Row], int]:
+    """The chosen rows of an entry in order of reading, its rejects, and how many rows were read."""
+    kept: list[tuple[str, int, Row]] = []
+    rejected: list[Row] = []
+    read = 0
+    for where, raw, outcome in _items(entry, ingest, seed):
+        if isinstance(outcome, str):
+            if outcome == "other_source":
+                left_out[outcome] += 1
+                continue
+            read += 1
+            rejected.append({"reason": outcome, "where": where, "id": None, "raw": raw_text(raw)})
+            continue
+        for row in outcome:
+            read += 1
+            identity = content_id(row["task_type"], row["prompt"], row["completion"])
+            named = content_id(name, row["id"])
+            if not seen.isdisjoint((identity, named)):
+                reason = "duplicate" if identity in seen else "duplicate_id"
+                rejected.append({"reason": reason, "where": where, "id": row["id"], "raw": raw_text(raw)})
+                continue
+            seen.update((identity, named))
+            rank = content_id(str(seed), name, row["id"], identity)
+            kept.append((rank, len(kept), _sample(row, name, config, seed)))
+    if entry.max_rows is not None and len(kept) > entry.max_rows:
+        left_out["over_max_rows"] += len(kept) - entry.max_rows
+        kept = heapq.nsmallest(entry.max_rows, kept, key=lambda item: item[:2])
+    return [row for _, _, row in sorted(kept, key=lambda item: item[1])], rejected, read
+
+
+def _items(entry: SamplesFrom, ingest: IngestConfig, seed: int) -> Iterator[tuple[str, Any, list[Row] | str]]:
+    """Where each item is, the item, and its good rows or why it has none."""
+    if entry.path == WORLD:
+        for row in _world_rows(seed):
+            yield WORLD, row, [row]
+        return
+    columns = ingest.columns | entry.columns
+    units, _ = list_units(entry.path, _UNIT_BYTES, "build.samples_from")
+    number, file = 0, ""
+    for unit in units:
+        number = number if unit.uri == file else 0
+        file = unit.uri
+        for raw in read_unit(unit, line_limit(ingest.max_chars)):
+            number += 1
+            yield f"{unit.uri}:{number}", raw, _good(raw, entry, columns, unit.source)
+
+
+def _good(raw: Any, entry: SamplesFrom, columns: Mapping[str, str], source: str) -> list[Row] | str:
+    try:
+        record = parse_line(raw) if isinstance(raw, bytes) else raw
+        named = record.get("source") if isinstance(record, Mapping) else None
+        of = named if isinstance(named, str) and named.strip() else source
+        if entry.sources and not any(fnmatch(of, pattern) for pattern in entry.sources):
+            return "other_source"
+        return read_good(record, columns, source, entry.max_chars, reasoning_calls=entry.reasoning_calls)
+    except Refused as refusal:
+        return refusal.reason
+
+
+def _world_rows(seed: int) -> Iterator[Row]:
+    """One sample of each task type about each entity of the closed world."""
+    entities = load_entities()
+    for entity in entities:
+        for task_type in TASK_TYPES:
+            draft = write_sample(
+                entity, task_type, entities, Random(f"good/{seed}/{task_type}/{entity.name}"), held_out=False
+            )
+            prompt, completion = draft.pair
+            yield {
+                "id": content_id(WORLD, task_type, entity.name),
+                "source": WORLD,
+                "task_type": task_type,
+                "prompt": prompt,
+                "completion": completion,
+                "answer": draft.answer,
+                "entity": entity.name,
+            }
+
+
+def _sample(row: Row, name: str, config: BuildConfig, seed: int) -> Row:
+    split = split_of(row["entity"], seed, config.grpo_fraction, config.test_fraction, config.dev_fraction)
+    identity = f"{name}/{row['id']}"
+    return row | {
+        "id": identity,
+        "split": split,
+        "entry": name,
+        "passage_id": row["entity"],
+        "cot": "",
+        "error": _UNRATED,
+    }
