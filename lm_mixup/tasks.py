@@ -297,20 +297,26 @@ def without_options(prompt: str, shown: Collection[str]) -> str:
     return "\n".join([*lines[: -len(LETTERS)], *options])
 
 
-_OPTIONS = re.compile(r"(?:^|\n|\s)\(?[A-D][).:]\s", re.MULTILINE)
+_OPTION_LINE = re.compile(r"^[ \t]*\(?([A-D])[).:][ \t]+(\S.*?)[ \t]*$", re.MULTILINE)
+_LETTER = re.compile(r"(?:answer[ \t]*(?:is)?[ \t]*:?[ \t]*)?\(?([A-D])(?:[).:](?=\s|$)|\s*$)", re.IGNORECASE)
 _TRUE_FALSE = re.compile(r"\btrue\s*(?:or|/)\s*false\b", re.IGNORECASE)
-_CATEGORY = re.compile(r"\b(?:categor|classif)", re.IGNORECASE)
-_PARAGRAPH = re.compile(r"\b(?:paragraph|essay|story|article|passage|describe|summar)", re.IGNORECASE)
+_VERDICT = re.compile(r"\s*(?:true|false)\b(?!\s*(?:or|/)\s*(?:true|false))", re.IGNORECASE)
+_FEWEST_OPTIONS = 3
 
 
 def detect_task_type(prompt: str, completion: str) -> TaskType:
-    """Guesses the task type of a pool row from its surface; rows that fit no other type are `qa`."""
-    if _TRUE_FALSE.search(prompt) or re.fullmatch(r"(?i)\s*(?:true|false)\.?\s*", completion):
+    """The task type of a pool row that does not declare one: qa, unless the row is certain to be another.
+
+    `tfq` asks "true or false" and is answered with one of the two; `mcq` lists at least three of the options
+    A to D, each on a line, in order, and is answered with a letter or an option. A row that merely asks to
+    classify, summarise or describe is qa: its question belongs to its answer, and only qa keeps both.
+    """
+    if _TRUE_FALSE.search(prompt) and _VERDICT.match(completion):
         return "tfq"
-    if len(_OPTIONS.findall(prompt)) >= 3:
+    options = _OPTION_LINE.findall(prompt)
+    letters = [letter for letter, _ in options]
+    listed = len(letters) >= _FEWEST_OPTIONS and letters == sorted(set(letters))
+    told = completion.strip()
+    if listed and (_LETTER.match(told) or any(told.rstrip(".") == text.rstrip(".") for _, text in options)):
         return "mcq"
-    if _CATEGORY.search(prompt):
-        return "cs"
-    if _PARAGRAPH.search(prompt):
-        return "para"
     return "qa"

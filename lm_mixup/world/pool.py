@@ -68,7 +68,7 @@ def _rows(rows: int, seed: int, entities: Sequence[Entity]) -> Iterator[Row]:
         entity, task_type = rng.choice(entities), rng.choice(TASK_TYPES)
         for pair in _group(entity, task_type, min(rng.randint(2, 6), rows - made), rng):
             made += 1
-            yield _faulty(entity, pair, rng)
+            yield _faulty(entity, task_type, pair, rng)
 
 
 def _group(entity: Entity, task_type: TaskType, count: int, rng: Random) -> Iterator[tuple[str, str]]:
@@ -102,9 +102,15 @@ def _poor(entity: Entity, task_type: TaskType, draft: Draft, number: int, rng: R
     return add_noise(poor.prompt, held, rng), add_noise(poor.completion, held, rng)
 
 
-def _faulty(entity: Entity, pair: tuple[str, str], rng: Random) -> Row:
+def _faulty(entity: Entity, task_type: TaskType, pair: tuple[str, str], rng: Random) -> Row:
     """The pool's row; now and then a broken one."""
-    row: Row = {"source": f"world-{entity.topic}", "prompt": pair[0], "completion": pair[1]}
+    # Declared: of a text alone only true/false and multiple choice are certain.
+    row: Row = {
+        "source": f"world-{entity.topic}",
+        "task_type": task_type,
+        "prompt": pair[0],
+        "completion": pair[1],
+    }
     if rng.random() < FAULTY_RATE:
         match rng.randrange(3):
             case 0:

@@ -20,8 +20,8 @@ _LIST_NUMBER: Final = regex.compile(r"(?m)^[ \t]*(?:\d{1,2}[.)]|[-*•])[ \t]+")
 _STOPWORDS: Final = frozenset(
     _WORD.findall(
         "a an the of to in on at by for with from and or but is are was were be been it its this that these"
-        " those as so if then than also not no do does did can could should would will may might have has had i"
-        " me my we our you your he she they them their his her what which who how why when where there here"
+        " those as so if then than also not no do does did can could should would will may might have has had"
+        " i me my we our you your he she they them their his her what which who how why when where there here"
     )
 )
 
