@@ -20,6 +20,7 @@ from lm_mixup.mixture.degradation.rewording import (
     careless,
     casual_question,
     cut_off,
+    paraphrased,
     part_of_question,
     vague_answer,
     without_reason,
@@ -225,8 +226,10 @@ def _variants(prompt: str, pieces: Sequence[Piece], count: int, rng: Random) -> 
         way = rng.random()
         if number == asking:
             question = prompt if way < 0.6 else casual_question(prompt, rng)
-        else:
-            question = part_of_question(prompt, rng) if way < 0.4 else casual_question(prompt, rng)
+        elif way < 0.35:
+            question = part_of_question(prompt, rng)
+        else:  # other words only behind the question in its own: the target takes the first whole one
+            question = casual_question(paraphrased(prompt) if number > asking and way < 0.6 else prompt, rng)
         if told.issuperset(kept) and rng.random() < 0.35:
             variants.append(_Variant(question, vague_answer(rng), frozenset()))
             continue

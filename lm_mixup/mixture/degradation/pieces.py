@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Final
 
 import regex
@@ -16,6 +17,7 @@ _NUMBER: Final = re.compile(r"\(?\d{1,2}[.):]")
 _FENCE: Final = "```"
 # Of scripts whose sentences end without a space behind: syntok splits at spaces only.
 _CLOSED: Final = regex.compile(r"(?<=[。！？।॥።])(?=\S)|(?<=[。！？।॥።])\s+")
+_VERB: Final = re.compile(r"\b(?:is|are|was|were|has|have|had|can|will|whereas|while)\b", re.IGNORECASE)
 _FEWEST_ENTRIES: Final = 4
 _MOST_ENTRY_WORDS: Final = 6
 
@@ -49,7 +51,8 @@ def sentences(text: str) -> list[str]:
     return found
 
 
-def split_pieces(text: str) -> list[Piece]:
+@lru_cache(maxsize=8192)
+def split_pieces(text: str) -> tuple[Piece, ...]:
     """The pieces of a text, in order: `join_pieces` puts them together, white space and marks evened out.
 
     A line that is a list item is one piece, other lines are cut into sentences. A text of one line that
@@ -57,9 +60,9 @@ def split_pieces(text: str) -> list[Piece]:
     """
     text = text.strip()
     if _FENCE in text:
-        return [Piece(text, "")]
+        return (Piece(text, ""),)
     if entries := _entries(text):
-        return [Piece(entry, ", ") for entry in entries]
+        return tuple(Piece(entry, ", ") for entry in entries)
     pieces: list[Piece] = []
     head, head_gap = "", ""
     lines = _lines(text)
@@ -82,7 +85,7 @@ def split_pieces(text: str) -> list[Piece]:
         pieces += found
     if head:
         pieces.append(Piece(head, head_gap))
-    return [replace(pieces[0], gap=""), *pieces[1:]] if pieces else []
+    return (replace(pieces[0], gap=""), *pieces[1:]) if pieces else ()
 
 
 def join_pieces(pieces: Sequence[Piece], *, bullets: bool = False) -> str:
@@ -127,5 +130,5 @@ def _entries(text: str) -> list[str]:
     entries = [re.sub(r"^(?:and|or)\s+", "", entry.strip()) for entry in line.split(",")]
     if len(entries) == _FEWEST_ENTRIES - 1 and re.search(r"\s(?:and|or)\s", entries[-1]):
         entries[-1:] = re.split(r"\s(?:and|or)\s", entries[-1], maxsplit=1)
-    fits = all(entry and len(entry.split()) <= _MOST_ENTRY_WORDS for entry in entries)
+    fits = all(0 < len(entry.split()) <= _MOST_ENTRY_WORDS and not _VERB.search(entry) for entry in entries)
     return entries if len(entries) >= _FEWEST_ENTRIES and fits and len(set(entries)) == len(entries) else []

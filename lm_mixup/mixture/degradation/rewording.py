@@ -36,6 +36,34 @@ _REASON: Final = re.compile(
     re.IGNORECASE,
 )
 _JOINTS: Final = ("for", "in", "with", "from", "and", "about", "that", "of")
+# The first that fits is taken, so the longer beginnings stand in front.
+_HEADS: Final = (
+    ("What are some", "List some"),
+    ("What is known about", "Tell me something about"),
+    ("What can you say about", "What do you know about"),
+    ("What should I know about", "Tell me about"),
+    ("Give me some facts about", "What are facts about"),
+    ("Write a few sentences about", "Write something about"),
+    ("Tell me about", "What do you know about"),
+    ("True or false?", "Is this true?"),
+    ("How can I", "How do I"),
+    ("How do I", "What is the way to"),
+    ("What is the", "Name the"),
+    ("What is", "Explain what is"),
+    ("Who was", "Tell me who was"),
+    ("Who is", "Tell me who is"),
+    ("Why", "For what reason"),
+    ("Name", "List"),
+    ("List", "Name"),
+    ("Give", "Provide"),
+    ("Describe", "Tell me about"),
+    ("Explain", "Describe"),
+    ("Identify", "Find"),
+    ("Classify", "Sort"),
+    ("Write", "Compose"),
+    ("Generate", "Make"),
+    ("Create", "Make up"),
+)
 _SHORTEST: Final = 12  # characters of what is left of a sentence that lost its reason
 _CODE: Final = re.compile(r"[{}<>=;\\]|```|\t")
 
@@ -59,6 +87,14 @@ def casual_question(prompt: str, rng: Random) -> str:
     if rng.random() < 0.3:
         first = f"{re.sub(r'[.?!]+$', '', first)} {rng.choice(_ENDINGS)}".strip()
     return f"{first}{line_end}{rest}"
+
+
+def paraphrased(prompt: str) -> str:
+    """The question with another beginning of the same meaning; as it is where none is known."""
+    for head, other in _HEADS:
+        if prompt.startswith(f"{head} "):
+            return f"{other}{prompt[len(head) :]}"
+    return prompt
 
 
 def part_of_question(prompt: str, rng: Random) -> str:

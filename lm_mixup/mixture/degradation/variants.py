@@ -67,6 +67,7 @@ def _draw(pieces: int, variants: int, rng: Random) -> list[list[int]]:
     for owner in range(variants):
         if owner >= bringing or not chosen[owner]:
             chosen[owner] = set(rng.sample(range(pieces), rng.randint(1, max(1, pieces // 2))))
+    for owner in range(variants):
         while len(chosen[owner]) == pieces > 1:
             others = set().union(*(kept for kept in chosen if kept is not chosen[owner]))
             spare = sorted(chosen[owner] & others)
