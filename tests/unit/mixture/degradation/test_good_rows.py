@@ -106,7 +106,7 @@ def test_what_is_no_good_row_says_why(record: Any, reason: str):
 @pytest.mark.parametrize(
     ("prompt", "expected"),
     [
-        ("Where?\nOptions:\n- in a basket\n- on a desk Let's think hard:", "Where?\nOptions:\n- in a basket\n- on a desk"),
+        ("Where?\nOptions:\n- basket\n- desk Let's think hard:", "Where?\nOptions:\n- basket\n- desk"),
         ("Answer by reasoning step-by-step. Would a duke obey a Tsar?", "Would a duke obey a Tsar?"),
         ("Question: What is rain in the ground? OK. Let's think hard:", "What is rain in the ground?"),
         ("What is the answer, and why do you think so?", "What is the answer, and why do you think so?"),
