@@ -32,6 +32,11 @@ class AugmentConfig(Section):
     policy: str | None = Field(
         None, description="Distiller to use; default: grpo/model of this run, else sft/model."
     )
+    demo_policy: bool = Field(
+        False,
+        description="Allow the demonstration model on a pool of your own, although it understands the closed "
+        "world alone.",
+    )
 
 
 class NearDuplicatesConfig(Section):

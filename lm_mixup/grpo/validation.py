@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from lm_mixup.grpo.batch import reward_batch
+from lm_mixup.core.run_dir import write_whole
+from lm_mixup.demo import has_entities, recall
 from lm_mixup.grpo.loop import Parts
 from lm_mixup.grpo.metrics import read_metrics
-from lm_mixup.grpo.rollout_actor import Group, Prompt
-from lm_mixup.whole_file import write_whole
-from lm_mixup.world.facts import entities_by_name
-from lm_mixup.world.recall import recall
+from lm_mixup.grpo.scored_batch import reward_batch
+from lm_mixup.grpo.types import Group, Prompt
 
 
 class Validation:
@@ -95,11 +94,10 @@ def fact_recall(groups: Sequence[Group]) -> dict[str, float]:
         `facts/recall`, and `facts/other`, the facts stated beside those, per completion. Nothing where no
         prompt is about the closed world.
     """
-    known = entities_by_name()
     found = [
         recall(g.prompt.task_type, completion.text, g.prompt.reference, g.prompt.entities)
         for g in groups
-        if g.prompt.entities and all(name in known for name in g.prompt.entities)
+        if g.prompt.entities and has_entities(g.prompt.entities)
         for completion in g.completions
     ]
     if not found:

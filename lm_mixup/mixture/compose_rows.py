@@ -11,17 +11,17 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from lm_mixup.census import census
+from lm_mixup.augment.embed import vectors_of
 from lm_mixup.config import BuildConfig, DataConfig
-from lm_mixup.data.embed import vectors_of
-from lm_mixup.data.knn import knn
+from lm_mixup.core.nearest import knn
+from lm_mixup.core.run_dir import Outcome, StageDir
+from lm_mixup.core.schemas import content_id, table
+from lm_mixup.core.task_types import INSTRUCTIONS
+from lm_mixup.core.value_counts import census
+from lm_mixup.distributed.map_parts import PartResult, Work, map_parts
 from lm_mixup.mixture.assemble import SCHEMA
 from lm_mixup.mixture.degradation.compose import Composed, GoodRow, Unfit, merge, union, with_noise
 from lm_mixup.mixture.degradation.coverage import similar
-from lm_mixup.parts import PartResult, Work, map_parts
-from lm_mixup.records import content_id, table
-from lm_mixup.runs import Outcome, StageDir
-from lm_mixup.tasks import INSTRUCTIONS
 
 Row = dict[str, Any]
 REJECTED = pa.schema(

@@ -11,21 +11,21 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from lm_mixup.backends.teacher import write_sample
+from lm_mixup import demo
+from lm_mixup.augment.reading.files import list_units, read_unit
+from lm_mixup.augment.reading.rows import Refused, line_limit, parse_line, raw_text
 from lm_mixup.config import BuildConfig, DataConfig, IngestConfig, SamplesFrom
-from lm_mixup.data.pool_files import list_units, read_unit
-from lm_mixup.data.pool_rows import Refused, line_limit, parse_line, raw_text
-from lm_mixup.errors import InputError
+from lm_mixup.core.draws import split_of
+from lm_mixup.core.errors import InputError
+from lm_mixup.core.progress import say
+from lm_mixup.core.run_dir import Outcome, StageDir
+from lm_mixup.core.schemas import content_id, extend, table
+from lm_mixup.core.task_types import TASK_TYPES
+from lm_mixup.demo import WORLD
+from lm_mixup.distributed.map_parts import PartResult, receipt_of
 from lm_mixup.mixture.degradation.good_rows import read_good
-from lm_mixup.mixture.samples import SCHEMA as SAMPLES
-from lm_mixup.parts import PartResult, receipt_of
-from lm_mixup.progress import say
-from lm_mixup.records import content_id, extend, table
-from lm_mixup.runs import Outcome, StageDir
-from lm_mixup.tasks import TASK_TYPES
-from lm_mixup.world.facts import load_entities, split_of
+from lm_mixup.mixture.schemas import SCHEMA as SAMPLES
 
-WORLD: Final = "world"
 SCHEMA = extend(SAMPLES, pa.schema([("entry", pa.string())]))
 REJECTED = pa.schema([(name, pa.string()) for name in ("reason", "where", "id", "raw")])
 _UNIT_BYTES: Final = 4 << 20
@@ -109,7 +109,7 @@ def _read_entry(
     kept: list[tuple[str, int, Row]] = []
     rejected: list[Row] = []
     read = 0
-    for where, raw, outcome in _items(entry, ingest, seed):
+    for where, raw, outcome in _items(entry, config, ingest, seed):
         if isinstance(outcome, str):
             if outcome == "other_source":
                 left_out[outcome] += 1
@@ -134,10 +134,12 @@ def _read_entry(
     return [row for _, _, row in sorted(kept, key=lambda item: item[1])], rejected, read
 
 
-def _items(entry: SamplesFrom, ingest: IngestConfig, seed: int) -> Iterator[tuple[str, Any, list[Row] | str]]:
+def _items(
+    entry: SamplesFrom, config: BuildConfig, ingest: IngestConfig, seed: int
+) -> Iterator[tuple[str, Any, list[Row] | str]]:
     """Where each item is, the item, and its good rows or why it has none."""
     if entry.path == WORLD:
-        for row in _world_rows(seed):
+        for row in _world_rows(config, seed):
             yield WORLD, row, [row]
         return
     columns = ingest.columns | entry.columns
@@ -163,28 +165,24 @@ def _good(raw: Any, entry: SamplesFrom, columns: Mapping[str, str], source: str)
         return refusal.reason
 
 
-def _world_rows(seed: int) -> Iterator[Row]:
+def _world_rows(config: BuildConfig, seed: int) -> Iterator[Row]:
     """One sample of each task type about each entity of the closed world."""
-    entities = load_entities()
-    for entity in entities:
+    for passage in demo.passages():
         for task_type in TASK_TYPES:
-            draft = write_sample(
-                entity, task_type, entities, Random(f"good/{seed}/{task_type}/{entity.name}"), held_out=False
-            )
-            prompt, completion = draft.pair
-            yield {
-                "id": content_id(WORLD, task_type, entity.name),
-                "source": WORLD,
-                "task_type": task_type,
-                "prompt": prompt,
-                "completion": completion,
-                "answer": draft.answer,
-                "entity": entity.name,
-            }
+            rng = Random(f"good/{seed}/{task_type}/{passage['entity']}")
+            split = _split(passage["entity"], config, seed)
+            row = demo.write_sample(passage | {"split": split}, task_type, rng, config.max_facts)
+            known = {"id": content_id(WORLD, task_type, passage["entity"]), "source": WORLD}
+            told = {key: row[key] for key in ("task_type", "prompt", "completion", "answer")}
+            yield known | told | {"entity": passage["entity"]}
+
+
+def _split(entity: str, config: BuildConfig, seed: int) -> str:
+    return split_of(entity, seed, config.grpo_fraction, config.test_fraction, config.dev_fraction)
 
 
 def _sample(row: Row, name: str, config: BuildConfig, seed: int) -> Row:
-    split = split_of(row["entity"], seed, config.grpo_fraction, config.test_fraction, config.dev_fraction)
+    split = _split(row["entity"], config, seed)
     identity = f"{name}/{row['id']}"
     return row | {
         "id": identity,

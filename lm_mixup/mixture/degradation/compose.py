@@ -14,20 +14,8 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Final
 
-from lm_mixup.mixture.degradation.coverage import coverage, terms
-from lm_mixup.mixture.degradation.pieces import Piece, join_pieces, split_pieces
-from lm_mixup.mixture.degradation.rewording import (
-    careless,
-    casual_question,
-    cut_off,
-    paraphrased,
-    part_of_question,
-    vague_answer,
-    without_reason,
-)
-from lm_mixup.mixture.degradation.variants import deal_pieces
-from lm_mixup.mixture.noise import add_noise
-from lm_mixup.tasks import (
+from lm_mixup.core.noise import add_noise
+from lm_mixup.core.task_types import (
     LETTERS,
     Cs,
     FormatError,
@@ -42,6 +30,18 @@ from lm_mixup.tasks import (
     write_answer,
     write_input,
 )
+from lm_mixup.mixture.degradation.coverage import coverage, terms
+from lm_mixup.mixture.degradation.pieces import Piece, join_pieces, split_pieces
+from lm_mixup.mixture.degradation.rewording import (
+    careless,
+    casual_question,
+    cut_off,
+    paraphrased,
+    part_of_question,
+    vague_answer,
+    without_reason,
+)
+from lm_mixup.mixture.degradation.variants import deal_pieces
 
 MIN_COVERAGE: Final = 0.98
 _NOISE_RATE: Final = 0.08

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 from random import Random
 from typing import Any, Final
 
-from lm_mixup.data.pool_rows import Refused, parse_line, read_item
+from lm_mixup.augment.reading.rows import Refused, parse_line, read_item
+from lm_mixup.core.schemas import content_id
+from lm_mixup.core.task_types import LETTERS, FormatError, Mcq, Tfq, parse_answer, to_pair, write_answer
 from lm_mixup.mixture.degradation.pieces import join_pieces, split_pieces
 from lm_mixup.mixture.degradation.text_tasks import text_task
-from lm_mixup.records import content_id
-from lm_mixup.tasks import LETTERS, FormatError, Mcq, Tfq, parse_answer, to_pair, write_answer
 
 Row = dict[str, Any]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Final
 
-from lm_mixup.mixture.noise import add_noise
+from lm_mixup.core.noise import add_noise
 
 _YEAR: Final = re.compile(r"(?<![\d,.])(1[0-9]{3}|20[0-2][0-9])(?![\d,.]*\d)")
 _WORD: Final = re.compile(r"[^\W\d_]{4,}")

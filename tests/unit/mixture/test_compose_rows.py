@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from lm_mixup.config import BuildConfig
+from lm_mixup.core.task_types import parse_answer
 from lm_mixup.mixture.compose_rows import Bank, compose_part, in_parts, mergeable, plan
 from lm_mixup.mixture.degradation.compose import GoodRow
-from lm_mixup.tasks import parse_answer
 
 WORDS = (
     "iron",

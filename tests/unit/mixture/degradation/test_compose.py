@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lm_mixup.core.task_types import Cs, Mcq, Para, Qa, Tfq, parse_answer, read_input, write_answer
 from lm_mixup.mixture.degradation.compose import GoodRow, Unfit, merge, union, with_noise
 from lm_mixup.mixture.degradation.coverage import coverage, terms
 from lm_mixup.mixture.degradation.text_tasks import text_task
-from lm_mixup.tasks import Cs, Mcq, Para, Qa, Tfq, parse_answer, read_input, write_answer
 
 TIPS = GoodRow(
     "tips", "tips", "qa", "Give three tips for staying healthy.",

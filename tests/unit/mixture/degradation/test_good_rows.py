@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lm_mixup.data.pool_rows import REASONS, Refused
+from lm_mixup.augment.reading.rows import REASONS, Refused
+from lm_mixup.core.task_types import Mcq, Tfq, parse_answer
 from lm_mixup.mixture.degradation.good_rows import read_good, without_reasoning_calls
-from lm_mixup.tasks import Mcq, Tfq, parse_answer
 
 
 def read(record: Any, **more: Any) -> list[dict[str, Any]]:
