@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator, model_validator
 
-from lm_mixup.config.section import Section, resources
+from lm_mixup.config.section import ScoreCutSetting, Section, resources
 from lm_mixup.core.task_types import TASK_TYPES, Fault, TaskType
 
 
@@ -14,13 +14,18 @@ class SamplesFrom(Section):
     path: str = Field(
         description="JSONL or Parquet as in `augment.pool`, in any layout that `ingest` reads; or passages "
         "{title, text}, questions {question, choices, answer}, claims {sentence, label, explanation}; "
-        "`world`: the closed world."
+        "`world`: the closed world; `pool`: the best-rated rows of augment.pool."
     )
     columns: dict[str, str] = Field(
         default_factory=dict, description="Our column → the file's, beside those of ingest.columns."
     )
     sources: list[str] = Field(
         default_factory=list, description="Take rows of these sources alone; patterns such as flan_cot_* too."
+    )
+    min_score: ScoreCutSetting = Field(
+        4,
+        description='Rows with a lower score (of `pool`, curated score) are not taken; or "top 10%" of those '
+        "rated. Rows of files without a score are taken as good.",
     )
     max_rows: int | None = Field(None, ge=1, description="Most rows, drawn with the seed; default: all.")
     max_chars: int = Field(1200, ge=50, description="Longest prompt or completion.")
@@ -46,7 +51,7 @@ class BuildConfig(Section):
     samples_from: str | dict[str, SamplesFrom] | None = Field(
         None,
         description="Good rows that targets are made of by rule, with no teacher asked: a file, folder or "
-        "glob, or several by name with what is taken of each.",
+        "glob, or several by name with what is taken of each; `pool`: the best-rated rows of augment.pool.",
     )
     passages: str = Field(
         "world",
@@ -109,6 +114,10 @@ class BuildConfig(Section):
         0.0, ge=0, lt=1, description="Share of entities held for the dev split of good rows."
     )
     num_actors: int = resources(1, ge=1, description="Actors that assemble MIXTURE.")
+
+    def reads_pool(self) -> bool:
+        """Whether good rows are taken from the pool, which must be rated before."""
+        return any(entry.path == "pool" for entry in self.entries().values())
 
     def entries(self) -> dict[str, SamplesFrom]:
         """The entries of `samples_from` by name; a bare path is one, named `samples`."""

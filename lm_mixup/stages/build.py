@@ -38,7 +38,8 @@ def _passage_versions(config: Config) -> list[str]:
 
 
 def _sample_versions(config: Config) -> list[str]:
-    paths = [entry.path for entry in config.build.entries().values() if entry.path != "world"]
+    given = (entry.path for entry in config.build.entries().values())
+    paths = [path for path in given if path not in ("world", "pool")]
     return [version for path in paths for version in file_versions(path, "build.samples_from")]
 
 
@@ -97,7 +98,17 @@ STAGES = (
         "generate",
         "lm_mixup.mixture.read_samples:read_samples",
         settings=("build", "ingest", "data", "seed"),
-        when=is_composed,
+        when=lambda config: is_composed(config) and not config.build.reads_pool(),
+        check=_check_samples,
+        versions=_sample_versions,
+        needs_output=True,
+    ),
+    Stage(
+        "generate",
+        "lm_mixup.mixture.read_samples:read_pool_samples",
+        inputs=("curate",),
+        settings=("build", "ingest", "data", "seed"),
+        when=lambda config: config.build.reads_pool(),
         check=_check_samples,
         versions=_sample_versions,
         needs_output=True,
