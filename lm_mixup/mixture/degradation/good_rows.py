@@ -154,8 +154,10 @@ def _worked(completion: str) -> str:
 
 
 def _identity(record: Mapping[str, Any], *texts: str) -> str:
-    given = next((record[key] for key in ("id", "ex_id") if isinstance(record.get(key), str)), None)
-    return given or content_id(*texts)
+    for key in ("id", "ex_id"):
+        if isinstance(record.get(key), (str, int)) and str(record[key]).strip():
+            return str(record[key])
+    return content_id(*texts)
 
 
 def _passage(record: Mapping[str, Any], source: str, max_chars: int) -> Iterator[Row]:
