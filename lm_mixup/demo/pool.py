@@ -69,7 +69,7 @@ def _rows(rows: int, seed: int, entities: Sequence[Entity]) -> Iterator[Row]:
         entity, task_type = rng.choice(entities), rng.choice(TASK_TYPES)
         for pair in _rows_about(entity, task_type, min(rng.randint(2, 6), rows - made), rng):
             made += 1
-            yield _with_missing_field(entity, pair, rng)
+            yield _with_missing_field(entity, task_type, pair, rng)
 
 
 def _rows_about(entity: Entity, task_type: TaskType, count: int, rng: Random) -> Iterator[tuple[str, str]]:
@@ -105,9 +105,15 @@ def _low_quality_pair(
     return add_noise(poor.prompt, held, rng), add_noise(poor.completion, held, rng)
 
 
-def _with_missing_field(entity: Entity, pair: tuple[str, str], rng: Random) -> Row:
+def _with_missing_field(entity: Entity, task_type: TaskType, pair: tuple[str, str], rng: Random) -> Row:
     """The pool's row; now and then a broken one."""
-    row: Row = {"source": f"world-{entity.topic}", "prompt": pair[0], "completion": pair[1]}
+    # Declared: of a text alone only true/false and multiple choice are certain.
+    row: Row = {
+        "source": f"world-{entity.topic}",
+        "task_type": task_type,
+        "prompt": pair[0],
+        "completion": pair[1],
+    }
     if rng.random() < FAULTY_RATE:
         match rng.randrange(3):
             case 0:
