@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lm_mixup.backends.policy import encode_prompt, load_policy, load_tokenizer
+from lm_mixup.models.policy import encode_prompt, load_policy, load_tokenizer
 from lm_mixup.config import ModelConfig
-from lm_mixup.tasks import FormatError, parse_answer, parse_output
+from lm_mixup.core.task_types import FormatError, parse_answer, parse_output
 
 _TOKENS = 400_000  # of prompts and answers in one batch: the key-value cache of a small model in a few GB
 

@@ -37,20 +37,23 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from lm_mixup.config import ModelConfig
-from lm_mixup.config_file import load_config
-from lm_mixup.parts import receipt_of
-from lm_mixup.runs import RunDir, StageDir
+from lm_mixup.config import ModelConfig, SftConfig
+from lm_mixup.config.load import load_config
+from lm_mixup.distributed.map_parts import receipt_of
+from lm_mixup.core.run_dir import RunDir, StageDir
 from lm_mixup.train.checkpoint import read_metrics
-from lm_mixup.train.encode import EVAL_SPLIT, TRAIN_SPLIT, base_model, make_encoder
+from lm_mixup.train.tokenize import EVAL_SPLIT, TRAIN_SPLIT, base_model, make_encoder
 from lm_mixup.train.job import SftJob
 
 if TYPE_CHECKING:
-    from lm_mixup.parts import Work
+    import numpy as np
+
+    from lm_mixup.distributed.map_parts import Work
 
 _WARM_UP, _TIMED = 8, 16  # steps before the clock starts, and those that it runs for
 _OVER = 1.1  # times its seconds that a run may take before it is stopped: the estimate is not exact
 _EVALUATIONS = 8  # over a run that is made to fit
+_FULL = 0.85  # share of the GPU's memory that may be needed by the estimate
 _work: Work | None = None  # of an encoding process
 
 
@@ -136,6 +139,7 @@ def fitted(job: SftJob, seconds: float) -> tuple[SftJob, float]:
     """
     import numpy as np
     import torch
+    from accelerate.state import AcceleratorState
     from transformers.trainer_utils import SaveStrategy
 
     from lm_mixup.train.sft_worker import make_trainer
@@ -148,18 +152,38 @@ def fitted(job: SftJob, seconds: float) -> tuple[SftJob, float]:
     job.metrics.unlink()
     rows = np.asarray(trainer.train_dataset["length"])
     del trainer
+    AcceleratorState._reset_state()  # else it refuses a second trainer in this process
     gc.collect()
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    config = _that_fits(job, rows)
     before, timed = lines[_WARM_UP - 1], lines[_WARM_UP:]
     counts = np.diff([line["num_tokens"] for line in (before, *timed)])
     taken = sum(n / line["tokens_per_second"] for n, line in zip(counts, timed, strict=True))
     speed = float(counts.sum() / taken)
     tokens_a_step = float(rows.mean()) * job.config.batch_size
     count = max(1, int(seconds * speed / tokens_a_step))
-    changes = {"max_steps": count, "eval_steps": max(1, -(-count // _EVALUATIONS))}
-    changes["save_steps"] = count + 1  # nothing resumes here
-    return dataclasses.replace(job, config=job.config.model_copy(update=changes)), speed
+    every = max(1, count // _EVALUATIONS)
+    count -= count % every  # the last step ends in an evaluation
+    changes = {"max_steps": count, "eval_steps": every, "save_steps": count + 1}  # nothing resumes here
+    return dataclasses.replace(job, config=config.model_copy(update=changes)), speed
+
+
+def _that_fits(job: SftJob, lengths: np.ndarray) -> SftConfig:
+    """Smaller forward passes, if the longest rows would not fit by the peak memory of the timed steps."""
+    import torch
+
+    from lm_mixup.train.sft_worker import epoch_order
+
+    config = job.config
+    if not torch.cuda.is_available():
+        return config
+    drawn = epoch_order(lengths, config.batch_size, job.seed, 0)
+    passes = lengths[drawn[: (_WARM_UP + _TIMED) * config.batch_size]].reshape(-1, config.micro_batch_size)
+    held = torch.cuda.max_memory_allocated() * lengths.max() / passes.max(axis=1).max()
+    micro = config.micro_batch_size
+    while held > _FULL * torch.cuda.get_device_properties(0).total_memory and micro % 2 == 0:
+        micro, held = micro // 2, held / 2
+    return config.model_copy(update={"micro_batch_size": micro})
 
 
 def train(job: SftJob, seconds: float | None) -> None:
@@ -181,8 +205,11 @@ def keep(job: SftJob, out: Path) -> None:
     if job.config.lora is None:
         shutil.make_archive(str(out / "model"), "tar", job.final)
         return
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        shutil.copy(adapter_of(job.final) / name, out / name)
+    adapter = adapter_of(job.final)
+    shutil.copy(adapter / "adapter_model.safetensors", out / "adapter_model.safetensors")
+    peft = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    peft["base_model_name_or_path"] = job.model.path  # not the folder of this machine
+    (out / "adapter_config.json").write_text(json.dumps(peft, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -224,7 +251,8 @@ def main() -> None:
         "eval_losses": [(line["step"], line["eval_loss"]) for line in lines if "eval_loss" in line],
         "measured_tokens_per_second": speed,
         "sft": job.config.model_dump(mode="json"),
-        "rows": {name: sum(r.rows_out for r in stage.receipts().values()) for name in ("encoded",)},
+        "rows": sum(receipt.rows_out for receipt in stage.receipts().values()),
+        "rows_too_long": sum(receipt.rows_rejected for receipt in stage.receipts().values()),
     }
     figures["answers"] = write_answers(args, mixture, job, out)
     clock["written"] = time.monotonic()
