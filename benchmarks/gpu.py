@@ -1,17 +1,16 @@
 """What the learner does on a GPU: one command, one JSON.
 
-    python benchmarks/gpu.py --json OUT           a GPU; about two minutes on an H200
-    python benchmarks/gpu.py --quick --json OUT   a tiny shape; also on a machine without a GPU, where it shows
-                                                  that the program runs and no more
+    python benchmarks/gpu.py --json OUT
+    python benchmarks/gpu.py --quick --json OUT   a tiny shape: without a GPU it shows that the program runs
 
 Random weights in the shape of Qwen2.5-1.5B, random tokens. The parts:
 
-* `rates`: matrix products in bf16 and copies within the GPU's memory: what the figures below can be held against;
+* `rates`: matrix products in bf16 and copies within the GPU's memory, which the others are held against;
 * `gradients_fp32`, `gradients_bf16`: forward and backward of the same episodes, shared prompts against plain:
   seconds, tokens per second, model FLOP utilisation, peak memory, and how far the gradients are apart
   (`benchmarks/learner.py`, without an optimizer). In float32 the model has two layers;
-* `learner_shared`, `learner_plain`, `learner_checkpointing`: `LearnerRank` as a run has it, with DeepSpeed and
-  the optimizer step;
+* `learner_shared`, `learner_plain`, `learner_checkpointing`: `LearnerRank` as a run has it, with DeepSpeed
+  and the optimizer step;
 * `attention`: PyTorch's attention with and without cuDNN's kernel, where every row has another length.
 
 What is not installed is left out, and `left_out` says what and why. A part that fails does not stop the
@@ -21,12 +20,9 @@ others: its error stands in the JSON, and the exit status is 1.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import gc
 import importlib.util
 import json
-import os
-import shutil
 import socket
 import statistics
 import sys
@@ -149,7 +145,7 @@ def learner_rank(args: argparse.Namespace, *, shared: bool, checkpointing: bool)
     }
     if args.device == "cuda":
         figures["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 1)
-        computed = sum(lengths) - (shared and sum(lengths) - _packed_tokens(episodes, plan))
+        computed = _packed_tokens(episodes, plan) if shared else sum(lengths)
         work = 6.0 * (args.layer_weights * computed + args.head_weights * tokens)
         figures["mfu"] = round(work / update / PEAK / 1e12, 3)
         figures["share_of_measured_rate"] = round(work / update / args.measured / 1e12, 3)
@@ -245,14 +241,14 @@ def left_out(args: argparse.Namespace) -> dict[str, str]:
 def write_model(args: argparse.Namespace, folder: Path) -> None:
     """Random weights in the chosen shape, with the tokenizer of `nano` (only its padding token is read)."""
     from lm_mixup.config import ModelConfig
-    from lm_mixup.models.policy import load_tokenizer, model_folder, save_model
+    from lm_mixup.models.policy import load_tokenizer, save_model
 
     chosen = argparse.Namespace(**vars(args))
     chosen.dtype = "fp32" if args.device == "cpu" else "bf16"
     model = learner.make_model(chosen, torch.device(args.device))
     args.layer_weights = sum(p.numel() for p in model.model.layers.parameters())
     args.head_weights = model.lm_head.weight.numel()
-    save_model(folder, model.cpu(), load_tokenizer(model_folder("nano"), ModelConfig()))
+    save_model(folder, model.cpu(), load_tokenizer("nano", ModelConfig()))
     args.model = folder
 
 
@@ -270,7 +266,7 @@ def main() -> None:
             start = time.perf_counter()
             try:
                 results[part] = PARTS[part](args)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - the other parts still count
                 traceback.print_exc()
                 results[part] = {"error": f"{type(error).__name__}: {error}"}
                 failed = True

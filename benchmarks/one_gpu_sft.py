@@ -1,13 +1,13 @@
 r"""The `sft` stage in one process on one GPU, on a machine that has neither Ray nor vLLM.
 
-    python cluster/one_gpu/sft.py CONFIG --run-dir RUN [--set key.path=value]… [--seconds 330]
+    python benchmarks/one_gpu_sft.py CONFIG --run-dir RUN [--set key.path=value]… [--seconds 330]
         [--test-rows 200] [--clusters FILE] [--out FOLDER]
 
 Reads RUN/mixture as `lm-mixup train CONFIG --until sft` does, encodes its rows with the same function, trains
 with the same trainer (TRL's over DeepSpeed, `lm_mixup/train`) and writes the same `RUN/sft`: token rows,
-`metrics.jsonl`, `model/` and, with `sft.lora`, `model_adapter/`. What Ray does in a run is missing, and with it
-resuming, replacing of dead workers, and the stage's manifest: the pipeline takes this for a stage that is not
-done. It serves a machine that is lent for minutes.
+`metrics.jsonl`, `model/` and, with `sft.lora`, `model_adapter/`. What Ray does in a run is missing, and with
+it resuming, the replacing of dead workers, and the stage's manifest: the pipeline takes this for a stage that
+is not done. It serves a machine that is lent for minutes.
 
 With `--seconds`, training is made to fit: 20 steps are timed, and `sft.max_steps` becomes what fits into the
 seconds, so that the learning rate ends its schedule. The same command with `sft.max_steps` set to the printed
@@ -35,15 +35,16 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lm_mixup.config import ModelConfig, SftConfig
 from lm_mixup.config.load import load_config
-from lm_mixup.distributed.map_parts import receipt_of
 from lm_mixup.core.run_dir import RunDir, StageDir
-from lm_mixup.train.checkpoint import read_metrics
-from lm_mixup.train.tokenize import EVAL_SPLIT, TRAIN_SPLIT, base_model, make_encoder
-from lm_mixup.train.job import SftJob
+from lm_mixup.distributed.map_parts import receipt_of
+from lm_mixup.models.resolve import model_folder
+from lm_mixup.train.checkpoint import SftJob
+from lm_mixup.train.tokenize import EVAL_SPLIT, base_model, make_encoder
+from lm_mixup.train.tracking import read_metrics
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,7 +55,7 @@ _WARM_UP, _TIMED = 8, 16  # steps before the clock starts, and those that it run
 _OVER = 1.1  # times its seconds that a run may take before it is stopped: the estimate is not exact
 _EVALUATIONS = 8  # over a run that is made to fit
 _FULL = 0.85  # share of the GPU's memory that may be needed by the estimate
-_work: Work | None = None  # of an encoding process
+_work: Work  # of an encoding process
 
 
 class Stop(TrainerCallback):
@@ -82,7 +83,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("config", type=Path)
     parser.add_argument("--run-dir", type=Path, required=True, help="run directory with a mixture stage")
     parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", dest="overrides")
-    parser.add_argument("--seconds", type=float, help="of training; default: as many steps as the config says")
+    parser.add_argument("--seconds", type=float, help="of training; default: as the config says")
     parser.add_argument("--test-rows", type=int, default=0, help="of the test split, to write answers for")
     parser.add_argument("--clusters", type=Path, help="JSONL of clusters to write answers for")
     parser.add_argument("--write-seconds", type=float, default=90.0, help="for all the answers")
@@ -106,6 +107,8 @@ def join_alone() -> None:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
+    # cuDNN's attention makes a plan for each new row length.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
 
@@ -126,7 +129,6 @@ def _begin_encoding(mixture: StageDir, base: str, model: ModelConfig, max_length
 
 
 def _encode_part(out: StageDir, part: int, relative: str) -> None:
-    assert _work is not None
     result = _work(relative)
     out.write_part(part, result.rows, result.rejected, receipt_of(part, result))
 
@@ -155,6 +157,7 @@ def fitted(job: SftJob, seconds: float) -> tuple[SftJob, float]:
     AcceleratorState._reset_state()  # else it refuses a second trainer in this process
     gc.collect()
     if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     config = _that_fits(job, rows)
     before, timed = lines[_WARM_UP - 1], lines[_WARM_UP:]
     counts = np.diff([line["num_tokens"] for line in (before, *timed)])
@@ -222,6 +225,7 @@ def main() -> None:
     out: Path = args.out or stage.local / "out"
     out.mkdir(parents=True, exist_ok=True)
     base = base_model(mixture, stage, config.model, config.seed)
+    model_folder(base)  # a model that has to be converted is so once, not in each of the encoding processes
     job = SftJob(out=stage, config=config.sft, model=config.model, base=base, seed=config.seed)
     encode(mixture, stage, job)  # before CUDA, which does not outlive a fork
     clock["encoded"] = time.monotonic()

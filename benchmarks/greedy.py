@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lm_mixup.models.policy import encode_prompt, load_policy, load_tokenizer
 from lm_mixup.config import ModelConfig
 from lm_mixup.core.task_types import FormatError, parse_answer, parse_output
+from lm_mixup.models.policy import encode_prompt, load_policy, load_tokenizer
 
 _TOKENS = 400_000  # of prompts and answers in one batch: the key-value cache of a small model in a few GB
 
@@ -85,9 +85,7 @@ class Writer:
         longest = max(map(len, prompts))
         end, pad = int(self._tokenizer.eos_token_id), int(self._tokenizer.pad_token_id)
         ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=self._device)
-        seen = torch.tensor(
-            [[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=self._device
-        )
+        seen = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=self._device)
         with torch.inference_mode():
             whole = self._policy.generate(
                 input_ids=ids,
