@@ -6,6 +6,7 @@ All keys are exact after normalisation: `1,200`, `1200`, `１２００` and `twe
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
@@ -90,6 +91,7 @@ class Reading:
         words: Content words in order, without function words.
         clauses: (start, end, sentence) of each clause.
         keys: All token keys in order, of which sequences can be looked up.
+        begins: Where each token begins.
     """
 
     text: str
@@ -97,6 +99,15 @@ class Reading:
     words: tuple[Word, ...]
     clauses: tuple[tuple[int, int, int], ...]
     keys: tuple[str, ...]
+    begins: tuple[int, ...]
+
+    def neighbour(self, fact: Fact, step: int) -> str:
+        """The token right before (−1) or after (1) a fact, `#` for one with a digit; empty at an end."""
+        at = bisect_left(self.begins, fact.start) - 1 if step < 0 else bisect_left(self.begins, fact.end)
+        if not 0 <= at < len(self.keys):
+            return ""
+        key = self.keys[at]
+        return "#" if any(c.isdigit() for c in key) else key
 
     def words_of(self, clause: int) -> set[str]:
         """Stems of a clause's content words."""
@@ -169,7 +180,7 @@ def read(text: str) -> Reading:
         previous = token
     facts += _quoted(text, listed, place)
     facts.sort(key=lambda fact: (fact.start, fact.end))
-    return Reading(text, tuple(facts), tuple(words), tuple(clauses), tuple(t.key for t in listed))
+    return Reading(text, tuple(facts), tuple(words), tuple(clauses), tuple(t.key for t in listed), tuple(t.start for t in listed))
 
 
 def _is_marker(token: Token, text: str) -> bool:

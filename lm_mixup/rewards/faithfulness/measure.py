@@ -31,6 +31,7 @@ from lm_mixup.rewards.faithfulness.support import (
     pool_of,
     spans,
     unsupported_facts,
+    unsupported_sentences,
     unsupported_words,
 )
 from lm_mixup.tasks import TaskType
@@ -91,21 +92,24 @@ def measure(prompt: str, completion: str, sources: Sequence[Source], task_type: 
     read_asked, read_told = read(asked.text), read(told.text)
     pool = pool_of(readings, (read_asked, read_told))
     found: list[Span] = []
-    facts_total = words_total = words_missing = facts_missing = bound_wrong = negated = 0
+    facts_total = words_total = words_missing = facts_missing = bound_wrong = negated = sentences_missing = 0
     bound = misbound((read_asked, read_told), pool)
     for piece, reading, wrong in ((asked, read_asked, bound[0]), (told, read_told, bound[1])):
         missing = unsupported_facts(reading, pool)
         flipped = polarity_faults(reading, readings)
         total, places = unsupported_words(reading, pool)
+        invented = unsupported_sentences(reading, places, missing)
         facts_total += sum(f.certain for f in reading.facts)
         facts_missing += len({f.key for f in missing})
         bound_wrong += len({f.key for f in wrong})
         negated += len(flipped)
+        sentences_missing += len(invented)
         words_total += total
         words_missing += len(places)
         for listed in (spans(reading.text, missing), spans(reading.text, wrong, "binding")):
             found += [piece.moved(span) for span in listed]
         found += [piece.moved(Span(a, b, reading.text[a:b], "polarity")) for a, b in flipped]
+        found += [piece.moved(Span(a, b, reading.text[a:b], "statement")) for a, b in invented]
         found += [piece.moved(Span(a, b, reading.text[a:b], "word")) for a, b in places]
     covered = coverage((read_asked, read_told), readings)
     repeated, again = repetition(read_asked, read_told, readings)
@@ -121,7 +125,7 @@ def measure(prompt: str, completion: str, sources: Sequence[Source], task_type: 
     held = facts_total - facts_missing
     items = words_total + facts_total  # facts count: two other words beside four facts are little
     share = 1 - words_missing / items if items else 1.0
-    faults = facts_missing + bound_wrong + negated
+    faults = facts_missing + bound_wrong + negated + sentences_missing
     score = (
         min(1.0, share / _FREE_WORDS) ** _WORDS_POWER
         * _FACT_FAULT**faults

@@ -25,7 +25,13 @@ class Negation:
 
     start: int
     end: int
-    around: frozenset[str]
+    before: frozenset[str]
+    after: frozenset[str]
+
+    @property
+    def around(self) -> frozenset[str]:
+        """The words on both sides."""
+        return self.before | self.after
 
 
 def negations(text: str) -> list[Negation]:
@@ -36,15 +42,15 @@ def negations(text: str) -> list[Negation]:
     for index, token in enumerate(listed):
         is_word = token.kind == "word" and (token.key in NEGATIONS or token.key.endswith("n't"))
         if is_word and not any(a <= token.start < b for a, b in spared):
-            found.append(Negation(token.start, token.end, _around(listed, index)))
+            found.append(Negation(token.start, token.end, *_around(listed, index)))
     place = {token.start: index for index, token in enumerate(listed)}
     for mark in _MARKS.finditer(text):
         if mark.start() in place:
-            found.append(Negation(mark.start(), mark.end(), _around(listed, place[mark.start()])))
+            found.append(Negation(mark.start(), mark.end(), *_around(listed, place[mark.start()])))
     return found
 
 
-def _around(listed: Sequence, index: int) -> frozenset[str]:  # type: ignore[type-arg]
+def _around(listed: Sequence, index: int) -> tuple[frozenset[str], frozenset[str]]:  # type: ignore[type-arg]
     def content(step: int) -> list[str]:
         words: list[str] = []
         at = index + step
@@ -55,7 +61,7 @@ def _around(listed: Sequence, index: int) -> frozenset[str]:  # type: ignore[typ
             at += step
         return words
 
-    return frozenset(content(1) + content(-1))
+    return frozenset(content(-1)), frozenset(content(1))
 
 
 def polarity_faults(output: Reading, sources: Sequence[SourceReading]) -> list[tuple[int, int]]:
@@ -69,14 +75,19 @@ def polarity_faults(output: Reading, sources: Sequence[SourceReading]) -> list[t
     mine = negations(output.text)
     faults = []
     for negation in mine:
-        if not any(_fits(negation.around, other.around) for other in held):
+        if not any(_fits(negation, other) for other in held):
             faults.append((negation.start, negation.end))
     faults += _lost(output, mine, held, told)
     return faults
 
 
-def _fits(words: frozenset[str], others: frozenset[str]) -> bool:
-    return len(words & others) >= _FIT * max(1, min(len(words), len(others)))
+def _fits(mine: Negation, other: Negation) -> bool:
+    """Whether two negations deny the same: half of the words around agree, and some on each side."""
+    common = len(mine.around & other.around)
+    if common < _FIT * max(1, min(len(mine.around), len(other.around))):
+        return False
+    sides = ((mine.before, other.before), (mine.after, other.after))
+    return all(a & b or not (a and b) for a, b in sides)
 
 
 def _lost(

@@ -202,7 +202,8 @@ def contexts(reading: Reading, topics: Collection[str]) -> Iterator[tuple[Fact, 
 
     A clause without words of its own is an item of a list and takes the words of the clause before it. The
     subject is what the clause names of the topics, else the topic that the sentence names last before, else
-    first, else that of the sentence before. The unit of a number, or that it has none, counts as a word.
+    first, else that of the sentence before. The unit of a number, or that it has none, and the
+    tokens right before and after a fact count as words.
     """
     by_sentence: dict[int, list[Fact]] = {}
     for fact in reading.facts:
@@ -226,8 +227,10 @@ def contexts(reading: Reading, topics: Collection[str]) -> Iterator[tuple[Fact, 
         units = {f.start: f.key.partition(" ")[2] for f in mine if f.kind == "unit"}
         for fact in mine:
             if fact.kind not in ("quoted", "unit"):
-                measured = {f"unit:{units.get(fact.start, '')}"} if fact.kind == "number" else set()
-                yield fact, (words | about | measured) - {fact.key}
+                beside = {f"before:{reading.neighbour(fact, -1)}", f"after:{reading.neighbour(fact, 1)}"}
+                if fact.kind == "number":
+                    beside.add(f"unit:{units.get(fact.start, '')}")
+                yield fact, (words | about | beside) - {fact.key}
 
 
 def _paired(asked: Reading, told: Reading) -> dict[int, set[str]]:

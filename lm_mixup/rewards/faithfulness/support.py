@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Final
 
+from lm_mixup.core.words import sentences
 from lm_mixup.rewards.faithfulness.facts import Fact, Kind, Reading
 from lm_mixup.rewards.faithfulness.sources import SourceReading, contexts, placed_of, topics_of
 
 _CLEAR: Final = 2
 _CLOSE: Final = 0.8
+_LEAST: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +25,8 @@ class Span:
         start: Where it begins in the text that was measured (`measure` says which).
         end: Where it ends.
         text: The span.
-        kind: `number`, `name`, `code`, `unit`, `quoted`, `word`: nowhere in the sources; `binding`: there, but of
-            something else; `polarity`: a negation too many or too few; `answer`: the wrong letter or verdict;
+        kind: `number`, `name`, `code`, `unit`, `quoted`, `word`, `statement` (a sentence): not in the sources;
+            `binding`: there, but of something else; `polarity`: a negation too many or too few; `answer`: the wrong letter or verdict;
             `repeated`: said before; `unasked`: not what the prompt asks.
     """
 
@@ -183,6 +185,26 @@ def unsupported_words(reading: Reading, pool: Pool) -> tuple[int, list[tuple[int
         if word.stem not in pool.stems and word.start not in names and not is_close(word.stem, pool.stems)
     ]
     return len(reading.words), missing
+
+
+def unsupported_sentences(
+    reading: Reading, missing: Sequence[tuple[int, int]], facts: Sequence[Fact]
+) -> list[tuple[int, int]]:
+    """The sentences of an output that are invented: `_LEAST` items or more, fewer than half of them held.
+
+    Args:
+        reading: The output.
+        missing: Places of its words that no source holds.
+        facts: Its facts that no source holds.
+    """
+    gone = [start for start, _ in missing] + [fact.start for fact in facts]
+    invented = []
+    for start, end in sentences(reading.text):
+        words = sum(start <= word.start < end for word in reading.words)
+        items = words + sum(start <= f.start < end and f.certain for f in reading.facts)
+        if items >= _LEAST and sum(start <= place < end for place in gone) > items / 2:
+            invented.append((start, end))
+    return invented
 
 
 def is_close(word: str, others: Collection[str]) -> bool:
