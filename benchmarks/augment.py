@@ -22,8 +22,8 @@ from typing import Any
 
 import harness
 
-from lm_mixup.config_file import load_config
-from lm_mixup.runs import Manifest, RunDir
+from lm_mixup.config.load import load_config
+from lm_mixup.core.run_dir import Manifest, RunDir
 from lm_mixup.stages import stages_of
 
 _EDITED = 0.05
@@ -83,7 +83,7 @@ def augment(args: argparse.Namespace, times: int, folder: Path) -> dict[str, Any
     with harness.PeakMemory() as memory:
         subprocess.run(command, check=True, stdout=sys.stderr)
     result: dict[str, Any] = {"seconds": round(time.perf_counter() - start, 1), "gib": round(memory.peak, 2)}
-    stages = stages_of("augment", load_config(args.config, overrides))
+    stages = tuple(stages_of("augment", load_config(args.config, overrides)))
     for stage in stages[: stages.index("cluster") + 1]:
         manifest = RunDir(run).stage(stage).manifest()
         if manifest is None or unaccounted(manifest):

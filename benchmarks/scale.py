@@ -45,8 +45,8 @@ def arguments() -> argparse.Namespace:
 
 def write_pool(run: Any, rows: int, width: int) -> None:
     """The stages that the measured ones read: `embed` and `rate`, without holding all rows."""
-    from lm_mixup.data.embed import embedding_table
-    from lm_mixup.runs import Receipt
+    from lm_mixup.augment.embed import embedding_table
+    from lm_mixup.core.run_dir import Receipt
 
     embed, rate, distilled = (run.stage(name) for name in ("embed", "rate", "rate_distilled"))
     answers = write_texts()
@@ -100,6 +100,11 @@ def _direction(topic: int, width: int) -> np.ndarray:
 
 def measure(rows: int, args: argparse.Namespace) -> dict[str, Any]:
     """Seconds and peak GiB of each stage at one size."""
+    from lm_mixup.augment.cluster import cluster
+    from lm_mixup.augment.curate import curate
+    from lm_mixup.augment.ingest import ingest
+    from lm_mixup.augment.neighbors import neighbors
+    from lm_mixup.augment.select import select
     from lm_mixup.config import (
         ClusterConfig,
         CurateConfig,
@@ -109,13 +114,8 @@ def measure(rows: int, args: argparse.Namespace) -> dict[str, Any]:
         RayConfig,
         SelectConfig,
     )
-    from lm_mixup.data.cluster import cluster
-    from lm_mixup.data.curate import curate
-    from lm_mixup.data.ingest import ingest
-    from lm_mixup.data.neighbors import neighbors
-    from lm_mixup.data.select import select
-    from lm_mixup.ray_cluster import start_ray
-    from lm_mixup.runs import RunDir
+    from lm_mixup.core.run_dir import RunDir
+    from lm_mixup.distributed.ray_cluster import start_ray
 
     start_ray(RayConfig())
     cores = len(os.sched_getaffinity(0))
@@ -134,14 +134,14 @@ def measure(rows: int, args: argparse.Namespace) -> dict[str, Any]:
         work = {
             "ingest": lambda: ingest(run.stage("ingest"), str(pool), reading, data, 0),
             "neighbors": lambda: neighbors(embed, near, NeighborsConfig(num_actors=cores), 0),
-            "curate": lambda: curate(rate, near, curated, CurateConfig(num_actors=cores)),
+            "curate": lambda: curate(rate, None, near, curated, CurateConfig(num_actors=cores)),
             "cluster": lambda: cluster(
                 curated, embed, run.stage("cluster"), ClusterConfig(low_below=5, num_tasks=cores), data, 0
             ),
-            "select": lambda: select(dense, curated, embed, near, run.stage("select"), choice, 0),
+            "select": lambda: select(dense, curated, embed, near, None, run.stage("select"), choice, 0),
         }
         if "curate" not in args.stages:
-            curate(rate, rate, curated, passed)
+            curate(rate, None, rate, curated, passed)
         for stage in (name for name in STAGES if name in args.stages):
             with harness.PeakMemory() as memory:
                 start = time.perf_counter()

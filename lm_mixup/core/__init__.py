@@ -1,1 +1,1 @@
-"""What every part of the package builds on."""
+"""What every part knows: the run directory, row schemas, task types, seeded draws, errors, progress."""

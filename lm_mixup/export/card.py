@@ -13,8 +13,8 @@ from typing import Any, Final
 import yaml
 
 from lm_mixup import __version__
-from lm_mixup.census import NOT_STATED, splits_in, tables_of
-from lm_mixup.runs import Manifest, RunDir
+from lm_mixup.core.run_dir import Manifest, RunDir
+from lm_mixup.core.value_counts import NOT_STATED, splits_in, tables_of
 from lm_mixup.stages import STAGES
 
 # The largest size of each of the Hub's categories.
@@ -79,7 +79,7 @@ def write_card(path: Path, run: RunDir, subsets: list[Subset], title: str, licen
         lstrip_blocks=True,
     )
     environment.filters["cell"] = cell
-    manifests = {stage.name: run.stage(stage.name).manifest() for stage in STAGES}
+    manifests = {name: run.stage(name).manifest() for name in STAGES}
     page = environment.get_template("card.md.j2").render(
         title=title,
         subsets=subsets,

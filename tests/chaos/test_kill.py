@@ -21,12 +21,12 @@ import pytest
 from child_processes import children_like
 
 from lm_mixup.config import Config
-from lm_mixup.runs import RunDir
+from lm_mixup.core.run_dir import RunDir
 from lm_mixup.stages import stages_of
 
 TINY = Path(__file__).resolve().parents[1] / "tiny.yaml"
 LIMIT_S = 300
-STAGES = stages_of("run", Config())
+STAGES = tuple(stages_of("run", Config()))
 
 
 def lines(path: Path) -> int:

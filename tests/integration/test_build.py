@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from lm_mixup.config import BuildConfig, DataConfig, RateConfig, TeacherConfig
+from lm_mixup.core.run_dir import RunDir, summarise
 from lm_mixup.mixture.assemble import mixture
 from lm_mixup.mixture.degrade import degrade
 from lm_mixup.mixture.generate import generate
 from lm_mixup.mixture.passages import passages
-from lm_mixup.runs import RunDir, summarise
 
 SAMPLES = 200
 STAGES = ("passages", "generate", "degrade", "mixture")
@@ -28,7 +28,7 @@ def run(folder: Path, *, actors: int) -> RunDir:
         "passages": lambda out: passages(out, config, data, seed=0),
         "generate": lambda out: generate(made["passages"], out, config, rate, TeacherConfig(), data, seed=0),
         "degrade": lambda out: degrade(made["generate"], out, config, rate, TeacherConfig(), seed=0),
-        "mixture": lambda out: mixture(made["generate"], made["degrade"], out, config, data, seed=0),
+        "mixture": lambda out: mixture(made["generate"], made["degrade"], None, out, config, data, seed=0),
     }
     for name in STAGES:
         made[name].begin("same")

@@ -5,10 +5,10 @@ import pyarrow as pa
 import pytest
 from stage_rows import put_part
 
+from lm_mixup.augment.curate import curate
 from lm_mixup.config import CurateConfig
-from lm_mixup.data.curate import curate
-from lm_mixup.records import CURATION
-from lm_mixup.runs import RunDir, summarise
+from lm_mixup.core.run_dir import RunDir, summarise
+from lm_mixup.core.schemas import CURATION
 
 GROUP = 6
 
@@ -45,7 +45,7 @@ def run_curate(root, rated, nearest, rows_per_part, **config):
             put_part(run.stage(name), part, table.slice(start, rows_per_part))
     out = run.stage("curate")
     out.begin("digest")
-    outcome = curate(run.stage("rate"), run.stage("neighbors"), out, CurateConfig(**config))
+    outcome = curate(run.stage("rate"), None, run.stage("neighbors"), out, CurateConfig(**config))
     out.finish(summarise(out, "digest", {}, 0.0, outcome))
     manifest = out.manifest()
     assert manifest.rows_in == manifest.rows_out == rated.num_rows

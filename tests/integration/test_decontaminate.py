@@ -7,12 +7,12 @@ import pyarrow.compute as pc
 import pytest
 from stage_rows import put_part
 
+from lm_mixup.augment.curate import curate
+from lm_mixup.augment.embed import embed
+from lm_mixup.augment.neighbors import neighbors
 from lm_mixup.config import CurateConfig, EmbedDecontaminateConfig, EmbedderConfig, NeighborsConfig
-from lm_mixup.data.curate import curate
-from lm_mixup.data.embed import embed
-from lm_mixup.data.neighbors import neighbors
-from lm_mixup.errors import InputError
-from lm_mixup.runs import RunDir, StageDir, summarise
+from lm_mixup.core.errors import InputError
+from lm_mixup.core.run_dir import RunDir, StageDir, summarise
 
 QUESTION = "Which planet of the solar system has the greatest number of known moons?"
 LEAKED = [
@@ -65,7 +65,7 @@ def test_refused_rows_are_missing_from_every_later_stage_and_said_so(ray_session
     assert near.read()["id"].to_pylist() == ["r0", "r1", "r4"]
     curated = run.stage("curate")
     settings = CurateConfig(enabled=enabled)
-    manifest = finished(curated, curate(rated, near, curated, settings, embed=out))
+    manifest = finished(curated, curate(rated, out, near, curated, settings))
     assert (manifest.rows_in, manifest.rows_out, manifest.rows_rejected) == (5, 3, 2)
     assert curated.read()["id"].to_pylist() == ["r0", "r1", "r4"]
     rows = curated.read(kind="rejected")

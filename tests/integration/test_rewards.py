@@ -13,14 +13,14 @@ from reward_server import lengths, serving
 from safetensors.numpy import load_file, save_file
 from stage_rows import put_part
 
-from lm_mixup.backends.embedder import resolve_path
 from lm_mixup.config import EmbedderConfig, LibraryConfig, RewardsConfig
-from lm_mixup.errors import InputError
-from lm_mixup.records import content_id
+from lm_mixup.core.errors import InputError
+from lm_mixup.core.run_dir import RunDir, summarise
+from lm_mixup.core.schemas import content_id
+from lm_mixup.core.task_types import Qa, Tfq, write_answer, write_output
+from lm_mixup.models.resolve import embedder_folder
 from lm_mixup.rewards.library import library, load_library
 from lm_mixup.rewards.workers import RewardBatch, RewardFailed, RewardScores, RewardWorkers
-from lm_mixup.runs import RunDir, summarise
-from lm_mixup.tasks import Qa, Tfq, write_answer, write_output
 
 ELEMENTS = {
     "hydrogen": ("H", 1, "a gas"),
@@ -92,8 +92,8 @@ def write_inputs(run: RunDir) -> None:
 def build(run: RunDir, embedder: EmbedderConfig, rows: int = 2000):
     stage = run.stage("library")
     stage.begin("f")
-    sources = [run.stage("generate"), run.stage("degrade")]
-    outcome = library(sources, stage, LibraryConfig(rows=rows), BASE, embedder, seed=0)
+    sources = run.stage("generate"), run.stage("degrade")
+    outcome = library(*sources, stage, LibraryConfig(rows=rows), BASE, embedder, seed=0)
     stage.finish(summarise(stage, "f", {}, 0.0, outcome))
     return stage
 
@@ -242,13 +242,13 @@ def test_a_custom_reward_that_fails_stops_the_run_and_costs_no_actor(made, batch
 def test_an_embedder_that_fails_stops_the_run(ray_session, made, batch, tmp_path):
     """A real model whose weights are not numbers: every embedding fails, and no completion gets a default."""
     folder = tmp_path / "model"
-    shutil.copytree(resolve_path("minilm"), folder)
+    shutil.copytree(embedder_folder("minilm"), folder)
     embedder = EmbedderConfig(path=str(folder))
     run = RunDir(tmp_path / "run")
     write_inputs(run)
     shutil.copytree(made.local, tmp_path / "run" / "library")
     info = json.loads((tmp_path / "run/library/library.json").read_text())
-    from lm_mixup.runs import fingerprint
+    from lm_mixup.core.run_dir import fingerprint
 
     info |= {"embedder": str(folder), "embedder_fingerprint": fingerprint(embedder.identity())}
     run.write_json("library/library.json", info)

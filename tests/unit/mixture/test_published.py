@@ -7,17 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm_mixup.backends.judge import make_judge
+from lm_mixup.augment.reading import hf_datasets
+from lm_mixup.chat.judge import make_judge
 from lm_mixup.config import BuildConfig, Config, DataConfig, RateConfig
-from lm_mixup.data import hf_datasets
-from lm_mixup.errors import InputError
-from lm_mixup.mixture.linearised import Unreadable, canonical, split_inputs
+from lm_mixup.core.errors import InputError
+from lm_mixup.core.run_dir import RunDir
+from lm_mixup.core.schemas import MIXTURE
+from lm_mixup.core.task_types import INSTRUCTIONS, parse_answer
 from lm_mixup.mixture.published import list_files, mixture_folder, published, task_type_named
+from lm_mixup.mixture.published_text import Unreadable, canonical, split_inputs
 from lm_mixup.mixture.rate_mixture import draw, rate_part, texts_of
-from lm_mixup.records import MIXTURE
-from lm_mixup.runs import RunDir
-from lm_mixup.stages import BY_NAME, Context, inputs_of, stages_of
-from lm_mixup.tasks import INSTRUCTIONS, parse_answer
+from lm_mixup.stages import all_stages, required_inputs, stages_of
 
 TARGETS = {
     "qa": "Q: What is row {n}?\nA: It is number {n}.",
@@ -316,19 +316,18 @@ def test_a_hub_out_of_reach_is_one_line(monkeypatch):
 
 def test_a_published_mixture_needs_no_passages(folder):
     plain, given_ = Config(), Config(build=BuildConfig(mixture=str(folder)))
-    assert stages_of("build", plain) == ("passages", "generate", "degrade", "mixture")
-    assert stages_of("build", given_) == ("mixture", "rate_mixture")
-    assert stages_of("run", given_)[2:5] == ("sft", "library", "grpo")
-    assert inputs_of(BY_NAME["mixture"], given_) == ()
-    assert inputs_of(BY_NAME["library"], given_) == ("rate_mixture",)
-    assert inputs_of(BY_NAME["library"], plain) == ("generate", "degrade")
+    assert tuple(stages_of("build", plain)) == ("passages", "generate", "degrade", "mixture")
+    assert tuple(stages_of("build", given_)) == ("mixture", "rate_mixture")
+    assert tuple(stages_of("run", given_))[2:5] == ("sft", "library", "grpo")
+    assert required_inputs(all_stages(given_)["mixture"], given_) == ()
+    assert required_inputs(all_stages(given_)["library"], given_) == ("rate_mixture",)
+    assert required_inputs(all_stages(plain)["library"], plain) == ("generate", "degrade")
 
 
 def test_the_files_and_how_they_are_read_decide_the_stage(folder, tmp_path):
     def identity(**build):
         config = Config(build=BuildConfig(mixture=str(folder), **build))
-        run = RunDir(tmp_path / "run")
-        return BY_NAME["mixture"].identity(Context(run, config, run.stage("mixture")))
+        return all_stages(config)["mixture"].settings_identity(config)
 
     before = identity()
     assert identity(samples=7) == before  # says nothing to a published one

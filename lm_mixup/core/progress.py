@@ -1,0 +1,75 @@
+"""Progress bars on the driver's terminal; plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+console = Console(stderr=True)
+"""Progress and logs; results go to stdout."""
+_LOG_EVERY_S = 15.0
+
+
+def say(message: str) -> None:
+    """One line for the user."""
+    console.print(message, highlight=False, soft_wrap=True)  # a log keeps it on one line
+
+
+@contextmanager
+def track(label: str, total: int, completed: int = 0) -> Iterator[Callable[..., None]]:
+    """A progress bar over long work.
+
+    Args:
+        label: What is being done.
+        total: Steps in all.
+        completed: Steps that were done before.
+
+    Yields:
+        `advance(steps, note="")`: moves the bar; the note is shown behind it (a loss, a reward).
+    """
+    if sys.stderr.isatty():
+        with _bar(label, total, completed) as advance:
+            yield advance
+    else:
+        yield _log_lines(label, total, completed)
+
+
+@contextmanager
+def _bar(label: str, total: int, completed: int) -> Iterator[Callable[..., None]]:
+    columns = (
+        TextColumn("  {task.description:<16}"),
+        BarColumn(bar_width=32),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(label, total=total, completed=completed, note="")
+        yield lambda steps=1, note="": progress.update(task, advance=steps, note=note)
+
+
+def _log_lines(label: str, total: int, completed: int) -> Callable[..., None]:
+    """Under a job or in a log file: a line now and then, and always the last one."""
+    state = {"done": completed, "last": time.monotonic()}
+
+    def advance(steps: int = 1, note: str = "") -> None:
+        state["done"] += steps
+        now = time.monotonic()
+        if state["done"] >= total or now - state["last"] >= _LOG_EVERY_S:
+            state["last"] = now
+            say(f"  {label}: {int(state['done'])}/{total} {note}".rstrip())
+
+    return advance
