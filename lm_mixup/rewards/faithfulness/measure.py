@@ -34,7 +34,7 @@ from lm_mixup.rewards.faithfulness.support import (
     unsupported_sentences,
     unsupported_words,
 )
-from lm_mixup.tasks import TaskType
+from lm_mixup.core.task_types import TaskType
 
 _FACT_WEIGHT: Final = 3
 _FACT_FAULT: Final = 0.5

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Final
@@ -122,7 +122,7 @@ def misbound(readings: Sequence[Reading], pool: Pool) -> list[list[Fact]]:
     words that stand with one of the two in the sources and not with the other. Where the words around f in the
     output are rather g's, f stands in the wrong place (`period 14` of `group 14` and `period 4`), unless g
     stands with its own words in the output. Words that no source uses say nothing, so other wording costs
-    nothing. Topics are not tried themselves: they are part of the context of what is said of them.
+    nothing. Topics are part of the context of what is said of them: see `_stands_between`.
     """
     around: dict[str, list[frozenset[str]]] = {}
     kinds: dict[str, bool] = {}
@@ -139,7 +139,11 @@ def misbound(readings: Sequence[Reading], pool: Pool) -> list[list[Fact]]:
         here.setdefault(fact.key, set()).update(context)
     wrong: list[list[Fact]] = [[] for _ in readings]
     for number, fact, context in placed:
-        if fact.key not in around or not fact.certain or fact.key in pool.topics:
+        if fact.key not in around or not fact.certain:
+            continue
+        if fact.key in pool.topics:
+            if _stands_between(fact.key, context, around):
+                wrong[number].append(fact)
             continue
         subject = context & pool.topics
         mine = around[fact.key]
@@ -156,6 +160,22 @@ def misbound(readings: Sequence[Reading], pool: Pool) -> list[list[Fact]]:
                 wrong[number].append(fact)
                 break
     return wrong
+
+
+def _stands_between(
+    topic: str, context: set[str], around: Mapping[str, Sequence[frozenset[str]]]
+) -> bool:
+    """Whether a topic stands between the very tokens that another name stands between in the sources.
+
+    What is said of a topic is no evidence of its place, as it is said of it in any words; so both neighbours
+    have to be the other's, and neither its own.
+    """
+    beside = {word for word in context if word.startswith(("before:", "after:"))}
+    if any(beside & words for words in around[topic]):
+        return False
+    return any(
+        beside <= words for key, contexts in around.items() if key != topic for words in contexts
+    )
 
 
 def _stands_for(context: set[str], own: set[str], theirs: set[str], there: set[str] | None) -> bool:
