@@ -70,8 +70,8 @@ def rollout_metrics(first: Batch, more: Sequence[Batch], step: int) -> dict[str,
     completions = [c for group in groups for c in group.completions]
     staleness = [step - 1 - group.weight_version for group in groups]
     return {
-        "reward": float(scores.total.mean()),
-        "reward_std": float(scores.total.std(ddof=1)),
+        "reward": float(scores.reported.mean()),
+        "reward_std": float(scores.reported.std(ddof=1)),
         **{f"rewards/{name}/mean": float(values.mean()) for name, values in scores.components.items()},
         "frac_reward_zero_std": float(first.silent.mean()),
         "refilled_groups": float(sum((~batch.silent).sum() for batch in more)),

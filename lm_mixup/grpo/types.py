@@ -44,7 +44,7 @@ class Prompt:
         token_ids: The encoded prompt.
         reference: The target's answer text.
         entities: What the row is about.
-        inputs: The poor texts that it merges; kept only where custom rewards may ask for them.
+        inputs: The poor texts that it merges, which faithfulness is measured against.
     """
 
     id: str
