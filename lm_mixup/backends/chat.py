@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -159,7 +159,7 @@ def _problem(error: ValidationError) -> str:
     return f"{where}: {fault['msg']}" if where else str(fault["msg"])
 
 
-def as_data(values: dict[str, str]) -> str:
+def as_data(values: Mapping[str, str | Sequence[str]]) -> str:
     """Texts as one JSON object that a prompt can hold and no text can break out of.
 
     Quotes and line ends are escaped as JSON does; what a chat template may take for a control token
