@@ -22,8 +22,8 @@ from typing import Any
 
 import harness
 
-from lm_mixup.config_file import load_config
-from lm_mixup.runs import Manifest, RunDir
+from lm_mixup.config.load import load_config
+from lm_mixup.core.run_dir import Manifest, RunDir
 from lm_mixup.stages import stages_of
 
 _EDITED = 0.05

@@ -19,7 +19,7 @@ from typing import Any
 
 import harness
 
-from lm_mixup.runs import RunDir
+from lm_mixup.core.run_dir import RunDir
 
 STAGES = ("passages", "generate", "degrade", "mixture")
 _SAMPLES_PER_ROW = 1.27  # samples that the rater refuses or that find no partner make no row

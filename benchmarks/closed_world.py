@@ -17,11 +17,11 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from lm_mixup.backends.engine import Engine, Sampling, engine_environment
-from lm_mixup.backends.policy import encode_prompt, load_tokenizer, model_folder
 from lm_mixup.config import ModelConfig
-from lm_mixup.runs import RunDir
-from lm_mixup.world.recall import Recall, recall
+from lm_mixup.core.run_dir import RunDir
+from lm_mixup.demo.fact_check import Recall, recall
+from lm_mixup.models.engine import Engine, Sampling, engine_environment
+from lm_mixup.models.policy import encode_prompt, load_tokenizer, model_folder
 
 MAX_PROMPT, MAX_COMPLETION = 640, 192
 

@@ -10,9 +10,9 @@ import harness
 import numpy as np
 from sklearn.cluster import KMeans
 
-from lm_mixup.data.capacity import bounded_clusters
-from lm_mixup.data.cohesion import Bounds, centre_cosines
-from lm_mixup.data.kmeans import split_cell
+from lm_mixup.augment.clustering.cohesion import Bounds, centre_cosines
+from lm_mixup.augment.clustering.size_bounded import bounded_clusters
+from lm_mixup.augment.vector_search.kmeans import split_cell
 
 BOUNDS = Bounds(min_size=2, max_size=5, min_similarity=0.3)
 

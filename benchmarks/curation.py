@@ -10,7 +10,7 @@ from __future__ import annotations
 import harness
 import numpy as np
 
-from lm_mixup.data.hoc import count_triples, estimate_transition
+from lm_mixup.augment.curation.hoc import count_triples, estimate_transition
 
 K = 6
 

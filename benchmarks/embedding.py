@@ -35,10 +35,10 @@ Encode = Callable[[list[str]], np.ndarray]
 
 def read_texts(path: Path | None, count: int) -> list[str]:
     """Some rows, as the stage `embed` writes them."""
-    from lm_mixup import tasks
+    from lm_mixup.core import task_types
 
     if path is None:
-        from lm_mixup.world.pool import world_pool
+        from lm_mixup.demo.pool import world_pool
 
         rows = list(world_pool(count, 0))
     else:
@@ -46,12 +46,12 @@ def read_texts(path: Path | None, count: int) -> list[str]:
             rows = [json.loads(line) for line in file]
     rows = [row for row in rows if row.get("prompt") and row.get("completion")]
     chosen = np.random.default_rng(0).permutation(len(rows))[:count]
-    return [tasks.write_input(rows[i]["prompt"], rows[i]["completion"]) for i in chosen]
+    return [task_types.write_input(rows[i]["prompt"], rows[i]["completion"]) for i in chosen]
 
 
 def ours(dtype: str, threads: int) -> Any:
-    from lm_mixup.backends.embedder import Embedder
     from lm_mixup.config import EmbedderConfig
+    from lm_mixup.models.embedder import Embedder
 
     config = EmbedderConfig(batch_size=BATCH, max_length=MAX_LENGTH, dtype=dtype, num_cpus=threads)
     return Embedder(config)
@@ -61,7 +61,7 @@ def load(dtype: str = "float32", attention: str = "sdpa") -> Any:
     import torch
     from sentence_transformers import SentenceTransformer
 
-    from lm_mixup.backends.embedder import resolve_path
+    from lm_mixup.models.embedder import resolve_path
 
     kwargs = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
     model = SentenceTransformer(resolve_path("minilm"), device="cpu", model_kwargs=kwargs)
@@ -238,7 +238,7 @@ def main() -> None:
     for name, figures in found.items():
         print(f"{name:20}" + "".join(f"  {key} {value}" for key, value in figures.items()))
     mine, theirs = (fastest(found, own) for own in (True, False))
-    from lm_mixup.backends.embedder import padded_lengths
+    from lm_mixup.models.embedder import padded_lengths
 
     lengths = models[mine].lengths(texts)
     characters = np.array([len(text) for text in texts])

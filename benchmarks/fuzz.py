@@ -25,10 +25,10 @@ from typing import Any
 
 import harness
 
+from lm_mixup.augment.ingest import ingest
 from lm_mixup.config import DataConfig, IngestConfig, RayConfig
-from lm_mixup.data.ingest import ingest
-from lm_mixup.ray_cluster import start_ray
-from lm_mixup.runs import Outcome, RunDir, StageDir, summarise
+from lm_mixup.core.run_dir import Outcome, RunDir, StageDir, summarise
+from lm_mixup.distributed.ray_cluster import start_ray
 
 LARGE = 5_000_000
 _SAID = "Say {}, please. é"

@@ -52,11 +52,11 @@ def prompt_ids(args: argparse.Namespace) -> list[list[int]]:
     """Enough prompts for every step: passages of the closed world, cut to the same number of tokens."""
     from random import Random
 
-    from lm_mixup.backends.policy import encode_prompt, load_tokenizer
-    from lm_mixup.backends.teacher import describe
     from lm_mixup.config import ModelConfig
-    from lm_mixup.tasks import INSTRUCTIONS
-    from lm_mixup.world.facts import load_entities
+    from lm_mixup.core.task_types import INSTRUCTIONS
+    from lm_mixup.demo.facts import load_entities
+    from lm_mixup.demo.offline_teacher import describe
+    from lm_mixup.models.policy import encode_prompt, load_tokenizer
 
     tokenizer = load_tokenizer(args.model, ModelConfig())
     rng, passages = Random(0), [describe(entity) for entity in load_entities()]
@@ -108,15 +108,15 @@ class Vowels:
 
 
 def run_ours(args: argparse.Namespace) -> dict[str, Any]:
-    from lm_mixup.backends.policy import model_folder
     from lm_mixup.config import GrpoConfig, ModelConfig, RayConfig, RewardsConfig
+    from lm_mixup.distributed.ray_cluster import start_ray
     from lm_mixup.grpo.checkpoint import Progress
-    from lm_mixup.grpo.learner import Learner
+    from lm_mixup.grpo.learner.learner import Learner
     from lm_mixup.grpo.loop import Parts, train
     from lm_mixup.grpo.placement import reserve
-    from lm_mixup.grpo.rollout import RolloutPool
-    from lm_mixup.grpo.rollout_actor import Prompt
-    from lm_mixup.ray_cluster import start_ray
+    from lm_mixup.grpo.rollout.pool import RolloutPool
+    from lm_mixup.grpo.types import Prompt
+    from lm_mixup.models.policy import model_folder
 
     os.environ.setdefault("RAY_worker_niceness", "0")  # as TRL's process has it; by default Ray's yield
     start_ray(RayConfig())
@@ -158,8 +158,8 @@ def run_trl(args: argparse.Namespace) -> dict[str, Any]:
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    from lm_mixup.backends.policy import load_policy, load_tokenizer
     from lm_mixup.config import ModelConfig
+    from lm_mixup.models.policy import load_policy, load_tokenizer
 
     tokenizer = load_tokenizer(args.model, ModelConfig())
     texts = [tokenizer.decode(ids) for ids in prompt_ids(args)]
@@ -208,7 +208,7 @@ def run_trl(args: argparse.Namespace) -> dict[str, Any]:
 def run_vllm(args: argparse.Namespace) -> dict[str, Any]:
     from vllm import LLM, SamplingParams
 
-    from lm_mixup.backends.policy import model_folder
+    from lm_mixup.models.policy import model_folder
 
     engine = LLM(  # type: ignore[call-arg]
         model=model_folder(args.model),
@@ -235,7 +235,7 @@ def run_vllm(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def in_process_of_its_own(side: str, argv: list[str]) -> dict[str, Any]:
-    from lm_mixup.backends.engine import engine_environment
+    from lm_mixup.models.engine import engine_environment
 
     env = dict(os.environ)
     if side == "vllm":  # TRL and our actors manage their own threads

@@ -23,8 +23,8 @@ from typing import Any
 
 import harness
 
-from lm_mixup.config_file import load_config
-from lm_mixup.tasks import TASK_TYPES
+from lm_mixup.config.load import load_config
+from lm_mixup.core.task_types import TASK_TYPES
 
 SHOWN = (
     "reward",

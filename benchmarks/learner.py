@@ -20,16 +20,11 @@ import numpy as np
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from lm_mixup.grpo.episodes import (
-    Episode,
-    MicroBatch,
-    collate,
-    collate_shared,
-    micro_batches,
-    shared_micro_batches,
-)
-from lm_mixup.grpo.forward import completion_logps, use_shared_prompts
+from lm_mixup.grpo.learner.collate import MicroBatch, collate, collate_shared
+from lm_mixup.grpo.learner.forward import completion_logps, use_shared_prompts
+from lm_mixup.grpo.learner.schedule import micro_batches, shared_micro_batches
 from lm_mixup.grpo.losses import GlobalCounts, LossInputs, LossOptions, policy_loss
+from lm_mixup.grpo.types import Episode
 
 SHAPES = {
     "nano": {

@@ -14,12 +14,12 @@ import harness
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
+from lm_mixup.augment.embed import embedding_table
+from lm_mixup.augment.neighbors import neighbors
+from lm_mixup.augment.vector_search.knn import knn
 from lm_mixup.config import NeighborsConfig, RayConfig
-from lm_mixup.data.embed import embedding_table
-from lm_mixup.data.knn import knn
-from lm_mixup.data.neighbors import neighbors
-from lm_mixup.ray_cluster import start_ray
-from lm_mixup.runs import Receipt, RunDir
+from lm_mixup.core.run_dir import Receipt, RunDir
+from lm_mixup.distributed.ray_cluster import start_ray
 
 K = 16
 ROWS_PER_PART = 8_192

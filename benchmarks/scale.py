@@ -45,8 +45,8 @@ def arguments() -> argparse.Namespace:
 
 def write_pool(run: Any, rows: int, width: int) -> None:
     """The stages that the measured ones read: `embed` and `rate`, without holding all rows."""
-    from lm_mixup.data.embed import embedding_table
-    from lm_mixup.runs import Receipt
+    from lm_mixup.augment.embed import embedding_table
+    from lm_mixup.core.run_dir import Receipt
 
     embed, rate, distilled = (run.stage(name) for name in ("embed", "rate", "rate_distilled"))
     answers = write_texts()
@@ -100,6 +100,11 @@ def _direction(topic: int, width: int) -> np.ndarray:
 
 def measure(rows: int, args: argparse.Namespace) -> dict[str, Any]:
     """Seconds and peak GiB of each stage at one size."""
+    from lm_mixup.augment.cluster import cluster
+    from lm_mixup.augment.curate import curate
+    from lm_mixup.augment.ingest import ingest
+    from lm_mixup.augment.neighbors import neighbors
+    from lm_mixup.augment.select import select
     from lm_mixup.config import (
         ClusterConfig,
         CurateConfig,
@@ -109,13 +114,8 @@ def measure(rows: int, args: argparse.Namespace) -> dict[str, Any]:
         RayConfig,
         SelectConfig,
     )
-    from lm_mixup.data.cluster import cluster
-    from lm_mixup.data.curate import curate
-    from lm_mixup.data.ingest import ingest
-    from lm_mixup.data.neighbors import neighbors
-    from lm_mixup.data.select import select
-    from lm_mixup.ray_cluster import start_ray
-    from lm_mixup.runs import RunDir
+    from lm_mixup.core.run_dir import RunDir
+    from lm_mixup.distributed.ray_cluster import start_ray
 
     start_ray(RayConfig())
     cores = len(os.sched_getaffinity(0))

@@ -64,11 +64,11 @@ def encode(args: Any) -> dict[str, Any]:
     """Writes the token rows of both sides as the `sft` stage has them; says how long they are."""
     import numpy as np
 
-    from lm_mixup.backends.policy import load_tokenizer, model_folder
     from lm_mixup.config import ModelConfig
-    from lm_mixup.parts import receipt_of
-    from lm_mixup.runs import RunDir
-    from lm_mixup.train.encode import COLUMNS, encode_rows
+    from lm_mixup.core.run_dir import RunDir
+    from lm_mixup.distributed.map_parts import receipt_of
+    from lm_mixup.models.policy import load_tokenizer, model_folder
+    from lm_mixup.train.tokenize import COLUMNS, encode_rows
 
     mixture = RunDir(args.run_dir).stage("mixture")
     if mixture.manifest() is None:
@@ -88,9 +88,9 @@ def encode(args: Any) -> dict[str, Any]:
 
 def make_job(args: Any) -> Any:
     """What the workers of the `sft` stage are given."""
-    from lm_mixup.backends.policy import model_folder
     from lm_mixup.config import ModelConfig, SftConfig
-    from lm_mixup.runs import RunDir
+    from lm_mixup.core.run_dir import RunDir
+    from lm_mixup.models.policy import model_folder
     from lm_mixup.train.job import SftJob
 
     config = SftConfig(
@@ -126,7 +126,7 @@ def run_trl(args: Any) -> None:
     import torch
     from trl import SFTConfig, SFTTrainer
 
-    from lm_mixup.backends.policy import load_policy, load_tokenizer
+    from lm_mixup.models.policy import load_policy, load_tokenizer
     from lm_mixup.train.callbacks import MetricsLog
     from lm_mixup.train.sft_worker import train_rows
 

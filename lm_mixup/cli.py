@@ -13,12 +13,12 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from lm_mixup.errors import InputError
-from lm_mixup.progress import console, say
+from lm_mixup.core.errors import InputError
+from lm_mixup.core.progress import console, say
 
 if TYPE_CHECKING:
+    from lm_mixup.core.run_dir import Manifest, RunDir
     from lm_mixup.pipeline import StageResult
-    from lm_mixup.runs import Manifest, RunDir
 
 app = typer.Typer(
     help="Distil clusters of poor instruction rows into dense, correct ones (LM-mixup, arXiv 2510.20449).",
@@ -141,7 +141,7 @@ def config(config: ConfigPath, set_: SetOption = None) -> None:
     with _Errors(None):
         import yaml
 
-        from lm_mixup.config_file import load_config
+        from lm_mixup.config.load import load_config
 
         resolved = load_config(config, set_ or ())
         sys.stdout.write(
@@ -159,11 +159,11 @@ def _run(
     fresh: bool,
 ) -> None:
     with _Errors(run_dir):
-        from lm_mixup.config_file import load_config
+        from lm_mixup.config.load import load_config
 
         resolved = load_config(config, overrides)
+        from lm_mixup.core.run_dir import RunDir
         from lm_mixup.pipeline import Options, run_verb
-        from lm_mixup.runs import RunDir
 
         options = Options(until=until, only=only, fresh=fresh, command=tuple(sys.argv))
         results = run_verb(verb, resolved, RunDir(run_dir), options)
@@ -206,7 +206,7 @@ def _table(manifests: dict[str, Manifest | None], skipped: object) -> Table:
 
 def _census(figures: Mapping[str, Any]) -> Table:
     """The rows of MIXTURE by split and by each thing that tells them apart."""
-    from lm_mixup.census import splits_in, tables_of
+    from lm_mixup.core.value_counts import splits_in, tables_of
 
     splits = splits_in(figures)
     table = Table(box=None, header_style="bold", pad_edge=False, title="MIXTURE", title_justify="left")
@@ -224,7 +224,7 @@ def _add_counts(table: Table, label: str, value: str, counts: list[int]) -> None
 
 
 def _open(run_dir: str) -> RunDir:
-    from lm_mixup.runs import RunDir
+    from lm_mixup.core.run_dir import RunDir
 
     opened = RunDir(run_dir)
     if not opened.exists("run.json"):

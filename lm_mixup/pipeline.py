@@ -15,10 +15,10 @@ from typing import Any
 
 from lm_mixup import __version__
 from lm_mixup.config import Config
-from lm_mixup.errors import InputError
-from lm_mixup.progress import say
-from lm_mixup.redact import redact
-from lm_mixup.runs import Manifest, RunDir, fingerprint, summarise
+from lm_mixup.core.errors import InputError
+from lm_mixup.core.progress import say
+from lm_mixup.core.redact import redact
+from lm_mixup.core.run_dir import Manifest, RunDir, fingerprint, summarise
 from lm_mixup.stages import BY_NAME, STAGES, VERBS, Context, Stage, inputs_of, stages_of
 from lm_mixup.stages.augment import distiller
 
@@ -96,7 +96,7 @@ def chosen_stages(verb: str, config: Config, options: Options) -> tuple[str, ...
 
 def _check_inputs(names: Sequence[str], config: Config, run: RunDir) -> None:
     """Refuses at once what would fail after minutes: missing inputs, models and pools."""
-    from lm_mixup.backends.policy import check_model_path
+    from lm_mixup.models.policy import check_model_path
 
     check_model_path(config.model.path)
     for name in names:
@@ -168,7 +168,7 @@ def _fingerprint_of(run: RunDir, name: str) -> str:
 
 def _start_ray(config: Config) -> None:
     """Starts Ray when the first stage has work to do: a finished run is looked through without it."""
-    from lm_mixup.ray_cluster import start_ray
+    from lm_mixup.distributed.ray_cluster import start_ray
 
     start_ray(config.ray)
 

@@ -32,7 +32,7 @@ def ray_session():
     import ray
 
     from lm_mixup.config import RayConfig
-    from lm_mixup.ray_cluster import start_ray
+    from lm_mixup.distributed.ray_cluster import start_ray
 
     start_ray(RayConfig(num_cpus=2, object_store_gib=0.5))
     yield ray

@@ -36,13 +36,7 @@ from lm_mixup.config.models import (
 from lm_mixup.config.rewards import CustomReward, LibraryConfig, RewardsConfig, RewardWeights
 from lm_mixup.config.run import Config, DataConfig, RayConfig, ReportConfig
 from lm_mixup.config.section import Section, resources
-from lm_mixup.config.train import (
-    FinetuneConfig,
-    GrpoConfig,
-    LoraConfig,
-    SftConfig,
-    TrackingConfig,
-)
+from lm_mixup.config.train import FinetuneConfig, GrpoConfig, LoraConfig, SftConfig, TrackingConfig
 
 __all__ = [
     "AugmentConfig",

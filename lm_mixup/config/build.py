@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, field_validator, model_validator
 
 from lm_mixup.config.section import Section, resources
-from lm_mixup.tasks import TASK_TYPES, Fault, TaskType
+from lm_mixup.core.task_types import TASK_TYPES, Fault, TaskType
 
 
 class BuildConfig(Section):

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from lm_mixup.config.section import KeyVariable, Section, UrlWithoutQuery, resources
-from lm_mixup.tasks import TaskType
+from lm_mixup.core.task_types import TaskType
 
 
 class RewardWeights(Section):

@@ -18,12 +18,7 @@ from lm_mixup.config.build import BuildConfig
 from lm_mixup.config.models import EmbedderConfig, ModelConfig, RateConfig, TeacherConfig
 from lm_mixup.config.rewards import LibraryConfig, RewardsConfig
 from lm_mixup.config.section import Section, resources
-from lm_mixup.config.train import (
-    FinetuneConfig,
-    GrpoConfig,
-    SftConfig,
-    TrackingConfig,
-)
+from lm_mixup.config.train import FinetuneConfig, GrpoConfig, SftConfig, TrackingConfig
 
 
 class RayConfig(Section):

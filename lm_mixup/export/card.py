@@ -13,8 +13,8 @@ from typing import Any, Final
 import yaml
 
 from lm_mixup import __version__
-from lm_mixup.census import NOT_STATED, splits_in, tables_of
-from lm_mixup.runs import Manifest, RunDir
+from lm_mixup.core.run_dir import Manifest, RunDir
+from lm_mixup.core.value_counts import NOT_STATED, splits_in, tables_of
 from lm_mixup.stages import STAGES
 
 # The largest size of each of the Hub's categories.

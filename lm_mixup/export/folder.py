@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lm_mixup.census import census
-from lm_mixup.errors import InputError
+from lm_mixup.core.errors import InputError
+from lm_mixup.core.run_dir import RunDir, StageDir
+from lm_mixup.core.value_counts import census
 from lm_mixup.export.card import Subset, write_card
-from lm_mixup.runs import RunDir, StageDir
 
 MIXTURE: Final = "mixture"
 TRAINING_SET: Final = "training_set"

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from lm_mixup.errors import InputError
+from lm_mixup.core.errors import InputError
 from lm_mixup.export.folder import SUBSETS
 
 TOKEN: Final = "HF_TOKEN"  # noqa: S105

@@ -17,10 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lm_mixup.backends.engine import Completion
-from lm_mixup.grpo.learner import Learner
-from lm_mixup.grpo.rollout_actor import Group, Prompt
-from lm_mixup.whole_file import write_whole
+from lm_mixup.core.run_dir import write_whole
+from lm_mixup.grpo.learner.learner import Learner
+from lm_mixup.grpo.types import Group, Prompt
+from lm_mixup.models.engine import Completion
 
 _STATE = "state.json"
 _UNSPENT = "unspent.parquet"

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from lm_mixup.config import GrpoConfig, RewardsConfig
-from lm_mixup.grpo.batch import Batch, less_kl, make_batch, make_episodes, refilled, reward_batch
 from lm_mixup.grpo.checkpoint import Progress
-from lm_mixup.grpo.learner import Learner
+from lm_mixup.grpo.learner.learner import Learner
 from lm_mixup.grpo.metrics import UPDATE_KEYS, Clock, rollout_metrics, rollout_tokens, update_metrics
-from lm_mixup.grpo.rollout import Pending, RolloutPool
-from lm_mixup.grpo.rollout_actor import Group, Prompt
+from lm_mixup.grpo.rollout.pool import Pending, RolloutPool
 from lm_mixup.grpo.sampler import learning_rate, prompt_seeds, prompts_of_step, refill_prompts
+from lm_mixup.grpo.scored_batch import Batch, less_kl, make_batch, make_episodes, refilled, reward_batch
+from lm_mixup.grpo.types import Group, Prompt
 from lm_mixup.rewards.workers import RewardWorkers
 
 

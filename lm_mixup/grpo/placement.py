@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lm_mixup.backends.engine import engine_environment
 from lm_mixup.config import GrpoConfig, RewardsConfig
-from lm_mixup.errors import InputError
-from lm_mixup.grpo.transport import no_gpu
-from lm_mixup.progress import say
+from lm_mixup.core.errors import InputError
+from lm_mixup.core.progress import say
+from lm_mixup.grpo.weights.transport import no_gpu
+from lm_mixup.models.engine import engine_environment
 
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup

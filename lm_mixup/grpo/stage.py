@@ -11,24 +11,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lm_mixup.config import EmbedderConfig, GrpoConfig, ModelConfig, RewardsConfig, TrackingConfig
-from lm_mixup.errors import InputError
+from lm_mixup.core.errors import InputError
+from lm_mixup.core.progress import say, track
+from lm_mixup.core.run_dir import Outcome, StageDir
+from lm_mixup.distributed.map_parts import PartResult, map_parts
 from lm_mixup.grpo import checkpoint
-from lm_mixup.grpo.alarms import raised
 from lm_mixup.grpo.checkpoint import Progress
-from lm_mixup.grpo.learner import Learner
+from lm_mixup.grpo.learner.learner import Learner
 from lm_mixup.grpo.loop import Parts, train
-from lm_mixup.grpo.metrics import MetricsLog, read_metrics
+from lm_mixup.grpo.metrics import MetricsLog, raised, read_metrics
 from lm_mixup.grpo.placement import reserve
-from lm_mixup.grpo.rollout import RolloutPool
-from lm_mixup.grpo.rollout_actor import Prompt
+from lm_mixup.grpo.rollout.pool import RolloutPool
+from lm_mixup.grpo.types import Prompt
 from lm_mixup.grpo.validation import Validation
-from lm_mixup.parts import PartResult, map_parts
-from lm_mixup.progress import say, track
 from lm_mixup.rewards.custom import check_custom
 from lm_mixup.rewards.library import check_library, require_task_types
 from lm_mixup.rewards.workers import RewardWorkers
-from lm_mixup.runs import Outcome, StageDir
-from lm_mixup.tracking import mirrored
+from lm_mixup.train.tracking import mirrored
 
 PROMPT = pa.schema(
     [
@@ -103,7 +102,7 @@ def grpo(
 
 
 def _make_encode(policy: str, model: ModelConfig, limit: int) -> Callable[[tuple[StageDir, str]], PartResult]:
-    from lm_mixup.backends.policy import encode_prompt, load_tokenizer
+    from lm_mixup.models.policy import encode_prompt, load_tokenizer
 
     tokenizer = load_tokenizer(policy, model)
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from lm_mixup.grpo.batch import reward_batch
+from lm_mixup.core.run_dir import write_whole
+from lm_mixup.demo.fact_check import recall
+from lm_mixup.demo.facts import entities_by_name
 from lm_mixup.grpo.loop import Parts
 from lm_mixup.grpo.metrics import read_metrics
-from lm_mixup.grpo.rollout_actor import Group, Prompt
-from lm_mixup.whole_file import write_whole
-from lm_mixup.world.facts import entities_by_name
-from lm_mixup.world.recall import recall
+from lm_mixup.grpo.scored_batch import reward_batch
+from lm_mixup.grpo.types import Group, Prompt
 
 
 class Validation:

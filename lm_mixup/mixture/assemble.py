@@ -10,18 +10,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lm_mixup.census import census
 from lm_mixup.config import BuildConfig, DataConfig
-from lm_mixup.mixture.crosstopic import Bundle, Merged, merge, pair_up
-from lm_mixup.mixture.fiction import invent, replace_terms
-from lm_mixup.mixture.noise import add_noise
-from lm_mixup.mixture.samples import FACT, OPTIONS
-from lm_mixup.mixture.slots import claims_of
-from lm_mixup.mixture.told import names
-from lm_mixup.parts import PartResult, Work, map_parts
-from lm_mixup.records import MIXTURE, content_id, extend, table
-from lm_mixup.runs import Outcome, StageDir
-from lm_mixup.tasks import INSTRUCTIONS, LETTERS, Cs, Mcq, parse_answer, write_input
+from lm_mixup.core.claims import FACT, OPTIONS, claims_of
+from lm_mixup.core.noise import add_noise
+from lm_mixup.core.run_dir import Outcome, StageDir
+from lm_mixup.core.schemas import MIXTURE, content_id, extend, table
+from lm_mixup.core.task_types import INSTRUCTIONS, LETTERS, Cs, Mcq, parse_answer, write_input
+from lm_mixup.core.value_counts import census
+from lm_mixup.demo.invented_names import invent, replace_terms
+from lm_mixup.demo.merge_samples import Bundle, Merged, merge, pair_up
+from lm_mixup.distributed.map_parts import PartResult, Work, map_parts
+from lm_mixup.mixture.teacher.fact_coverage import names
 
 Row = dict[str, Any]
 SCHEMA = extend(

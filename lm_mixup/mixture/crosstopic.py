@@ -1,150 +1,240 @@
-"""Cross-topic synthesis: two close samples of a task type become one target about both."""
+"""Stage `crosstopic`: two near samples of a teacher model become one target about both, written by it.
+
+The facts of both must stand in the new target, and in the inputs chosen for it; that is read off the texts,
+as it is for variants.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from random import Random
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
 
-from lm_mixup.backends.teacher import Draft, merge_samples
-from lm_mixup.backends.wording import Claim
-from lm_mixup.config import BuildConfig
-from lm_mixup.mixture.samples import FACT
-from lm_mixup.mixture.slots import claims_of
-from lm_mixup.tasks import Mcq, parse_answer
-from lm_mixup.world.facts import entities_by_name
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel
+
+from lm_mixup.chat.client import Chat
+from lm_mixup.chat.judge import Judge, SharedJudge, share_judge
+from lm_mixup.chat.shared import TEACHER, SharedChat, placement_of, share_chat
+from lm_mixup.chat.types import ChatFailure, Message
+from lm_mixup.config import BuildConfig, DataConfig, RateConfig, TeacherConfig
+from lm_mixup.core.claims import FACT, OPTIONS, Claim, claims_of
+from lm_mixup.core.run_dir import Outcome, StageDir
+from lm_mixup.core.schemas import content_id, extend
+from lm_mixup.core.task_types import Mcq, Sample, Tfq, parse_answer, to_pair, write_answer
+from lm_mixup.demo.merge_samples import Bundle
+from lm_mixup.distributed.map_parts import PartResult, Work, map_parts
+from lm_mixup.mixture.assemble import bundles_of
+from lm_mixup.mixture.schemas import SCHEMA as SAMPLE
+from lm_mixup.mixture.teacher.fact_coverage import tells
+from lm_mixup.mixture.teacher.prompts import conversation
+from lm_mixup.mixture.teacher.reply_schemas import TOLD, Told, prompt_of, sample_of
+from lm_mixup.mixture.teacher.samples import ask_each, choice, rated, why
+from lm_mixup.mixture.teacher.variants import SHAPES
 
 Row = dict[str, Any]
-_WINDOW = 24
-_MOST_CLAIMS = 2
+_STRINGS = pa.list_(pa.string())
+_KEPT: Final = ("id", "task_type", "prompt", "completion", "answer", "entity")
+_VARIANT: Final = pa.struct(
+    [*((name, pa.string()) for name in _KEPT), ("attributes", _STRINGS), ("values", _STRINGS)]
+)
+SCHEMA = extend(
+    SAMPLE,
+    pa.schema([(name, pa.string()) for name in ("target_id", "partner_id", "partner_entity")]),
+    pa.schema([("similarity", pa.float32()), ("variants", pa.list_(_VARIANT))]),
+)
 
 
-@dataclass(frozen=True)
-class Bundle:
-    """A target and its poor variants, in order."""
-
-    target: Row
-    variants: list[Row]
-
-
-@dataclass(frozen=True)
-class Merged:
-    """A target made of two, and the variants that hold its facts."""
-
-    draft: Draft
-    first: Row
-    second: Row
-    variants: list[Row]
-
-
-def pair_up(bundles: Sequence[Bundle], count: int, rng: Random) -> list[tuple[int, int]]:
-    """Pairs targets of the closed world that may be merged: same split, task type and topic, another entity.
-
-    Nearness is the number of attributes that both speak of: each target takes the nearest of the next few
-    free ones in random order.
+def crosstopic(
+    generate: StageDir,
+    degrade: StageDir,
+    pairs: StageDir,
+    out: StageDir,
+    config: BuildConfig,
+    rate: RateConfig,
+    teacher: TeacherConfig,
+    data: DataConfig,
+) -> Outcome:
+    """Has the teacher merge pairs of samples, and rates what it wrote.
 
     Args:
-        bundles: The targets.
-        count: Most pairs.
-        rng: Makes all choices.
+        generate: The samples.
+        degrade: Their variants.
+        pairs: Which samples belong together (`pair_samples`).
+        out: Where merged samples go: `SCHEMA`, with the variants that are their inputs. Pairs that do not
+            become one go to the rejects; their samples stay rows of their own.
+        config: Fewest and most inputs, lowest score.
+        rate: The judge.
+        teacher: Who writes; the one that wrote the samples.
+        data: Rows of a part.
+
+    Raises:
+        InputError: A setting is missing, the server refuses all requests, or the budget is spent.
+    """
+    listed = sorted(pairs.read(["id", "partner_id", "similarity"]).to_pylist(), key=lambda pair: pair["id"])
+    size = max(1, data.rows_per_part // 4)
+    items = [listed[start : start + size] for start in range(0, len(listed), size)]
+    placement = placement_of(teacher, rate)
+    judge, chat = share_judge(rate, out), share_chat(teacher, out, TEACHER)
+    kwargs = {"generate": generate, "degrade": degrade, "config": config, "judge": judge, "chat": chat}
+    map_parts(out, items, _make_work, kwargs, **placement)
+    return Outcome(metrics=judge.metrics() | chat.metrics())
+
+
+def _make_work(
+    generate: StageDir, degrade: StageDir, config: BuildConfig, judge: SharedJudge, chat: SharedChat
+) -> Work:
+    made, teacher = judge.make(), chat.make()
+
+    def work(pairs: list[Row]) -> PartResult:
+        ids = [pair[name] for pair in pairs for name in ("id", "partner_id")]
+        samples, variants = _rows(generate, "id", ids), _rows(degrade, "target_id", ids)
+        return merge_pairs(pairs, samples, variants, teacher, made, config)
+
+    return work
+
+
+def _rows(stage: StageDir, column: str, values: Sequence[str]) -> list[Row]:
+    """The rows of a stage with one of some values, one part in memory at a time."""
+    wanted = pa.array(values, pa.string())
+    found: list[Row] = []
+    for part in stage.iter_parts():
+        found += part.filter(pc.is_in(part[column], value_set=wanted)).to_pylist()
+    return found
+
+
+def merge_pairs(
+    pairs: Sequence[Row],
+    samples: Iterable[Row],
+    variants: Iterable[Row],
+    chat: Chat,
+    judge: Judge,
+    config: BuildConfig,
+) -> PartResult:
+    """Merges the pairs of one part.
+
+    Args:
+        pairs: id, partner_id and similarity of each.
+        samples: The samples of all pairs.
+        variants: Their variants.
+        chat: The teacher.
+        judge: Rates what it wrote.
+        config: Fewest and most inputs, lowest score.
 
     Returns:
-        Pairs of positions in `bundles`; no target is in two.
+        As many rows and rejects as pairs. Reasons, before the teacher is asked: `sample_left_out` (one is no
+        row even by itself), `facts_uncovered`, `too_many_inputs`; after: `teacher_…`, `options_changed`,
+        `verdict_changed`, `facts_untold`, and those of ratings.
     """
-    # Facts in a chat model's words cannot be put together word for word, as those of the closed world can.
-    order = [i for i in rng.sample(range(len(bundles)), len(bundles)) if not is_taught(bundles[i].target)]
-    groups: dict[tuple[str, ...], list[int]] = {}
-    for index in order:
-        target = bundles[index].target
-        groups.setdefault((target["split"], target["task_type"], target["topic"]), []).append(index)
-    group_of = {index: group for group in groups.values() for index in group}
-    taken: set[int] = set()
-    pairs: list[tuple[int, int]] = []
-    for index in order:
-        if len(pairs) >= count:
-            break
-        if index in taken:
-            continue
-        partner = _nearest(index, group_of[index], taken, bundles)
-        if partner is not None:
-            taken |= {index, partner}
-            pairs.append((index, partner))
-    return pairs
+    targets = list(samples)
+    by_id: Mapping[str, Row] = {target["id"]: target for target in targets}
+    bundles = {bundle.target["id"]: bundle for bundle in bundles_of(targets, variants, config)[0]}
+    rows: list[Row] = []
+    reasons: list[str] = []
+    for pair in pairs:
+        first, second = (bundles.get(pair[name]) for name in ("id", "partner_id"))
+        inputs, reason = chosen_inputs(first, second, config) if first and second else ([], "sample_left_out")
+        rows.append(_planned(by_id[pair["id"]], by_id[pair["partner_id"]], pair["similarity"], inputs))
+        reasons.append(reason)
+    asked = [place for place, reason in enumerate(reasons) if not reason]
+    answers = ask_each(chat, [_question(rows[place], by_id) for place in asked])
+    replies = dict(zip(asked, answers, strict=True))
+    for place, reply in replies.items():
+        reasons[place] = why(reply) or _write(rows[place], reply, by_id)
+    return rated(rows, reasons, replies, judge, config.min_score, SCHEMA)
 
 
-def is_taught(target: Row) -> bool:
-    """Whether a chat model wrote a sample."""
-    return FACT in target["attributes"]
+def chosen_inputs(first: Bundle, second: Bundle, config: BuildConfig) -> tuple[list[Row], str]:
+    """The variants that together tell all facts of both samples, and why there are none.
 
-
-def _nearest(index: int, group: Sequence[int], taken: Iterable[int], bundles: Sequence[Bundle]) -> int | None:
-    target = bundles[index].target
-    free = [
-        other for other in group if other not in taken and bundles[other].target["entity"] != target["entity"]
+    Of a multiple-choice question only the first sample's is asked, so its options are among the inputs and
+    the other's are not.
+    """
+    theirs = [variant for variant in second.variants if OPTIONS not in variant["attributes"]]
+    sides = [
+        (first.variants, claims_of(first.target)),
+        (theirs, tuple(claim for claim in claims_of(second.target) if claim.attribute == FACT)),
     ]
-    ours = set(target["attributes"])
-    return max(
-        free[:_WINDOW], key=lambda other: len(ours & set(bundles[other].target["attributes"])), default=None
-    )
+    inputs: list[Row] = []
+    for variants, wanted in sides:
+        telling = _cover(variants, wanted)
+        if telling is None:
+            return [], "facts_uncovered"
+        inputs += telling
+    if len(inputs) > config.max_inputs:
+        return [], "too_many_inputs"
+    spare = [variant for variant in (*first.variants, *theirs) if variant not in inputs]
+    return inputs + spare[: max(0, config.min_inputs - len(inputs))], ""
 
 
-def merge(first: Bundle, second: Bundle, config: BuildConfig, rng: Random) -> Merged | None:
-    """Merges two targets into one about both entities.
-
-    The merged target tells what the chosen variants tell, no more and no less, so nothing in it is made up.
-
-    Args:
-        first: The target that leads; a multiple-choice question asks what it asks.
-        second: The other.
-        config: Fewest and most inputs.
-        rng: Makes all choices.
-
-    Returns:
-        The merged target, or None if these two cannot be merged within the bounds.
-    """
-    sample = parse_answer(first.target["task_type"], first.target["answer"])
-    closed = isinstance(sample, Mcq)
-    share = config.max_inputs // 2
-    asked = claims_of(first.target)[:1] if closed else ()
-    ours = _telling(first.variants, share, asked)
-    theirs = _telling([v for v in second.variants if not (closed and _asks(v, second.target))], share, ())
-    spare = [v for v in (*first.variants, *second.variants) if not v["attributes"]]
-    variants = [*ours, *theirs]
-    variants += spare[: max(0, config.min_inputs - len(variants))]
-    if not ours or not theirs or len(variants) < config.min_inputs:
-        return None
-    draft = merge_samples(
-        sample,
-        (entities_by_name()[first.target["entity"]], _claims(ours, asked)),
-        (entities_by_name()[second.target["entity"]], _claims(theirs, ())),
-        rng,
-        held_out=first.target["split"] == "test",
-    )
-    return Merged(draft, first.target, second.target, variants) if draft else None
+def _cover(variants: Sequence[Row], wanted: Sequence[Claim]) -> list[Row] | None:
+    """Few variants that tell all that is wanted, in their order; most news first. None: they do not."""
+    missing, chosen = set(wanted), set[int]()
+    while missing:
+        news = [len(missing.intersection(claims_of(variant))) for variant in variants]
+        best = max(range(len(variants)), key=lambda place: news[place], default=-1)
+        if best < 0 or not news[best]:
+            return None
+        chosen.add(best)
+        missing -= set(claims_of(variants[best]))
+    return [variants[place] for place in sorted(chosen)]
 
 
-def _asks(variant: Row, target: Row) -> bool:
-    """Whether a multiple-choice variant asks the target's question."""
-    return variant["attributes"][:1] == target["attributes"][:1]
+def _planned(first: Row, second: Row, similarity: float, inputs: Sequence[Row]) -> Row:
+    """The row of a pair, without what the teacher is to write."""
+    mine = claims_of(first)
+    claims = dict.fromkeys([*mine, *(claim for claim in claims_of(second) if claim.attribute == FACT)])
+    names = ("source", "task_type", "passage_id", "entity", "topic", "split")
+    return {name: first[name] for name in names} | {
+        "id": content_id(first["id"], second["id"]),
+        "target_id": first["id"],
+        "partner_id": second["id"],
+        "partner_entity": second["entity"],
+        "similarity": similarity,
+        "attributes": [claim.attribute for claim in claims],
+        "values": [claim.value for claim in claims],
+        "variants": [
+            {name: variant[name] for name in (*_KEPT, "attributes", "values")} for variant in inputs
+        ],
+    }
 
 
-def _telling(variants: Sequence[Row], most: int, asked: Sequence[Claim]) -> list[Row]:
-    """The first variants that tell something new, up to `_MOST_CLAIMS` claims; `asked` must be one.
-
-    Two variants ask it where they share the options out: then both are needed.
-    """
-    first = [v for v in variants if asked and claims_of(v)[:1] == tuple(asked)]
-    chosen: list[Row] = []
-    told: set[Claim] = set()
-    for variant in [*first, *(v for v in variants if v not in first)]:
-        claims = set(claims_of(variant))
-        if (variant in first or claims - told) and len(claims | told) <= _MOST_CLAIMS and len(chosen) < most:
-            chosen.append(variant)
-            told |= claims
-    return chosen if not asked or (first and chosen[: len(first)] == first) else []
+def _question(row: Row, by_id: Mapping[str, Row]) -> tuple[list[Message], type[BaseModel]]:
+    first, second = by_id[row["target_id"]], by_id[row["partner_id"]]
+    values = {"kind": row["task_type"], "form": SHAPES[row["task_type"]], "holds": _holds(first, second)}
+    facts = [claim.value for claim in claims_of(row) if claim.attribute == FACT]
+    data = {"first": first["answer"], "second": second["answer"]}
+    data |= {f"fact {number}": fact for number, fact in enumerate(facts, start=1)}
+    return conversation("merge", values, data), TOLD[first["task_type"]]
 
 
-def _claims(variants: Sequence[Row], asked: Sequence[Claim]) -> tuple[Claim, ...]:
-    """The claims of the variants in order, what is asked first."""
-    return tuple(dict.fromkeys([*asked, *(claim for variant in variants for claim in claims_of(variant))]))
+def _sample(row: Row) -> Sample:
+    return parse_answer(row["task_type"], row["answer"])
+
+
+def _holds(*targets: Row) -> bool:
+    """Whether a statement with all that these tell is true: it is, if none of them is false."""
+    return all(sample.answer for sample in map(_sample, targets) if isinstance(sample, Tfq))
+
+
+def _write(row: Row, reply: BaseModel | ChatFailure, by_id: Mapping[str, Row]) -> str:
+    """Fills in what the teacher wrote; returns why it is none of what was asked for, or nothing."""
+    assert isinstance(reply, Told)  # noqa: S101  # `why` has sorted out failures
+    sample = sample_of(reply.sample)
+    prompt, completion = to_pair(sample, prompt_of(reply.sample))
+    answer = write_answer(sample)
+    row |= {
+        "id": content_id(row["id"], answer),
+        "prompt": prompt,
+        "completion": completion,
+        "answer": answer,
+        "cot": " ".join(reply.cot.split()),
+    }
+    first, second = by_id[row["target_id"]], by_id[row["partner_id"]]
+    if isinstance(sample, Mcq) and choice(sample) != choice(_sample(first)):
+        return "options_changed"
+    if isinstance(sample, Tfq) and sample.answer != _holds(first, second):
+        return "verdict_changed"
+    text = f"{prompt}\n{completion}"
+    told = (tells(text, claim.value) for claim in claims_of(row) if claim.attribute == FACT)
+    return "" if all(told) else "facts_untold"

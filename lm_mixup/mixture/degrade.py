@@ -7,18 +7,18 @@ from typing import Any
 
 import pyarrow as pa
 
-from lm_mixup.backends.judge import Judge, SharedJudge, rating_columns, share_judge
-from lm_mixup.backends.shared_chat import TEACHER, SharedChat, placement_of, share_chat
+from lm_mixup.chat.judge import Judge, SharedJudge, rating_columns, share_judge
+from lm_mixup.chat.shared import TEACHER, SharedChat, placement_of, share_chat
 from lm_mixup.config import BuildConfig, RateConfig, TeacherConfig
-from lm_mixup.mixture.samples import parted, too_good
-from lm_mixup.mixture.slots import SCHEMA, Slot, slots
-from lm_mixup.mixture.taught_variants import taught_variants
-from lm_mixup.parts import PartResult, Work, map_parts
-from lm_mixup.records import content_id, table
-from lm_mixup.runs import Outcome, StageDir
-from lm_mixup.tasks import Cs, Sample, parse_answer, write_answer
-from lm_mixup.world.facts import entities_by_name
-from lm_mixup.world.poor import PoorRow, poor_row
+from lm_mixup.core.run_dir import Outcome, StageDir
+from lm_mixup.core.schemas import content_id, table
+from lm_mixup.core.task_types import Cs, Sample, parse_answer, write_answer
+from lm_mixup.demo.facts import entities_by_name
+from lm_mixup.demo.low_quality_rows import PoorRow, poor_row
+from lm_mixup.distributed.map_parts import PartResult, Work, map_parts
+from lm_mixup.mixture.schemas import parted, too_good
+from lm_mixup.mixture.teacher.variants import taught_variants
+from lm_mixup.mixture.variant_plan import SCHEMA, Slot, slots
 
 _ROUNDS = 4  # times a variant is written anew because it came out too good
 

@@ -8,21 +8,21 @@ from typing import Any
 
 import pyarrow as pa
 
-from lm_mixup.backends.judge import Judge, SharedJudge, rating_columns, share_judge
-from lm_mixup.backends.shared_chat import TEACHER, SharedChat, placement_of, share_chat
-from lm_mixup.backends.teacher import Draft, write_sample
+from lm_mixup.chat.judge import Judge, SharedJudge, rating_columns, share_judge
+from lm_mixup.chat.shared import TEACHER, SharedChat, placement_of, share_chat
 from lm_mixup.config import BuildConfig, DataConfig, RateConfig, TeacherConfig
-from lm_mixup.errors import InputError
-from lm_mixup.mixture.forecast import forecast
+from lm_mixup.core.errors import InputError
+from lm_mixup.core.progress import say
+from lm_mixup.core.run_dir import Outcome, StageDir
+from lm_mixup.core.schemas import content_id, table
+from lm_mixup.core.task_types import task_type_of
+from lm_mixup.demo.facts import entities_by_name, load_entities
+from lm_mixup.demo.offline_teacher import Draft, write_sample
+from lm_mixup.distributed.map_parts import PartResult, Work, map_parts
 from lm_mixup.mixture.passages import WORLD
-from lm_mixup.mixture.samples import SCHEMA, parted, refusal
-from lm_mixup.mixture.taught import taught_part
-from lm_mixup.parts import PartResult, Work, map_parts
-from lm_mixup.progress import say
-from lm_mixup.records import content_id, table
-from lm_mixup.runs import Outcome, StageDir
-from lm_mixup.tasks import task_type_of
-from lm_mixup.world.facts import entities_by_name, load_entities
+from lm_mixup.mixture.schemas import SCHEMA, parted, refusal
+from lm_mixup.mixture.teacher.cost_estimate import forecast
+from lm_mixup.mixture.teacher.samples import taught_part
 
 _TRIES = 8
 

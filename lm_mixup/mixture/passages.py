@@ -10,15 +10,15 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from lm_mixup.backends.teacher import describe
+from lm_mixup.augment.reading.files import list_units, read_unit
 from lm_mixup.config import BuildConfig, DataConfig
-from lm_mixup.data.pool_files import list_units, read_unit
-from lm_mixup.errors import InputError
-from lm_mixup.mixture.segment import segment, words
-from lm_mixup.parts import PartResult, receipt_of
-from lm_mixup.records import PASSAGE, content_id, extend, table
-from lm_mixup.runs import Outcome, StageDir
-from lm_mixup.world.facts import load_entities, split_of
+from lm_mixup.core.errors import InputError
+from lm_mixup.core.run_dir import Outcome, StageDir
+from lm_mixup.core.schemas import PASSAGE, content_id, extend, table
+from lm_mixup.core.sentences import segment, words
+from lm_mixup.demo.facts import load_entities, split_of
+from lm_mixup.demo.offline_teacher import describe
+from lm_mixup.distributed.map_parts import PartResult, receipt_of
 
 WORLD: Final = "world"
 SCHEMA = extend(

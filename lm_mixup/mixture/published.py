@@ -18,18 +18,18 @@ from typing import Any, Final, Literal
 import fsspec
 import pyarrow as pa
 
-from lm_mixup.census import census, splits_in
+from lm_mixup.augment.reading.files import Unit, list_units, read_unit
+from lm_mixup.augment.reading.hf_datasets import is_hub_name, snapshot
+from lm_mixup.augment.reading.rows import Refused, parse_line, raw_text
 from lm_mixup.config import BuildConfig, DataConfig
-from lm_mixup.data.hf_datasets import is_hub_name, snapshot
-from lm_mixup.data.pool_files import Unit, list_units, read_unit
-from lm_mixup.data.pool_rows import Refused, parse_line, raw_text
-from lm_mixup.errors import InputError
+from lm_mixup.core.errors import InputError
+from lm_mixup.core.run_dir import Outcome, StageDir
+from lm_mixup.core.schemas import content_id, extend, table
+from lm_mixup.core.task_types import INSTRUCTIONS, TASK_TYPES, TaskType
+from lm_mixup.core.value_counts import census, splits_in
+from lm_mixup.distributed.map_parts import PartResult, receipt_of
 from lm_mixup.mixture.assemble import SCHEMA as ASSEMBLED
-from lm_mixup.mixture.linearised import Unreadable, bounded, canonical, split_inputs
-from lm_mixup.parts import PartResult, receipt_of
-from lm_mixup.records import content_id, extend, table
-from lm_mixup.runs import Outcome, StageDir
-from lm_mixup.tasks import INSTRUCTIONS, TASK_TYPES, TaskType
+from lm_mixup.mixture.published_text import Unreadable, bounded, canonical, split_inputs
 
 Split = Literal["test", "grpo", "sft"]
 _KEY: Final = "build.mixture"

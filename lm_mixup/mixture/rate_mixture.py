@@ -13,16 +13,16 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from lm_mixup.backends.judge import Judge, SharedJudge, rating_columns, share_judge
+from lm_mixup.chat.judge import Judge, SharedJudge, rating_columns, share_judge
 from lm_mixup.config import RateConfig
-from lm_mixup.errors import InputError
-from lm_mixup.mixture.linearised import Unreadable, canonical
-from lm_mixup.mixture.samples import parted
-from lm_mixup.parts import PartResult, Work, map_parts
-from lm_mixup.records import INSTRUCTION, RATING, content_id, extend, table
-from lm_mixup.rewards.library import fair_shares
-from lm_mixup.runs import Outcome, StageDir
-from lm_mixup.tasks import TASK_TYPES, TaskType, parse_answer, to_pair
+from lm_mixup.core.draws import fair_shares
+from lm_mixup.core.errors import InputError
+from lm_mixup.core.run_dir import Outcome, StageDir
+from lm_mixup.core.schemas import INSTRUCTION, RATING, content_id, extend, table
+from lm_mixup.core.task_types import TASK_TYPES, TaskType, parse_answer, to_pair
+from lm_mixup.distributed.map_parts import PartResult, Work, map_parts
+from lm_mixup.mixture.published_text import Unreadable, canonical
+from lm_mixup.mixture.schemas import parted
 
 Row = dict[str, Any]
 _COLUMNS: Final = ["id", "task_type", "split", "inputs", "output"]

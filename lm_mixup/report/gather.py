@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lm_mixup.grpo.alarms import history
-from lm_mixup.records import content_id
-from lm_mixup.runs import Kind, Manifest, RunDir, StageDir
+from lm_mixup.core.run_dir import Kind, Manifest, RunDir, StageDir
+from lm_mixup.core.schemas import content_id
+from lm_mixup.grpo.metrics import history
 from lm_mixup.stages import GROUPS
 
 MOST_PARTS = 64

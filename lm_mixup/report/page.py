@@ -18,12 +18,12 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from lm_mixup.census import splits_in, tables_of, without_census
 from lm_mixup.config import ReportConfig
+from lm_mixup.core.run_dir import Outcome, RunDir
+from lm_mixup.core.value_counts import splits_in, tables_of, without_census
 from lm_mixup.report import figures
 from lm_mixup.report.charts import Chart, draw_charts
 from lm_mixup.report.gather import RunFacts, gather
-from lm_mixup.runs import Outcome, RunDir
 
 PAGE = "report/index.html"
 _LONGEST_TEXT = 2400

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
+from lm_mixup.core.task_types import TaskType
 from lm_mixup.rewards.quality import Floats
-from lm_mixup.tasks import TaskType
 
 
 @dataclass(frozen=True)

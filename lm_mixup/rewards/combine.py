@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm_mixup.config import RewardsConfig, RewardWeights
-from lm_mixup.tasks import TaskType
+from lm_mixup.core.task_types import TaskType
 
 Floats = NDArray[np.float64]
 

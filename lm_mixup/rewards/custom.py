@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lm_mixup.backends.server import key_of, retry_after
+from lm_mixup.chat.openai_server import key_of, retry_after
 from lm_mixup.config import CustomReward
-from lm_mixup.errors import InputError
-from lm_mixup.redact import redact, url_secrets
+from lm_mixup.core.errors import InputError
+from lm_mixup.core.redact import redact, url_secrets
 from lm_mixup.rewards.batch import RewardBatch
 from lm_mixup.rewards.quality import Floats
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lm_mixup.tasks import FormatError, TaskType, parse_answer, parse_output, write_answer
+from lm_mixup.core.task_types import FormatError, TaskType, parse_answer, parse_output, write_answer
 
 TAGS_SHARE = 0.5
 PATTERN_SHARE = 0.5

@@ -6,25 +6,24 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from lm_mixup.config import EmbedderConfig, LibraryConfig, RewardsConfig
-from lm_mixup.errors import InputError
-from lm_mixup.parts import PartResult, map_parts
-from lm_mixup.progress import say
-from lm_mixup.records import content_id
+from lm_mixup.core.draws import fair_shares
+from lm_mixup.core.errors import InputError
+from lm_mixup.core.progress import say
+from lm_mixup.core.run_dir import Outcome, StageDir, fingerprint
+from lm_mixup.core.schemas import content_id
+from lm_mixup.core.task_types import TASK_TYPES, FormatError, TaskType
+from lm_mixup.distributed.map_parts import PartResult, map_parts
 from lm_mixup.rewards.format import judged_text
 from lm_mixup.rewards.quality import NUM_CLASSES, TaskLibrary, held_out, make_library, quality_reward
-from lm_mixup.runs import Outcome, StageDir, fingerprint
-from lm_mixup.tasks import TASK_TYPES, FormatError, TaskType
 
 _COLUMNS = ["id", "task_type", "answer", "score", "split", "entity"]
 _ROWS_PER_PART = 512
-
-Key = TypeVar("Key", bound=str | int)
 
 
 @dataclass(frozen=True)
@@ -188,17 +187,8 @@ def _keep_first(cell: dict[str, RatedRow], limit: int) -> None:
         del cell[key]
 
 
-def fair_shares(total: int, sizes: Mapping[Key, int]) -> dict[Key, int]:
-    """Shares out a total evenly; who has less than an even share gives all, and the others get the rest."""
-    shares: dict[Key, int] = {}
-    for taken, key in enumerate(sorted(sizes, key=lambda key: (sizes[key], key))):
-        even = (total - sum(shares.values())) // (len(sizes) - taken)
-        shares[key] = min(sizes[key], even)
-    return shares
-
-
 def _make_embed(embedder: EmbedderConfig) -> Callable[[list[dict[str, Any]]], PartResult]:
-    from lm_mixup.backends.embedder import Embedder
+    from lm_mixup.models.embedder import Embedder
 
     model = Embedder(embedder)
 

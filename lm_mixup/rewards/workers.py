@@ -18,8 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm_mixup.config import EmbedderConfig, RewardsConfig
-from lm_mixup.errors import InputError
-from lm_mixup.records import content_id
+from lm_mixup.core.errors import InputError
+from lm_mixup.core.run_dir import StageDir
+from lm_mixup.core.schemas import content_id
+from lm_mixup.core.task_types import TaskType
 from lm_mixup.rewards.alignment import alignment_reward, cosine
 from lm_mixup.rewards.batch import RewardBatch, RewardScores, whole_groups
 from lm_mixup.rewards.combine import combine, component_names
@@ -27,8 +29,6 @@ from lm_mixup.rewards.custom import CustomRewards
 from lm_mixup.rewards.format import answer_of, format_rewards
 from lm_mixup.rewards.library import check_library, load_library, require_task_types
 from lm_mixup.rewards.quality import Embeddings, Floats, TaskLibrary, judge
-from lm_mixup.runs import StageDir
-from lm_mixup.tasks import TaskType
 
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
@@ -103,7 +103,7 @@ class _RewardActor:
     def load(self) -> tuple[Embed, CustomRewards]:
         """Loads the embedder, the libraries and the custom rewards, once."""
         if self._custom is None or self._embed is None:
-            from lm_mixup.backends.embedder import Embedder
+            from lm_mixup.models.embedder import Embedder
 
             # the actor reserves a fraction of a CPU because it works while engine and learner wait for it;
             # then it may use its share of the machine

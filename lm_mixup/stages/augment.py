@@ -6,23 +6,23 @@ from pathlib import Path
 from typing import Any
 
 from lm_mixup.config import Config, EmbedDecontaminateConfig
-from lm_mixup.errors import InputError
-from lm_mixup.progress import say
-from lm_mixup.runs import Outcome
+from lm_mixup.core.errors import InputError
+from lm_mixup.core.progress import say
+from lm_mixup.core.run_dir import Outcome
 from lm_mixup.stages.stage import Context, Stage, file_versions, sections
 
 DEMO_POLICY = "runs/demo/grpo/model"
 
 
 def _ingest(c: Context) -> Outcome:
-    from lm_mixup.data.ingest import ingest
+    from lm_mixup.augment.ingest import ingest
 
     return ingest(c.out, c.config.augment.pool, c.config.ingest, c.config.data, c.config.seed)
 
 
 def _check_pool(config: Config) -> None:
     if config.augment.pool != "world":
-        from lm_mixup.data.pool_files import list_units
+        from lm_mixup.augment.reading.files import list_units
 
         list_units(config.augment.pool, split_bytes=1 << 30)
 
@@ -34,19 +34,19 @@ def _eval_versions(c: Context) -> list[list[str]]:
 
 
 def _rate(c: Context) -> Outcome:
-    from lm_mixup.data.rate import rate
+    from lm_mixup.augment.rate import rate
 
     return rate(c.stage("ingest"), c.out, c.config.rate)
 
 
 def _embed(c: Context) -> Outcome:
-    from lm_mixup.data.embed import embed
+    from lm_mixup.augment.embed import embed
 
     return embed(c.stage("ingest"), c.out, c.config.embedder, _eval_sets(c))
 
 
 def _check_eval_sets(config: Config) -> None:
-    from lm_mixup.data.pool_files import list_units
+    from lm_mixup.augment.reading.files import list_units
 
     for files in config.eval_files():
         list_units(files, split_bytes=1 << 30, key="embed.decontaminate.files")
@@ -66,25 +66,25 @@ def _embed_identity(c: Context) -> Any:
 
 
 def _neighbors(c: Context) -> Outcome:
-    from lm_mixup.data.neighbors import neighbors
+    from lm_mixup.augment.neighbors import neighbors
 
     return neighbors(c.stage("embed"), c.out, c.config.neighbors, c.config.seed)
 
 
 def _curate(c: Context) -> Outcome:
-    from lm_mixup.data.curate import curate
+    from lm_mixup.augment.curate import curate
 
     return curate(c.stage("rate"), c.stage("neighbors"), c.out, c.config.curate, embed=c.stage("embed"))
 
 
 def _cluster(c: Context) -> Outcome:
-    from lm_mixup.data.cluster import cluster
+    from lm_mixup.augment.cluster import cluster
 
     return cluster(c.stage("curate"), c.stage("embed"), c.out, c.config.cluster, c.config.data, c.config.seed)
 
 
 def _distill(c: Context) -> Outcome:
-    from lm_mixup.data.distill import DEMONSTRATION_NOTICE, distill, is_demonstration
+    from lm_mixup.augment.distill import DEMONSTRATION_NOTICE, distill, is_demonstration
 
     policy = distiller(c)
     if is_demonstration(policy) and c.config.augment.pool != "world":
@@ -98,7 +98,7 @@ def distiller(c: Context) -> str:
     Raises:
         InputError: There is none.
     """
-    from lm_mixup.backends.policy import check_model_path
+    from lm_mixup.models.policy import check_model_path
 
     if c.config.augment.policy:
         check_model_path(c.config.augment.policy)
@@ -125,7 +125,7 @@ def _distiller_identity(c: Context) -> Any:
 
 
 def _rate_distilled(c: Context) -> Outcome:
-    from lm_mixup.data.rate_distilled import rate_distilled
+    from lm_mixup.augment.rate_distilled import rate_distilled
 
     select = c.config.select
     return rate_distilled(
@@ -134,7 +134,7 @@ def _rate_distilled(c: Context) -> Outcome:
 
 
 def _perplexity(c: Context) -> Outcome:
-    from lm_mixup.data.perplexity import perplexity
+    from lm_mixup.augment.perplexity import perplexity
 
     config = c.config
     return perplexity(
@@ -147,14 +147,14 @@ def _is_measured(config: Config) -> bool:
 
 
 def _check_measuring(config: Config) -> None:
-    from lm_mixup.data.perplexity import measuring_model
+    from lm_mixup.augment.perplexity import measuring_model
 
     measuring_model(config.select.perplexity, config.model)
 
 
 def _perplexity_identity(c: Context) -> Any:
     """The model that measures, and what it has room for; not which end is taken."""
-    from lm_mixup.data.perplexity import measuring_model
+    from lm_mixup.augment.perplexity import measuring_model
 
     config = c.config.select.perplexity
     model = measuring_model(config, c.config.model)
@@ -162,7 +162,7 @@ def _perplexity_identity(c: Context) -> Any:
 
 
 def _select(c: Context) -> Outcome:
-    from lm_mixup.data.select import select
+    from lm_mixup.augment.select import select
 
     return select(
         c.stage("rate_distilled"),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_mixup.config import Config
-from lm_mixup.runs import Outcome
+from lm_mixup.core.run_dir import Outcome
 from lm_mixup.stages.stage import Context, Stage, file_versions, is_published, sections
 
 
@@ -39,7 +39,7 @@ def _degrade(c: Context) -> Outcome:
 
 
 def _embed_samples(c: Context) -> Outcome:
-    from lm_mixup.data.embed import embed
+    from lm_mixup.augment.embed import embed
 
     return embed(c.stage("generate"), c.out, c.config.embedder)
 
@@ -53,7 +53,7 @@ def _pair_samples(c: Context) -> Outcome:
 
 
 def _crosstopic(c: Context) -> Outcome:
-    from lm_mixup.mixture.taught_crosstopic import crosstopic
+    from lm_mixup.mixture.crosstopic import crosstopic
 
     config = c.config
     return crosstopic(
@@ -120,7 +120,7 @@ def _mixture_identity(c: Context) -> Any:
     build = c.config.build
     if build.mixture is None:
         return _build(c)
-    from lm_mixup.data.hf_datasets import is_hub_name
+    from lm_mixup.augment.reading.hf_datasets import is_hub_name
     from lm_mixup.mixture.published import mixture_folder
 
     folder = mixture_folder(build.mixture)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from lm_mixup.config import Config
-from lm_mixup.errors import InputError
-from lm_mixup.runs import Outcome
+from lm_mixup.core.errors import InputError
+from lm_mixup.core.run_dir import Outcome
 from lm_mixup.stages.stage import Context, Stage, file_versions
 
 
@@ -20,9 +20,9 @@ def _finetune(c: Context) -> Outcome:
 
 
 def _check_finetune(config: Config) -> None:
-    from lm_mixup.backends.policy import check_length
-    from lm_mixup.tracking import check_tracking
+    from lm_mixup.models.policy import check_length
     from lm_mixup.train.finetune import check_base
+    from lm_mixup.train.tracking import check_tracking
 
     model = config.finetune.model or config.model
     check_base(model)

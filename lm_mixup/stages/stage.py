@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lm_mixup.config import Config
-from lm_mixup.runs import Outcome, RunDir, StageDir
+from lm_mixup.core.run_dir import Outcome, RunDir, StageDir
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def file_versions(path: str, key: str = "augment.pool") -> list[str]:
     """Digests of size and time of the files under a path, so that a changed input is noticed."""
     import fsspec
 
-    from lm_mixup.data.hf_datasets import hub_files, is_hub_name
+    from lm_mixup.augment.reading.hf_datasets import hub_files, is_hub_name
 
     if is_hub_name(path):
         return hub_files(path, key)  # each names the revision

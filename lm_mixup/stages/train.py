@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lm_mixup.config import Config
-from lm_mixup.runs import Outcome
+from lm_mixup.core.run_dir import Outcome
 from lm_mixup.stages.stage import Context, Stage, is_published, sections
 
 
@@ -17,13 +17,13 @@ def _sft(c: Context) -> Outcome:
 
 
 def _check_tracking(config: Config) -> None:
-    from lm_mixup.tracking import check_tracking
+    from lm_mixup.train.tracking import check_tracking
 
     check_tracking(config.tracking)
 
 
 def _check_sft(config: Config) -> None:
-    from lm_mixup.backends.policy import check_length
+    from lm_mixup.models.policy import check_length
 
     check_length(config.model, config.sft.max_length, "sft.max_length")
     _check_tracking(config)
@@ -63,8 +63,8 @@ def _grpo(c: Context) -> Outcome:
 
 
 def _check_grpo(config: Config) -> None:
-    from lm_mixup.backends.policy import check_length
-    from lm_mixup.grpo.transport import check_transport
+    from lm_mixup.grpo.weights.transport import check_transport
+    from lm_mixup.models.policy import check_length
     from lm_mixup.rewards.custom import check_custom
 
     check_custom(config.rewards.custom)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lm_mixup.errors import InputError
+from lm_mixup.core.errors import InputError
 from lm_mixup.train.checkpoint import drop_oldest, mark_whole, read_metrics
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lm_mixup.whole_file import write_whole
+from lm_mixup.core.run_dir import write_whole
 
 _MARK = "complete.json"
 

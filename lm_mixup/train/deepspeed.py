@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_mixup.whole_file import write_whole
+from lm_mixup.core.run_dir import write_whole
 
 if TYPE_CHECKING:
     import torch

@@ -14,22 +14,16 @@ from typing import TYPE_CHECKING, Any
 import fsspec
 import pyarrow as pa
 
-from lm_mixup import records
-from lm_mixup.backends.policy import (
-    UNTRAINED_NANO,
-    check_model_path,
-    encode_pair,
-    load_tokenizer,
-    model_folder,
-)
 from lm_mixup.config import DataConfig, FinetuneConfig, ModelConfig, TrackingConfig
-from lm_mixup.errors import InputError
-from lm_mixup.parts import PartResult, map_parts
-from lm_mixup.records import content_id, is_clean
-from lm_mixup.runs import Outcome, StageDir
-from lm_mixup.train.encode import EVAL_SPLIT, REFUSED, TOKENS, TRAIN_SPLIT
+from lm_mixup.core import schemas
+from lm_mixup.core.errors import InputError
+from lm_mixup.core.run_dir import Outcome, StageDir
+from lm_mixup.core.schemas import content_id, is_clean
+from lm_mixup.distributed.map_parts import PartResult, map_parts
+from lm_mixup.models.policy import UNTRAINED_NANO, check_model_path, encode_pair, load_tokenizer, model_folder
 from lm_mixup.train.job import SftJob
 from lm_mixup.train.sft import fit
+from lm_mixup.train.tokenize import EVAL_SPLIT, REFUSED, TOKENS, TRAIN_SPLIT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -151,7 +145,7 @@ def encode_lines(
         split = EVAL_SPLIT if held_out else TRAIN_SPLIT
         kept.append({"id": row["id"], "split": split, "input_ids": ids, "prompt_length": len(prompt)})
     return PartResult(
-        rows=records.table(kept, TOKENS),
+        rows=schemas.table(kept, TOKENS),
         rejected=pa.Table.from_pylist(refused, schema=REFUSED) if refused else None,
         rows_in=len(kept) + len(refused),
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lm_mixup.config import ModelConfig, SftConfig
-from lm_mixup.runs import StageDir
+from lm_mixup.core.run_dir import StageDir
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-from lm_mixup.backends.policy import check_model_path
 from lm_mixup.config import ModelConfig, SftConfig, TrackingConfig
-from lm_mixup.errors import InputError
-from lm_mixup.parts import map_parts
-from lm_mixup.progress import say, track
-from lm_mixup.runs import Outcome, StageDir
-from lm_mixup.tracking import mirrored
+from lm_mixup.core.errors import InputError
+from lm_mixup.core.progress import say, track
+from lm_mixup.core.run_dir import Outcome, StageDir
+from lm_mixup.distributed.map_parts import map_parts
+from lm_mixup.models.policy import check_model_path
 from lm_mixup.train.checkpoint import last_checkpoint, read_metrics, step_of, trim_metrics
-from lm_mixup.train.encode import EVAL_SPLIT, TRAIN_SPLIT, base_model, make_encoder
 from lm_mixup.train.job import SftJob
+from lm_mixup.train.tokenize import EVAL_SPLIT, TRAIN_SPLIT, base_model, make_encoder
+from lm_mixup.train.tracking import mirrored
 
 _POLL_S = 0.5
 

@@ -11,9 +11,8 @@ import numpy as np
 from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 from trl import SFTTrainer
 
-from lm_mixup.backends.policy import load_policy, load_tokenizer, policy_dtype, save_model
 from lm_mixup.config import SftConfig
-from lm_mixup.train.adapter import adapter, merge
+from lm_mixup.models.policy import load_policy, load_tokenizer, policy_dtype, save_model
 from lm_mixup.train.callbacks import KeepBest, KeepWhole, MetricsLog, Unshare
 from lm_mixup.train.checkpoint import drop_others, last_checkpoint, ranks_of, step_of, trim_metrics
 from lm_mixup.train.deepspeed import (
@@ -22,9 +21,10 @@ from lm_mixup.train.deepspeed import (
     whole_weights,
     write_universal,
 )
-from lm_mixup.train.encode import EVAL_SPLIT, TRAIN_SPLIT
 from lm_mixup.train.job import SftJob
+from lm_mixup.train.lora import adapter, merge
 from lm_mixup.train.order import EpochSampler
+from lm_mixup.train.tokenize import EVAL_SPLIT, TRAIN_SPLIT
 
 if TYPE_CHECKING:
     import pyarrow as pa

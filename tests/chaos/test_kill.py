@@ -21,7 +21,7 @@ import pytest
 from child_processes import children_like
 
 from lm_mixup.config import Config
-from lm_mixup.runs import RunDir
+from lm_mixup.core.run_dir import RunDir
 from lm_mixup.stages import stages_of
 
 TINY = Path(__file__).resolve().parents[1] / "tiny.yaml"

@@ -8,7 +8,14 @@ import pytest
 import ray
 from stage_rows import put_part
 
-from lm_mixup import records
+from lm_mixup.augment.cluster import cluster
+from lm_mixup.augment.embed import embed, embedding_table, vectors_of
+from lm_mixup.augment.neighbors import neighbors
+from lm_mixup.augment.rate_distilled import rate_distilled
+from lm_mixup.augment.reading.cluster_members import gather_members
+from lm_mixup.augment.select import select
+from lm_mixup.augment.vector_search.knn import knn
+from lm_mixup.augment.vector_search.long_tail import long_tail_scores
 from lm_mixup.config import (
     ClusterConfig,
     DataConfig,
@@ -17,18 +24,11 @@ from lm_mixup.config import (
     RateConfig,
     SelectConfig,
 )
-from lm_mixup.data.cluster import cluster
-from lm_mixup.data.embed import embed, embedding_table, vectors_of
-from lm_mixup.data.knn import knn
-from lm_mixup.data.longtail import long_tail_scores
-from lm_mixup.data.members import gather_members
-from lm_mixup.data.neighbors import neighbors
-from lm_mixup.data.rate_distilled import rate_distilled
-from lm_mixup.data.select import select
-from lm_mixup.runs import Outcome, Receipt, RunDir, StageDir, summarise
+from lm_mixup.core import schemas
+from lm_mixup.core.run_dir import Outcome, Receipt, RunDir, StageDir, summarise
 
 ROWS, WIDTH = 320, 24
-CURATED = records.extend(records.INSTRUCTION, records.RATING, records.CURATION)
+CURATED = schemas.extend(schemas.INSTRUCTION, schemas.RATING, schemas.CURATION)
 
 
 def pool() -> tuple[list[dict], np.ndarray]:
@@ -46,7 +46,7 @@ def pool() -> tuple[list[dict], np.ndarray]:
         )
         rows.append(
             {
-                "id": records.content_id(prompt, completion),
+                "id": schemas.content_id(prompt, completion),
                 "source": f"source{topic[index] % 2}",
                 "task_type": "qa" if topic[index] % 3 else "para",
                 "prompt": prompt,
@@ -68,7 +68,7 @@ def stage_pair(run: RunDir, rows_per_part: int, order: np.ndarray | None = None)
     curated, vectors_stage = run.stage("curate"), run.stage("embed")
     for part, start in enumerate(range(0, len(rows), rows_per_part)):
         chosen = order[start : start + rows_per_part]
-        table = records.table([rows[index] for index in chosen], CURATED)
+        table = schemas.table([rows[index] for index in chosen], CURATED)
         put_part(curated, part, table)
         put_part(vectors_stage, part, embedding_table(table["id"], vectors[chosen]))
     return curated, vectors_stage
@@ -118,7 +118,7 @@ def test_clusters_keep_sizes_source_task_type_and_floor(clustered):
         assert {rows[i]["source"] for i in members} == {one["source"]}
         assert {rows[i]["task_type"] for i in members} == {one["task_type"]}
         assert one["central_id"] == one["member_ids"][0]
-        assert one["cluster_id"] == records.content_id(*sorted(one["member_ids"]))
+        assert one["cluster_id"] == schemas.content_id(*sorted(one["member_ids"]))
         centre = vectors[members].mean(axis=0)
         cosines = vectors[members] @ centre / np.linalg.norm(centre)
         assert one["cohesion"] == pytest.approx(cosines.mean(), abs=2e-3)
@@ -187,14 +187,14 @@ def test_neighbours_of_all_parts_agree_with_one_search(ray_session, tmp_path):
 def test_each_part_of_clusters_gets_its_members_and_no_others(
     ray_session, tmp_path, monkeypatch, least_parts
 ):
-    monkeypatch.setattr("lm_mixup.data.cells._BLOCK_PARTS", least_parts)
+    monkeypatch.setattr("lm_mixup.augment.vector_search.shuffle._BLOCK_PARTS", least_parts)
     run = RunDir(tmp_path)
     curated, _ = stage_pair(run, rows_per_part=50)
     ids = [row["id"] for row in pool()[0]]
     groups = [ids[start::40] for start in range(35)]  # of rows far apart; five groups stay in no cluster
     clusters = [{"cluster_id": f"{n:03d}", "member_ids": group} for n, group in enumerate(groups)]
     for part, start in enumerate(range(0, len(clusters), 10)):
-        put_part(run.stage("cluster"), part, records.table(clusters[start : start + 10], records.CLUSTER))
+        put_part(run.stage("cluster"), part, schemas.table(clusters[start : start + 10], schemas.CLUSTER))
     parts = run.stage("cluster").parts()[1:]  # the first is distilled already
     found = gather_members(run.stage("cluster"), curated, parts, num_tasks=2)
     assert list(found) == parts
@@ -202,7 +202,7 @@ def test_each_part_of_clusters_gets_its_members_and_no_others(
         rows = ray.get(found[part]).to_pylist()
         wanted = {key for group in groups[10 * number : 10 * number + 10] for key in group}
         assert len(rows) == len(wanted) and {row["id"] for row in rows} == wanted
-        assert all(records.content_id(row["prompt"], row["completion"]) == row["id"] for row in rows)
+        assert all(schemas.content_id(row["prompt"], row["completion"]) == row["id"] for row in rows)
 
 
 FACTS = [("gold", "Au", 79), ("iron", "Fe", 26), ("tin", "Sn", 50), ("neon", "Ne", 10), ("lead", "Pb", 82)]
@@ -220,7 +220,7 @@ def distilled_rows() -> list[dict]:
         )
         for completion in (full, "ok", "It is a thing."):
             prompt = f"What are the chemical symbol and the atomic number of {name}, and what do they mean?"
-            key = records.content_id(prompt, completion)
+            key = schemas.content_id(prompt, completion)
             texts = {"prompt": prompt, "completion": completion, "cot": "", "raw": completion}
             rows.append(
                 {"cluster_id": key, "task_type": "qa", "parent_ids": [f"{name}1", f"{name}2"], **texts}
@@ -234,7 +234,7 @@ def rated(ray_session, tmp_path_factory):
     distill, out = run.stage("distill"), run.stage("rate_distilled")
     rows = distilled_rows()
     for part, start in enumerate(range(0, len(rows), 8)):
-        piece = records.table(rows[start : start + 8], records.DISTILLED)
+        piece = schemas.table(rows[start : start + 8], schemas.DISTILLED)
         put_part(distill, part, piece)
     outcome = rate_distilled(distill, out, RateConfig(), EmbedderConfig(num_cpus=0.5), 2, min_score=4)
     return run, out, outcome
@@ -268,7 +268,7 @@ def test_embedding_keeps_parts_and_is_normalised_and_select_reads_it(rated, tmp_
     rows, _ = pool()
     curated = run.stage("curate")
     for part, start in enumerate(range(0, 60, 40)):
-        piece = records.table(rows[:60][start : start + 40], CURATED)
+        piece = schemas.table(rows[:60][start : start + 40], CURATED)
         put_part(curated, part, piece)
     embedded = run.stage("embed")
     embed(curated, embedded, EmbedderConfig(num_cpus=0.5))

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from lm_mixup.config import BuildConfig, DataConfig, RateConfig, TeacherConfig
+from lm_mixup.core.run_dir import RunDir, summarise
 from lm_mixup.mixture.assemble import mixture
 from lm_mixup.mixture.degrade import degrade
 from lm_mixup.mixture.generate import generate
 from lm_mixup.mixture.passages import passages
-from lm_mixup.runs import RunDir, summarise
 
 SAMPLES = 200
 STAGES = ("passages", "generate", "degrade", "mixture")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 
-from lm_mixup.backends.teacher import write_sample
 from lm_mixup.config import Config
+from lm_mixup.core.run_dir import RunDir
+from lm_mixup.core.task_types import TASK_TYPES
+from lm_mixup.demo.facts import load_entities
+from lm_mixup.demo.offline_teacher import write_sample
 from lm_mixup.pipeline import Options, run_verb
-from lm_mixup.runs import RunDir
-from lm_mixup.tasks import TASK_TYPES
-from lm_mixup.world.facts import load_entities
 
 
 def write_published(root, rows=12):

@@ -9,11 +9,11 @@ from chat_server import serving
 from teacher_server import teach, teacher_config
 
 from lm_mixup.config import Config
-from lm_mixup.errors import InputError
-from lm_mixup.mixture.told import tells
+from lm_mixup.core.errors import InputError
+from lm_mixup.core.run_dir import RunDir
+from lm_mixup.core.task_types import parse_answer
+from lm_mixup.mixture.teacher.fact_coverage import tells
 from lm_mixup.pipeline import Options, run_verb
-from lm_mixup.runs import RunDir
-from lm_mixup.tasks import parse_answer
 
 SAMPLES = 24
 

@@ -23,17 +23,17 @@ from chat_server import Answer, serving
 from faulty_proxy import FaultyProxy
 from nonsense_model import create_nonsense
 
-from lm_mixup.backends.engine import engine_environment
-from lm_mixup.backends.judge import Rating, make_judge
-from lm_mixup.backends.replies import ReplyLog
+from lm_mixup.augment.rate import rate
+from lm_mixup.chat.judge import Rating, make_judge
+from lm_mixup.chat.response_cache import ReplyLog
 from lm_mixup.config import Config, RateConfig
-from lm_mixup.data.rate import rate
-from lm_mixup.errors import InputError
-from lm_mixup.mixture import prompts
-from lm_mixup.parts import PartResult, receipt_of
+from lm_mixup.core.errors import InputError
+from lm_mixup.core.run_dir import RunDir, StageDir, summarise
+from lm_mixup.core.task_types import parse_answer
+from lm_mixup.distributed.map_parts import PartResult, receipt_of
+from lm_mixup.mixture.teacher import prompts
+from lm_mixup.models.engine import engine_environment
 from lm_mixup.pipeline import Options, run_verb
-from lm_mixup.runs import RunDir, StageDir, summarise
-from lm_mixup.tasks import parse_answer
 
 ROWS = [
     ("What is the symbol of iron?", "Fe"),

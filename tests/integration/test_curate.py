@@ -5,10 +5,10 @@ import pyarrow as pa
 import pytest
 from stage_rows import put_part
 
+from lm_mixup.augment.curate import curate
 from lm_mixup.config import CurateConfig
-from lm_mixup.data.curate import curate
-from lm_mixup.records import CURATION
-from lm_mixup.runs import RunDir, summarise
+from lm_mixup.core.run_dir import RunDir, summarise
+from lm_mixup.core.schemas import CURATION
 
 GROUP = 6
 

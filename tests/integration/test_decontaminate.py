@@ -7,12 +7,12 @@ import pyarrow.compute as pc
 import pytest
 from stage_rows import put_part
 
+from lm_mixup.augment.curate import curate
+from lm_mixup.augment.embed import embed
+from lm_mixup.augment.neighbors import neighbors
 from lm_mixup.config import CurateConfig, EmbedDecontaminateConfig, EmbedderConfig, NeighborsConfig
-from lm_mixup.data.curate import curate
-from lm_mixup.data.embed import embed
-from lm_mixup.data.neighbors import neighbors
-from lm_mixup.errors import InputError
-from lm_mixup.runs import RunDir, StageDir, summarise
+from lm_mixup.core.errors import InputError
+from lm_mixup.core.run_dir import RunDir, StageDir, summarise
 
 QUESTION = "Which planet of the solar system has the greatest number of known moons?"
 LEAKED = [

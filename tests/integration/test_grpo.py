@@ -17,22 +17,22 @@ from child_processes import children_like
 from grpo_parts import CONFIG, SEED, make_episodes, make_model
 from transformers import PreTrainedModel
 
-from lm_mixup.backends.policy import encode_prompt, load_policy, load_tokenizer
 from lm_mixup.config import GrpoConfig, LoraConfig, ModelConfig, RewardsConfig, TrackingConfig
 from lm_mixup.grpo import checkpoint
 from lm_mixup.grpo.checkpoint import Progress
-from lm_mixup.grpo.episodes import Episode, collate
-from lm_mixup.grpo.forward import completion_logps
-from lm_mixup.grpo.learner import Learner
+from lm_mixup.grpo.learner.collate import collate
+from lm_mixup.grpo.learner.forward import completion_logps
+from lm_mixup.grpo.learner.learner import Learner
 from lm_mixup.grpo.loop import Parts, publish, train
 from lm_mixup.grpo.metrics import UPDATE_KEYS, read_metrics
 from lm_mixup.grpo.placement import reserve
-from lm_mixup.grpo.rollout import RolloutPool
-from lm_mixup.grpo.rollout_actor import Group, Prompt
+from lm_mixup.grpo.rollout.pool import RolloutPool
 from lm_mixup.grpo.stage import _run
-from lm_mixup.grpo.sync import WeightSyncError
-from lm_mixup.grpo.transport import InStore
-from lm_mixup.grpo.transport.host import to_host
+from lm_mixup.grpo.types import Episode, Group, Prompt
+from lm_mixup.grpo.weights.object_store import to_host
+from lm_mixup.grpo.weights.transport import InStore
+from lm_mixup.grpo.weights.verify import WeightSyncError
+from lm_mixup.models.policy import encode_prompt, load_policy, load_tokenizer
 from lm_mixup.rewards.workers import RewardBatch, RewardScores
 
 

@@ -7,12 +7,12 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 
-from lm_mixup.backends.judge import make_judge
+from lm_mixup.augment.ingest import ingest
+from lm_mixup.augment.rate import rate
+from lm_mixup.chat.judge import make_judge
 from lm_mixup.config import DataConfig, IngestConfig, RateConfig
-from lm_mixup.data.ingest import ingest
-from lm_mixup.data.rate import rate
-from lm_mixup.errors import InputError
-from lm_mixup.runs import RunDir, summarise
+from lm_mixup.core.errors import InputError
+from lm_mixup.core.run_dir import RunDir, summarise
 
 
 def run_ingest(root, pool, rows_per_part=2048, **config):

@@ -13,7 +13,7 @@ from child_processes import children_like
 from grpo_parts import CONFIG, SEED, make_episodes, make_model
 
 from lm_mixup.config import GrpoConfig, ModelConfig, RewardsConfig
-from lm_mixup.grpo.learner import Learner
+from lm_mixup.grpo.learner.learner import Learner
 from lm_mixup.grpo.placement import reserve
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from lm_mixup.backends.policy import load_policy, load_tokenizer, model_folder
+from lm_mixup.augment.distill import is_demonstration
 from lm_mixup.config import ModelConfig
-from lm_mixup.data.distill import is_demonstration
+from lm_mixup.models.policy import load_policy, load_tokenizer, model_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 

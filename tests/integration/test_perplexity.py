@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from stage_rows import put_part
 
-from lm_mixup import records
-from lm_mixup.backends.policy import load_policy, load_tokenizer
+from lm_mixup.augment.perplexity import OUTPUT, perplexity
+from lm_mixup.augment.select import select
 from lm_mixup.config import ModelConfig, PerplexityConfig, SelectConfig
-from lm_mixup.data.perplexity import OUTPUT, perplexity
-from lm_mixup.data.select import select
-from lm_mixup.runs import Receipt, RunDir, StageDir, summarise
+from lm_mixup.core import schemas
+from lm_mixup.core.run_dir import Receipt, RunDir, StageDir, summarise
+from lm_mixup.models.policy import load_policy, load_tokenizer
 
 MODEL = ModelConfig(path="nano", dtype="float32")
-CURATED = records.extend(records.INSTRUCTION, records.CURATION)
+CURATED = schemas.extend(schemas.INSTRUCTION, schemas.CURATION)
 SENTENCES = [
     "The symbol of iron is Fe.",
     "Neon is a noble gas with the atomic number 10, and it is found in air.",
@@ -39,16 +39,16 @@ def measured(ray_session, tmp_path_factory) -> tuple[RunDir, dict]:
     run = RunDir(tmp_path_factory.mktemp("run"))
     distilled, curated, out = (run.stage(name) for name in ("rate_distilled", "curate", "perplexity"))
     rows = [{"prompt": p, "completion": c, "task_type": "qa", "parent_ids": []} for p, c in texts("new")]
-    put(distilled, 0, records.table(rows, records.DISTILLED).append_column("score", [[5] * 9]))
+    put(distilled, 0, schemas.table(rows, schemas.DISTILLED).append_column("score", [[5] * 9]))
     pool = [
         {"id": f"o{i}", "source": "s", "task_type": "qa", "prompt": p, "completion": c}
         for i, (p, c) in enumerate([("Done before.", "It is."), *texts("old")])
     ]
-    put(curated, 0, records.table(pool[:1], CURATED))
-    put(curated, 1, records.table(pool[1:], CURATED))
+    put(curated, 0, schemas.table(pool[:1], CURATED))
+    put(curated, 1, schemas.table(pool[1:], CURATED))
     out.begin("digest")
-    content = records.content_id("Done before.", "It is.")
-    put(out, 1, records.table([{"content": content, "perplexity": 1e9, "tokens": 3}], OUTPUT))
+    content = schemas.content_id("Done before.", "It is.")
+    put(out, 1, schemas.table([{"content": content, "perplexity": 1e9, "tokens": 3}], OUTPUT))
     outcome = perplexity(distilled, curated, out, PerplexityConfig(max_length=300, num_cpus=0.9), MODEL)
     return run, vars(summarise(out, "digest", {}, 0.0, outcome))
 
@@ -78,7 +78,7 @@ def test_perplexities_agree_with_hugging_face(measured):
     for part, side in ((0, "new"), (2, "old")):
         rows = out.read_part(out.parts()[part]).to_pylist()
         pairs = texts(side)[:7]
-        assert [row["content"] for row in rows] == [records.content_id(*pair) for pair in pairs]
+        assert [row["content"] for row in rows] == [schemas.content_id(*pair) for pair in pairs]
         np.testing.assert_allclose([row["perplexity"] for row in rows], expected(pairs), rtol=1e-5)
 
 

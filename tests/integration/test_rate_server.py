@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 from chat_server import COMPLETION_TOKENS, GOOD, PROMPT_TOKENS, Answer, Seen, serving
 
-from lm_mixup.runs import RunDir
+from lm_mixup.core.run_dir import RunDir
 
 TINY = Path(__file__).resolve().parents[1] / "tiny.yaml"
 KEY = "sk-never-to-be-written-0123"

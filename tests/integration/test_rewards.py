@@ -13,14 +13,14 @@ from reward_server import lengths, serving
 from safetensors.numpy import load_file, save_file
 from stage_rows import put_part
 
-from lm_mixup.backends.embedder import resolve_path
 from lm_mixup.config import EmbedderConfig, LibraryConfig, RewardsConfig
-from lm_mixup.errors import InputError
-from lm_mixup.records import content_id
+from lm_mixup.core.errors import InputError
+from lm_mixup.core.run_dir import RunDir, summarise
+from lm_mixup.core.schemas import content_id
+from lm_mixup.core.task_types import Qa, Tfq, write_answer, write_output
+from lm_mixup.models.embedder import resolve_path
 from lm_mixup.rewards.library import library, load_library
 from lm_mixup.rewards.workers import RewardBatch, RewardFailed, RewardScores, RewardWorkers
-from lm_mixup.runs import RunDir, summarise
-from lm_mixup.tasks import Qa, Tfq, write_answer, write_output
 
 ELEMENTS = {
     "hydrogen": ("H", 1, "a gas"),
@@ -248,7 +248,7 @@ def test_an_embedder_that_fails_stops_the_run(ray_session, made, batch, tmp_path
     write_inputs(run)
     shutil.copytree(made.local, tmp_path / "run" / "library")
     info = json.loads((tmp_path / "run/library/library.json").read_text())
-    from lm_mixup.runs import fingerprint
+    from lm_mixup.core.run_dir import fingerprint
 
     info |= {"embedder": str(folder), "embedder_fingerprint": fingerprint(embedder.identity())}
     run.write_json("library/library.json", info)

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from lm_mixup.config import GrpoConfig
-from lm_mixup.grpo.rollout import RolloutPool
-from lm_mixup.grpo.rollout_actor import Prompt
-from lm_mixup.grpo.sync import Held, WeightSyncError
-from lm_mixup.grpo.transport import InStore
-from lm_mixup.grpo.waiting import lost
+from lm_mixup.distributed.ray_wait import lost
+from lm_mixup.grpo.rollout.pool import RolloutPool
+from lm_mixup.grpo.types import Prompt
+from lm_mixup.grpo.weights.transport import InStore
+from lm_mixup.grpo.weights.verify import Held, WeightSyncError
 
 PROMPTS = [Prompt(str(i), "qa", [i], "") for i in range(4)]
 PROBE = [1, 2, 3]

@@ -8,7 +8,13 @@ import pyarrow as pa
 import pytest
 from stage_rows import put_part
 
-from lm_mixup import records
+from lm_mixup.augment.cluster import cluster
+from lm_mixup.augment.curate import curate
+from lm_mixup.augment.embed import embed
+from lm_mixup.augment.ingest import ingest
+from lm_mixup.augment.neighbors import neighbors
+from lm_mixup.augment.rate import rate
+from lm_mixup.augment.select import select
 from lm_mixup.config import (
     ClusterConfig,
     CurateConfig,
@@ -19,19 +25,13 @@ from lm_mixup.config import (
     RateConfig,
     SelectConfig,
 )
-from lm_mixup.data.cluster import cluster
-from lm_mixup.data.curate import curate
-from lm_mixup.data.embed import embed
-from lm_mixup.data.ingest import ingest
-from lm_mixup.data.neighbors import neighbors
-from lm_mixup.data.rate import rate
-from lm_mixup.data.select import select
-from lm_mixup.runs import RunDir
-from lm_mixup.world.pool import world_pool
+from lm_mixup.core import schemas
+from lm_mixup.core.run_dir import RunDir
+from lm_mixup.demo.pool import world_pool
 
 ROWS = 160
-NOTHING_DISTILLED = records.extend(
-    records.DISTILLED, records.RATING, pa.schema([("long_tail", pa.float32())])
+NOTHING_DISTILLED = schemas.extend(
+    schemas.DISTILLED, schemas.RATING, pa.schema([("long_tail", pa.float32())])
 ).empty_table()
 KEYS = {"cluster": "cluster_id"}  # of the others: id
 

@@ -11,16 +11,17 @@ import pytest
 from child_processes import children_like
 from stage_rows import put_part
 
-from lm_mixup import records, tasks
-from lm_mixup.backends.policy import create_nano, encode_prompt, load_policy, load_tokenizer
 from lm_mixup.config import DataConfig, FinetuneConfig, LoraConfig, ModelConfig, SftConfig
-from lm_mixup.errors import InputError
-from lm_mixup.runs import RunDir, StageDir, summarise
+from lm_mixup.core import schemas, task_types
+from lm_mixup.core.errors import InputError
+from lm_mixup.core.run_dir import RunDir, StageDir, summarise
+from lm_mixup.demo.nano import create_nano
+from lm_mixup.models.policy import encode_prompt, load_policy, load_tokenizer
 from lm_mixup.train.checkpoint import last_checkpoint, read_metrics
-from lm_mixup.train.encode import TOKENS
 from lm_mixup.train.finetune import finetune
 from lm_mixup.train.job import SftJob
 from lm_mixup.train.sft import _train_loop, sft
+from lm_mixup.train.tokenize import TOKENS
 
 METALS = ["iron", "gold", "zinc", "lead", "tin", "copper", "silver", "nickel"]
 CONFIG = SftConfig(
@@ -48,7 +49,7 @@ def mixture_rows(count=40):
             {
                 "id": f"{index:03d}",
                 "task_type": "qa",
-                "instruction": tasks.INSTRUCTIONS["qa"],
+                "instruction": task_types.INSTRUCTIONS["qa"],
                 "inputs": inputs,
                 "cot": f"About {name}.",
                 "output": f"Q: What is {name}?\nA: A metal, number {number}.",
@@ -65,13 +66,13 @@ def mixture(tmp_path_factory) -> StageDir:
     stage = RunDir(tmp_path_factory.mktemp("mixture")).stage("mixture")
     rows = mixture_rows()
     for part, chunk in enumerate((rows[:25], rows[25:])):
-        put_part(stage, part, records.table(chunk, records.MIXTURE))
+        put_part(stage, part, schemas.table(chunk, schemas.MIXTURE))
     return stage
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> ModelConfig:
-    texts = [tasks.write_prompt(row["instruction"], row["inputs"]) for row in mixture_rows()]
+    texts = [task_types.write_prompt(row["instruction"], row["inputs"]) for row in mixture_rows()]
     folder = tmp_path_factory.mktemp("model") / "tiny"
     create_nano(
         folder, texts, 0, vocab_size=400, hidden_size=64, num_layers=2, num_heads=2, intermediate_size=128

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from lm_mixup import records, tasks
-from lm_mixup.backends.policy import create_nano
-from lm_mixup.parts import PartResult, receipt_of
-from lm_mixup.runs import Outcome, RunDir, summarise
+from lm_mixup.core import schemas, task_types
+from lm_mixup.core.run_dir import Outcome, RunDir, summarise
+from lm_mixup.demo.nano import create_nano
+from lm_mixup.distributed.map_parts import PartResult, receipt_of
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -27,7 +27,7 @@ def write_mixture(run: RunDir) -> list[str]:
         {
             "id": str(index),
             "task_type": "qa",
-            "instruction": tasks.INSTRUCTIONS["qa"],
+            "instruction": task_types.INSTRUCTIONS["qa"],
             "inputs": ["What is gold?\nA metal." * (1 + index % 5), f"Its number?\n{index}"],
             "cot": "Both are about gold.",
             "output": f"Q: What is gold?\nA: A metal, number {index}.",
@@ -35,7 +35,7 @@ def write_mixture(run: RunDir) -> list[str]:
         }
         for index in range(24)
     ]
-    stage, result = run.stage("mixture"), PartResult(records.table(rows, records.MIXTURE), rows_in=len(rows))
+    stage, result = run.stage("mixture"), PartResult(schemas.table(rows, schemas.MIXTURE), rows_in=len(rows))
     stage.write_part(0, result.rows, None, receipt_of(0, result))
     stage.finish(summarise(stage, "x", {}, 0.0, Outcome()))
     return [row["output"] for row in rows]

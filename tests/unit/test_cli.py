@@ -14,8 +14,8 @@ import yaml
 from typer.testing import CliRunner
 
 from lm_mixup.cli import app, input_error_in
-from lm_mixup.errors import InputError
-from lm_mixup.runs import RunDir
+from lm_mixup.core.errors import InputError
+from lm_mixup.core.run_dir import RunDir
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
@@ -60,7 +60,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, arguments: list[s
 
 
 def _finish(run: RunDir, name: str) -> None:
-    from lm_mixup.runs import Outcome, summarise
+    from lm_mixup.core.run_dir import Outcome, summarise
 
     stage = run.stage(name)
     stage.begin("x")
@@ -106,7 +106,7 @@ STOPPED = """
 import signal
 from lm_mixup.cli import app
 from lm_mixup.config import RayConfig
-from lm_mixup.ray_cluster import start_ray
+from lm_mixup.distributed.ray_cluster import start_ray
 from lm_mixup import pipeline
 
 def wait(*_):

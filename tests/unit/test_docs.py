@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lm_mixup.config_file import load_config
+from lm_mixup.config.load import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])

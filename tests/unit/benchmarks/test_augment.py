@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from lm_mixup.runs import Manifest
+from lm_mixup.core.run_dir import Manifest
 
 BENCHMARKS = str(Path(__file__).resolve().parents[3] / "benchmarks")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lm_mixup.config_file import load_config
+from lm_mixup.config.load import load_config
 
 CONFIG = str(Path(__file__).parents[3] / "configs" / "quickstart.yaml")
 

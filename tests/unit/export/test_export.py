@@ -11,16 +11,16 @@ from huggingface_hub import DatasetCard
 from stage_rows import put_part
 from typer.testing import CliRunner
 
+from lm_mixup.augment.select import OUTPUT
 from lm_mixup.cli import app
-from lm_mixup.data.select import OUTPUT
-from lm_mixup.errors import InputError
+from lm_mixup.core.errors import InputError
+from lm_mixup.core.run_dir import Outcome, RunDir, StageDir, summarise
+from lm_mixup.core.schemas import table
 from lm_mixup.export import hub
 from lm_mixup.export.card import cell, public_name
 from lm_mixup.export.folder import export, write_subset
 from lm_mixup.mixture.assemble import SCHEMA
 from lm_mixup.mixture.passages import SCHEMA as PASSAGES
-from lm_mixup.records import table
-from lm_mixup.runs import Outcome, RunDir, StageDir, summarise
 
 EVIL = "a | b\n# <script>alert(1)</script>"
 

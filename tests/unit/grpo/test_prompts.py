@@ -8,20 +8,21 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from lm_mixup import tasks
-from lm_mixup.backends.policy import create_nano, encode_prompt, load_tokenizer
 from lm_mixup.config import EmbedderConfig, GrpoConfig, ModelConfig, RewardsConfig
-from lm_mixup.errors import InputError
+from lm_mixup.core import task_types
+from lm_mixup.core.errors import InputError
+from lm_mixup.core.run_dir import RunDir, fingerprint
+from lm_mixup.demo.nano import create_nano
+from lm_mixup.distributed.map_parts import PartResult, receipt_of
 from lm_mixup.grpo.stage import _make_encode, _read_prompts, grpo
-from lm_mixup.parts import PartResult, receipt_of
+from lm_mixup.models.policy import encode_prompt, load_tokenizer
 from lm_mixup.rewards.library import LibraryInfo
-from lm_mixup.runs import RunDir, fingerprint
 
 INPUTS = ["What is gold?\nA metal.", "Its number?\n79"]
 
 
 def row(name: str, split: str, inputs: list[str]) -> dict:
-    instruction, output = tasks.INSTRUCTIONS["qa"], "Q: What is gold?\nA: A metal."
+    instruction, output = task_types.INSTRUCTIONS["qa"], "Q: What is gold?\nA: A metal."
     fields = {
         "instruction": instruction,
         "inputs": inputs,
@@ -57,7 +58,7 @@ def test_prompts_keep_their_inputs_only_where_asked(tmp_path: Path):
     assert [(p.id, p.inputs) for p in prompts] == [("a", tuple(INPUTS)), ("b", tuple(INPUTS[::-1]))]
     assert [(p.id, p.inputs) for p in held_out] == [("c", tuple(INPUTS))]
     tokenizer = load_tokenizer(model, ModelConfig())
-    assert prompts[0].token_ids == encode_prompt(tokenizer, tasks.INSTRUCTIONS["qa"], INPUTS)
+    assert prompts[0].token_ids == encode_prompt(tokenizer, task_types.INSTRUCTIONS["qa"], INPUTS)
     assert (prompts[0].reference, prompts[0].entities) == ("Q: What is gold?\nA: A metal.", ("gold",))
     without, *_ = _read_prompts(out, 5, with_inputs=False)
     assert [p.inputs for p in without] == [(), ()]

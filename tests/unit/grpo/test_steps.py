@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lm_mixup.config import GrpoConfig, RewardsConfig
-from lm_mixup.errors import InputError
+from lm_mixup.core.errors import InputError
 from lm_mixup.grpo import checkpoint
 from lm_mixup.grpo.checkpoint import Progress
 from lm_mixup.grpo.metrics import MetricsLog, read_metrics
 from lm_mixup.grpo.placement import plan_bundles
 from lm_mixup.grpo.sampler import learning_rate, prompt_seeds, prompts_of_step
-from lm_mixup.grpo.sync import (
+from lm_mixup.grpo.weights.verify import (
     Digests,
     Held,
     Published,

@@ -8,12 +8,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lm_mixup.backends.engine import Completion
+from lm_mixup.demo.fact_check import recall
 from lm_mixup.grpo.metrics import read_metrics
-from lm_mixup.grpo.rollout_actor import Group, Prompt
+from lm_mixup.grpo.types import Group, Prompt
 from lm_mixup.grpo.validation import Validation, fact_recall
+from lm_mixup.models.engine import Completion
 from lm_mixup.rewards.workers import RewardScores
-from lm_mixup.world.recall import recall
 
 REFERENCE = (
     "Q: What are the symbol and group of the element iron?\n"

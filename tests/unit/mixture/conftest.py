@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 from small_build import build
 
-from lm_mixup.backends.judge import make_judge
+from lm_mixup.chat.judge import make_judge
 from lm_mixup.config import DataConfig, RateConfig
+from lm_mixup.core.run_dir import RunDir
 from lm_mixup.mixture.assemble import mixture_part
 from lm_mixup.mixture.degrade import degrade_part
 from lm_mixup.mixture.generate import generate_part
 from lm_mixup.mixture.passages import passages
-from lm_mixup.runs import RunDir
 
 
 @pytest.fixture(scope="session")

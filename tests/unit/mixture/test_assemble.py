@@ -9,15 +9,15 @@ from random import Random
 
 from small_build import build
 
-from lm_mixup.backends.frames import HELD_OUT
-from lm_mixup.backends.topics import TOPICS
+from lm_mixup.core.claims import claims_of
+from lm_mixup.core.task_types import parse_answer, write_output
+from lm_mixup.demo import low_quality_rows
+from lm_mixup.demo.fact_check import truth
+from lm_mixup.demo.facts import entities_by_name
+from lm_mixup.demo.merge_samples import Bundle, merge, pair_up
+from lm_mixup.demo.sentence_templates import HELD_OUT
+from lm_mixup.demo.topics import TOPICS
 from lm_mixup.mixture.assemble import mixture_part
-from lm_mixup.mixture.crosstopic import Bundle, merge, pair_up
-from lm_mixup.mixture.slots import claims_of
-from lm_mixup.tasks import parse_answer, write_output
-from lm_mixup.world import poor
-from lm_mixup.world.facts import entities_by_name
-from lm_mixup.world.truth import truth
 
 
 def bundles_of(generated, degraded):
@@ -108,7 +108,9 @@ _HELD_OUT_TEXTS = [
     *map(texts_of, (*HELD_OUT.questions, *HELD_OUT.asks, HELD_OUT.merged_question, *HELD_OUT.prompts)),
 ]
 _HELD_OUT_PROMPTS = [
-    texts_of(frame) for field in fields(poor.HELD_OUT) for frame in getattr(poor.HELD_OUT, field.name)
+    texts_of(frame)
+    for field in fields(low_quality_rows.HELD_OUT)
+    for frame in getattr(low_quality_rows.HELD_OUT, field.name)
 ]
 
 

@@ -10,15 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_build import SAMPLES, FixedJudge, build
 
-from lm_mixup.backends.judge import Rating, RatingFailure, make_judge
+from lm_mixup.chat.judge import Rating, RatingFailure, make_judge
 from lm_mixup.config import RateConfig
+from lm_mixup.core.claims import claims_of
+from lm_mixup.core.task_types import LETTERS, parse_answer
+from lm_mixup.demo.fact_check import truth
+from lm_mixup.demo.facts import entities_by_name
 from lm_mixup.mixture.assemble import bundles_of
 from lm_mixup.mixture.degrade import degrade_part
 from lm_mixup.mixture.generate import generate_part, plan
-from lm_mixup.mixture.slots import claims_of, slots
-from lm_mixup.tasks import LETTERS, parse_answer
-from lm_mixup.world.facts import entities_by_name
-from lm_mixup.world.truth import truth
+from lm_mixup.mixture.variant_plan import slots
 
 # generate
 

@@ -9,11 +9,11 @@ import pytest
 from small_build import build
 
 from lm_mixup.config import DataConfig, RateConfig, TeacherConfig
-from lm_mixup.errors import InputError
+from lm_mixup.core.errors import InputError
+from lm_mixup.core.run_dir import RunDir
+from lm_mixup.demo.facts import load_entities, split_of
 from lm_mixup.mixture.generate import generate
 from lm_mixup.mixture.passages import passages
-from lm_mixup.runs import RunDir
-from lm_mixup.world.facts import load_entities, split_of
 
 
 def test_a_passage_an_entity_with_its_split(listed):
@@ -107,7 +107,7 @@ def test_a_data_set_of_the_hub_is_read_by_its_name(tmp_path, monkeypatch):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from lm_mixup.data import hf_datasets
+    from lm_mixup.augment.reading import hf_datasets
 
     listed = hf_datasets.data_files
     articles = {name: [f"{name} {n}" for n in range(4)] for name in ("id", "url", "title", "text")}

@@ -7,17 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm_mixup.backends.judge import make_judge
+from lm_mixup.augment.reading import hf_datasets
+from lm_mixup.chat.judge import make_judge
 from lm_mixup.config import BuildConfig, Config, DataConfig, RateConfig
-from lm_mixup.data import hf_datasets
-from lm_mixup.errors import InputError
-from lm_mixup.mixture.linearised import Unreadable, canonical, split_inputs
+from lm_mixup.core.errors import InputError
+from lm_mixup.core.run_dir import RunDir
+from lm_mixup.core.schemas import MIXTURE
+from lm_mixup.core.task_types import INSTRUCTIONS, parse_answer
 from lm_mixup.mixture.published import list_files, mixture_folder, published, task_type_named
+from lm_mixup.mixture.published_text import Unreadable, canonical, split_inputs
 from lm_mixup.mixture.rate_mixture import draw, rate_part, texts_of
-from lm_mixup.records import MIXTURE
-from lm_mixup.runs import RunDir
 from lm_mixup.stages import BY_NAME, Context, inputs_of, stages_of
-from lm_mixup.tasks import INSTRUCTIONS, parse_answer
 
 TARGETS = {
     "qa": "Q: What is row {n}?\nA: It is number {n}.",

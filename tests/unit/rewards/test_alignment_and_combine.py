@@ -4,9 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm_mixup.config import RewardsConfig, RewardWeights
+from lm_mixup.core.task_types import TASK_TYPES
 from lm_mixup.rewards.alignment import alignment_reward, cosine
 from lm_mixup.rewards.combine import combine, normalize_then_sum, weights_of
-from lm_mixup.tasks import TASK_TYPES
 
 PARTS = {
     "quality": np.array([1.0, 0.3, 0.0, 1.0]),

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from lm_mixup.config import EmbedderConfig, RewardsConfig
+from lm_mixup.core.task_types import Qa, Tfq, write_answer, write_output
 from lm_mixup.rewards.quality import make_library
 from lm_mixup.rewards.workers import in_actor, score_components
-from lm_mixup.tasks import Qa, Tfq, write_answer, write_output
 
 
 def vector(text: str) -> np.ndarray:

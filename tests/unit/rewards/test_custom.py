@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from lm_mixup.cli import app
 from lm_mixup.config import Config, CustomReward, RewardsConfig
-from lm_mixup.errors import InputError
+from lm_mixup.core.errors import InputError
 from lm_mixup.rewards import custom
 from lm_mixup.rewards.batch import RewardBatch, whole_groups
 from lm_mixup.rewards.combine import combine, component_names, weight_matrix

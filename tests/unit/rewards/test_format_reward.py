@@ -1,7 +1,17 @@
 import pytest
 
+from lm_mixup.core.task_types import (
+    Cs,
+    FormatError,
+    Mcq,
+    Para,
+    Qa,
+    Tfq,
+    task_type_of,
+    write_answer,
+    write_output,
+)
 from lm_mixup.rewards.format import answer_of, format_reward, format_rewards, judged_text
-from lm_mixup.tasks import Cs, FormatError, Mcq, Para, Qa, Tfq, task_type_of, write_answer, write_output
 
 SAMPLES = [
     Qa("What is the symbol of iron?", "Fe, from the Latin ferrum."),

@@ -5,11 +5,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm_mixup.config import EmbedderConfig
-from lm_mixup.errors import InputError
+from lm_mixup.core.draws import fair_shares
+from lm_mixup.core.errors import InputError
+from lm_mixup.core.run_dir import RunDir
+from lm_mixup.core.task_types import write_output
 from lm_mixup.rewards.format import answer_of
-from lm_mixup.rewards.library import check_library, choose, fair_shares
-from lm_mixup.runs import RunDir
-from lm_mixup.tasks import write_output
+from lm_mixup.rewards.library import check_library, choose
 
 
 def row(number, task_type="qa", score=5, split="sft", answer=None):

@@ -13,9 +13,10 @@ from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, TrainerCallback
 from trl import SFTConfig as TrlConfig
 
-from lm_mixup.backends.policy import create_nano, load_policy, load_tokenizer
 from lm_mixup.config import ModelConfig
-from lm_mixup.errors import InputError
+from lm_mixup.core.errors import InputError
+from lm_mixup.demo.nano import create_nano
+from lm_mixup.models.policy import load_policy, load_tokenizer
 from lm_mixup.train.callbacks import MetricsLog
 from lm_mixup.train.checkpoint import read_metrics, trim_metrics
 from lm_mixup.train.sft_worker import OrderedTrainer

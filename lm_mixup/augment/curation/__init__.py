@@ -1,0 +1,1 @@
+"""Score curation by consensus of neighbours (DS2)."""

@@ -1,0 +1,110 @@
+"""Which rows say the same as an evaluation item: the cosine of their embeddings.
+
+Finds what shared n-grams (`contamination`) cannot: paraphrases, and translations if the embedder knows both
+languages. The items' vectors are few enough to be held whole: once a machine, in Ray's object store. A row
+takes 2·E·d operations for E items, so 10,000 items of 384-d cost about 0.1 ms a row and core.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from lm_mixup.augment.dedup.decontaminate import read_eval_items
+from lm_mixup.config import EmbedDecontaminateConfig
+from lm_mixup.core.errors import InputError
+from lm_mixup.core.schemas import content_id
+
+SECTION: Final = "embed.decontaminate"
+REASON: Final = "contaminated_embedding"
+MOST_ITEMS: Final = 100_000  # 150 MB of 384-d vectors, 400 MB of 1024-d
+LEVELS: Final = (0.7, 0.8, 0.9)
+_BLOCK_BYTES: Final = 1 << 26
+
+Vectors = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class EvalVectors:
+    """The embeddings of evaluation items.
+
+    Attributes:
+        ids: The items' ids.
+        vectors: float32 [E, d], E at least 1, of length 1.
+    """
+
+    ids: Sequence[str]
+    vectors: Vectors
+
+    def nearest(self, rows: Vectors) -> tuple[npt.NDArray[np.int64], Vectors]:
+        """The most similar item of each row.
+
+        Args:
+            rows: float32 [N, d], of length 1.
+
+        Returns:
+            Numbers of items int64 [N], the first of equally similar ones, and cosines float32 [N].
+        """
+        items = np.zeros(len(rows), np.int64)
+        cosines = np.zeros(len(rows), np.float32)
+        block = max(1, _BLOCK_BYTES // (4 * len(self.ids)))
+        for start in range(0, len(rows), block):
+            alike = rows[start : start + block] @ self.vectors.T
+            items[start : start + block] = best = alike.argmax(axis=1)
+            cosines[start : start + block] = alike[np.arange(len(best)), best]
+        return items, cosines
+
+
+def read_distinct_items(config: EmbedDecontaminateConfig) -> tuple[list[tuple[str, str]], int]:
+    """Id and text of the evaluation items, of equal texts the first; and how many items there are in all.
+
+    Raises:
+        InputError: A set is missing, damaged, or has no column of text that is known; there are no items, or
+            too many.
+    """
+    items: dict[str, tuple[str, str]] = {}
+    count = 0
+    for name, texts in read_eval_items(config, SECTION):
+        count += 1
+        text = "\n".join(texts).strip()
+        if text:
+            items.setdefault(content_id(text), (name, text))
+        if len(items) > MOST_ITEMS:
+            raise InputError(
+                f"{SECTION}.files: more than {MOST_ITEMS:,} different items; name fewer evaluation sets, and "
+                "have the others compared by n-grams (ingest.decontaminate)"
+            )
+    if not items:
+        raise InputError(f"{SECTION}.files: none of the {count} items has a text; check {SECTION}.columns")
+    return list(items.values()), count
+
+
+def refuse_similar(
+    rows: pa.Table, vectors: Vectors, evals: EvalVectors, min_similarity: float
+) -> tuple[npt.NDArray[np.bool_], pa.Table, dict[str, float]]:
+    """Tells the rows that are too close to an evaluation item.
+
+    Args:
+        rows: The rows.
+        vectors: Their embeddings, float32 [N, d], of length 1.
+        evals: The evaluation items.
+        min_similarity: Least cosine of a row that is refused.
+
+    Returns:
+        bool [N], which rows stay; the others with `reason`, `match` (the item's id) and `similarity`; and how
+        many rows reach each of `LEVELS`, to choose the threshold by.
+    """
+    items, cosines = evals.nearest(vectors)
+    keep = cosines < np.float32(min_similarity)
+    matches = [evals.ids[item] for item in items[~keep]]
+    refused = rows.filter(pa.array(~keep))
+    refused = refused.append_column("reason", pa.array([REASON] * len(matches), pa.string()))
+    refused = refused.append_column("match", pa.array(matches, pa.string()))
+    refused = refused.append_column("similarity", pa.array(cosines[~keep], pa.float32()))
+    reached = {f"eval_similarity_{level}": float((cosines >= level).sum()) for level in LEVELS}
+    return keep, refused, reached

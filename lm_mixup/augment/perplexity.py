@@ -1,0 +1,176 @@
+"""The perplexity of every row's completion, given its prompt: what `select.method: perplexity` ranks by.
+
+It is made under that method alone and costs one forward pass over every row of the pool. It has a folder of
+its own in the run directory, `perplexity/`, with parts, receipts and a manifest like any stage: it goes on
+where it was stopped, and another budget or another end of the ranking does not repeat it.
+
+A part's figures depend on that part alone, not on the workers. Where the pool is cut otherwise, rows share a
+forward pass with others, and figures agree to rounding (about 1e-6 in float32).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from lm_mixup.config import ModelConfig, PerplexityConfig
+from lm_mixup.core import schemas
+from lm_mixup.core.errors import InputError
+from lm_mixup.core.run_dir import Outcome, StageDir
+from lm_mixup.distributed.map_parts import PartResult, map_parts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from lm_mixup.models.engine import Engine
+
+OUTPUT = pa.schema([("content", pa.string()), ("perplexity", pa.float64()), ("tokens", pa.int32())])
+REJECTED = pa.schema([("content", pa.string()), ("tokens", pa.int32()), ("reason", pa.string())])
+_ROWS_PER_CALL = 128  # vLLM holds an object a token until it returns
+
+Item = tuple[str, str]  # the side, and a part of it
+
+
+def perplexity(
+    distilled: StageDir, curated: StageDir, out: StageDir, config: PerplexityConfig, model: ModelConfig
+) -> Outcome:
+    """Measures exp(mean −log π) over the tokens of every completion, given the prompt in the chat template.
+
+    Input columns: prompt, completion. Output columns: content (`schemas.content_id` of the two), perplexity,
+    tokens (of the completion). Rejected, with their tokens: `too_long`, rows that `max_length` or the model
+    has no room for, and `empty`. The first parts are those of `distilled`, in order, the others those of
+    `curated`.
+
+    Args:
+        distilled: Distilled rows.
+        curated: The rows of the pool.
+        out: Where the parts are written.
+        config: The model and its engine.
+        model: The run's policy, which measures unless the config names another.
+
+    Raises:
+        InputError: There is no such model, or it has no weights.
+    """
+    from lm_mixup.distributed.ray_cluster import has_gpu
+    from lm_mixup.models.engine import engine_environment
+
+    chosen = measuring_model(config, model)
+    sides = {"distilled": distilled, "original": curated}
+    items: list[Item] = [(side, part) for side, stage in sides.items() for part in stage.parts()]
+    map_parts(
+        out,
+        items,
+        make_work,
+        {"sides": sides, "config": config, "model": chosen},
+        num_actors=config.num_actors,
+        num_cpus=config.num_cpus,
+        num_gpus=config.tensor_parallel_size if has_gpu() else 0.0,
+        runtime_env={"env_vars": engine_environment(max(1, int(config.num_cpus)))},
+    )
+    return Outcome(metrics={"model": chosen.path})
+
+
+def measuring_model(config: PerplexityConfig, model: ModelConfig) -> ModelConfig:
+    """The model whose perplexity it is.
+
+    Raises:
+        InputError: There is no such model, or it has no weights.
+    """
+    from lm_mixup.models.policy import UNTRAINED_NANO, check_model_path
+
+    key, chosen = "model.path", model
+    if config.model is not None:
+        key = "select.perplexity.model"
+        chosen = ModelConfig(path=config.model, dtype=model.dtype, trust_remote_code=model.trust_remote_code)
+    if chosen.path == UNTRAINED_NANO:
+        raise InputError(
+            f"{key} {chosen.path}: has no weights to measure perplexity with; set select.perplexity.model to "
+            "a model folder, a Hub name or `nano`"
+        )
+    try:
+        check_model_path(chosen.path)
+    except InputError as error:
+        raise InputError(str(error).replace("model.path", key)) from None
+    return chosen
+
+
+def make_work(
+    sides: dict[str, StageDir], config: PerplexityConfig, model: ModelConfig
+) -> Callable[[Item], PartResult]:
+    """Loads the model into an engine; the function measures one part."""
+    from lm_mixup.models.engine import Engine
+    from lm_mixup.models.policy import load_tokenizer, model_folder, policy_dtype
+
+    tokenizer = load_tokenizer(model.path, model)
+    room = min(config.max_length, _longest(model) - 1)
+    engine = Engine(
+        model_folder(model.path),
+        dtype=str(policy_dtype(model)).removeprefix("torch."),
+        max_model_len=room + 1,  # vLLM always draws a token
+        kv_cache_gib=config.kv_cache_gib,
+        gpu_memory_utilization=config.gpu_memory_utilization,
+        tensor_parallel_size=config.tensor_parallel_size,
+        trust_remote_code=model.trust_remote_code,
+        revision=model.revision,
+    )
+
+    def work(item: Item) -> PartResult:
+        side, part = item
+        return measure(sides[side].read_part(part, ["prompt", "completion"]), tokenizer, engine, room)
+
+    return work
+
+
+def _longest(model: ModelConfig) -> int:
+    """Positions of the model."""
+    from transformers import AutoConfig
+
+    from lm_mixup.models.policy import model_folder
+
+    loaded = AutoConfig.from_pretrained(
+        model_folder(model.path), revision=model.revision, trust_remote_code=model.trust_remote_code
+    )
+    return int(getattr(loaded.get_text_config(), "max_position_embeddings", 1 << 30))
+
+
+def measure(rows: pa.Table, tokenizer: PreTrainedTokenizerBase, engine: Engine, room: int) -> PartResult:
+    """The perplexities of one part's rows.
+
+    Args:
+        rows: {prompt, completion}.
+        tokenizer: Of the model.
+        engine: The model.
+        room: Most tokens of a prompt and its completion.
+    """
+    from lm_mixup.models.policy import encode_pair
+
+    waiting: list[tuple[str, list[int], list[int]]] = []
+    rejected: list[dict[str, Any]] = []
+    for row in rows.to_pylist():
+        content = schemas.content_id(row["prompt"] or "", row["completion"] or "")
+        prompt, answer = encode_pair(tokenizer, row["prompt"] or "", row["completion"] or "")
+        tokens = len(prompt) + len(answer)
+        if not answer or tokens > room:
+            reason = "too_long" if answer else "empty"
+            rejected.append({"content": content, "tokens": tokens, "reason": reason})
+        else:
+            waiting.append((content, prompt, answer))
+    measured: list[dict[str, Any]] = []
+    total = 0.0
+    for start in range(0, len(waiting), _ROWS_PER_CALL):
+        batch = waiting[start : start + _ROWS_PER_CALL]
+        scores = engine.score_batch([prompt + answer for _, prompt, answer in batch])
+        for (content, _, answer), score in zip(batch, scores, strict=True):
+            surprise = -score[-len(answer) :].astype(np.float64)
+            total += float(surprise.sum())
+            value = float(np.exp(surprise.mean()))
+            measured.append({"content": content, "perplexity": value, "tokens": len(answer)})
+    return PartResult(
+        schemas.table(measured, OUTPUT),
+        schemas.table(rejected, REJECTED) if rejected else None,
+        rows_in=rows.num_rows,
+        metrics={"tokens": sum(row["tokens"] for row in measured), "nll": total},
+    )

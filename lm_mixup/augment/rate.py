@@ -1,0 +1,56 @@
+"""Rates rows with the judge. A row whose rating failed stays, with nulls and the reason."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import pyarrow as pa
+
+from lm_mixup.chat.judge import Judge, Rating, SharedJudge, rating_columns, share_judge
+from lm_mixup.config import RateConfig
+from lm_mixup.core.run_dir import Outcome, StageDir
+from lm_mixup.core.schemas import RATING, compress_score
+from lm_mixup.distributed.map_parts import PartResult, map_parts
+
+
+def rate(source: StageDir, out: StageDir, config: RateConfig) -> Outcome:
+    """Rates every row of a stage.
+
+    Input columns: prompt, completion. Output columns: all of the source's, and `records.RATING`. Metrics:
+    `rated`, `failed`, the rated rows by score, `score_0` to `score_5`, and what a chat model took
+    (`chat.usage`).
+
+    Args:
+        source: The rows.
+        out: Where the parts are written.
+        config: The judge.
+
+    Raises:
+        InputError: The judge lacks a setting.
+    """
+    shared = share_judge(config, out)
+    map_parts(out, source.parts(), make_work, {"source": source, "shared": shared}, **shared.placement())
+    return Outcome(metrics=shared.metrics())
+
+
+def make_work(source: StageDir, shared: SharedJudge) -> Callable[[str], PartResult]:
+    """Makes the judge; the function rates one part."""
+    judge = shared.make()
+    return lambda part: rate_table(source.read_part(part), judge)
+
+
+def rate_table(rows: pa.Table, judge: Judge) -> PartResult:
+    """The rows with their ratings: as many as came in, in the same order."""
+    verdicts = judge.rate(list(zip(rows["prompt"].to_pylist(), rows["completion"].to_pylist(), strict=True)))
+    columns = rating_columns(judge.name, verdicts)
+    for field in RATING:
+        column = pa.array(columns[field.name], field.type)
+        there = rows.schema.get_field_index(field.name)
+        rows = rows.append_column(field, column) if there < 0 else rows.set_column(there, field, column)
+    scores = Counter(compress_score(v.overall) for v in verdicts if isinstance(v, Rating))
+    metrics = {f"score_{score}": scores[score] for score in range(6)}
+    rated = scores.total()
+    return PartResult(
+        rows, rows_in=rows.num_rows, metrics={"rated": rated, "failed": rows.num_rows - rated, **metrics}
+    )

@@ -1,0 +1,135 @@
+"""Rates distilled rows, refuses the poor ones, and says how rare each of the others is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lm_mixup.augment.embed import embedding_table, vectors_of
+from lm_mixup.augment.neighbors import Bank
+from lm_mixup.augment.rate import rate_table
+from lm_mixup.augment.vector_search.long_tail import mean_distance
+from lm_mixup.chat.judge import Judge, SharedJudge, share_judge
+from lm_mixup.config import EmbedderConfig, RateConfig
+from lm_mixup.core import schemas, task_types
+from lm_mixup.core.run_dir import Outcome, StageDir
+from lm_mixup.distributed.map_parts import PartResult, map_parts
+from lm_mixup.models.embedder import Embedder, resolve_path
+
+
+def rate_distilled(
+    distill: StageDir,
+    out: StageDir,
+    rate: RateConfig,
+    embedder: EmbedderConfig,
+    neighbors_k: int,
+    min_score: int,
+) -> Outcome:
+    """Rates distilled rows and scores the kept ones by their distance to each other.
+
+    Input columns: schemas.DISTILLED. Output columns: those, id (content hash), schemas.RATING and `long_tail`
+    (float32, mean cosine distance to the k nearest other kept rows). Rejected, with their columns: `unrated`
+    and `score_below_<min_score>`. Part i holds the rows of part i of the distilled ones.
+
+    Two passes over the parts, since long tail needs the vectors of all kept rows: the first rates and embeds
+    (its parts lie in the stage's folder `kept`, so no rating is paid for twice), the second goes over that
+    bank shard by shard.
+
+    Args:
+        distill: Distilled rows.
+        out: Where the parts are written.
+        rate: The judge.
+        embedder: The embedder.
+        neighbors_k: Neighbours of the long-tail score.
+        min_score: Least score kept.
+
+    Raises:
+        InputError: The judge lacks a setting, or the embedder's path does not exist.
+    """
+    shared = share_judge(rate, out)
+    resolve_path(embedder.path)
+    kept = kept_of(out)
+    map_parts(
+        kept,
+        distill.parts(),
+        make_rating,
+        {"distill": distill, "shared": shared, "embedder": embedder, "min_score": min_score},
+        **_placement(shared, embedder),
+        label="rate distilled",
+    )
+    map_parts(out, kept.parts(), make_long_tail, {"kept": kept, "k": neighbors_k}, label="long tail")
+    return Outcome(metrics=shared.metrics())
+
+
+def kept_of(out: StageDir) -> StageDir:
+    """The kept rows of a `rate_distilled` stage with their embeddings, {id, embedding, …}, part for part."""
+    return StageDir(out.run, f"{out.name}/kept")
+
+
+def _placement(shared: SharedJudge, embedder: EmbedderConfig) -> dict[str, Any]:
+    """Of actors that hold a judge and an embedder, which take turns on the CPUs but not on a GPU."""
+    placed = shared.placement()
+    # A model in vLLM is loaded by as many actors as the judge says; any other judge costs an actor nothing.
+    if shared.config.backend != "vllm":
+        placed["num_actors"] = max(placed["num_actors"], embedder.num_actors)
+        placed["num_cpus"] = embedder.num_cpus
+    placed["num_gpus"] = max(placed.get("num_gpus", 0.0), embedder.num_gpus)
+    return placed
+
+
+def make_rating(
+    distill: StageDir, shared: SharedJudge, embedder: EmbedderConfig, min_score: int
+) -> Callable[[str], PartResult]:
+    """Makes judge and embedder; the function rates one part and embeds what is kept."""
+    judge, model = shared.make(), Embedder(embedder)
+
+    def work(part: str) -> PartResult:
+        result = keep_rated(distill.read_part(part), judge, min_score)
+        rows = result.rows
+        pairs = zip(rows["prompt"].to_pylist(), rows["completion"].to_pylist(), strict=True)
+        vectors = model.embed([task_types.write_input(prompt, completion) for prompt, completion in pairs])
+        embedded = embedding_table(rows["id"], vectors)
+        return PartResult(
+            rows.append_column("embedding", embedded["embedding"]),
+            result.rejected,
+            result.rows_in,
+            result.metrics,
+        )
+
+    return work
+
+
+def keep_rated(rows: pa.Table, judge: Judge, min_score: int) -> PartResult:
+    """The rows rated at `min_score` or above; the others rejected, with the reason."""
+    rated = rate_table(rows, judge)
+    rows = rated.rows
+    pairs = zip(rows["prompt"].to_pylist(), rows["completion"].to_pylist(), strict=True)
+    ids = pa.array([schemas.content_id(prompt, completion) for prompt, completion in pairs], pa.string())
+    rows = rows.append_column("id", ids)
+    unrated = pc.is_null(rows["score"])
+    reason = pc.if_else(unrated, "unrated", f"score_below_{min_score}")
+    keep = pc.fill_null(pc.greater_equal(rows["score"], min_score), False)
+    rejected = rows.append_column("reason", reason).filter(pc.invert(keep))
+    return PartResult(rows.filter(keep), rejected, rated.rows_in, rated.metrics)
+
+
+def make_long_tail(kept: StageDir, k: int) -> Callable[[str], PartResult]:
+    """Opens the bank of kept rows; the function scores one part."""
+    bank = Bank(kept)
+
+    def work(part: str) -> PartResult:
+        rows = kept.read_part(part)
+        own = bank.start_of(part) + np.arange(rows.num_rows)
+        _, similarities = bank.nearest(vectors_of(rows), own, k)
+        long_tail = mean_distance(similarities)
+        refused = part.replace("/data/", "/rejected/")
+        rejected = kept.read_part(refused) if refused in kept.parts("rejected") else None
+        rows = rows.drop_columns(["embedding"]).append_column("long_tail", pa.array(long_tail))
+        rows_in = rows.num_rows + (rejected.num_rows if rejected is not None else 0)
+        return PartResult(rows, rejected, rows_in, {"long_tail_sum": float(long_tail.sum())})
+
+    return work

@@ -1,0 +1,1 @@
+"""Reads pools: files, Hugging Face data sets, rows of any common layout."""

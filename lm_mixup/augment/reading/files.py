@@ -1,0 +1,279 @@
+"""The files of a pool, cut into units that can be read on their own.
+
+A unit is a byte range of a JSONL file, aligned on newlines; a row group of a Parquet file; a run of record
+batches of a data set saved as Arrow; or a whole file where it cannot be cut (a compressed JSONL file, a JSON
+array, Arrow that is not on a local disk). Units in order give the pool's items in order, however large the
+byte ranges are.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import math
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import IO, Any, Literal, cast
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lm_mixup.augment.reading.hf_datasets import (
+    cut_batches,
+    hub_files,
+    is_hub_name,
+    read_batches,
+    saved_files,
+)
+from lm_mixup.core.errors import InputError
+
+Format = Literal["jsonl", "compressed", "json", "parquet", "arrow"]
+
+_SUFFIXES: dict[str, Format] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".jsonl.gz": "compressed",
+    ".json.gz": "compressed",
+    ".jsonl.zst": "compressed",
+    ".json.zst": "compressed",
+}
+_KNOWN = ", ".join(_SUFFIXES)
+_SHARD = re.compile(r"[-_.]?(?:part|shard)?[-_.]?\d+(?:[-_]of[-_]\d+)?$", re.IGNORECASE)
+_BOM = b"\xef\xbb\xbf"
+_HEAD = 1 << 16  # bytes in which a file shows whether it is one array
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is read in one go.
+
+    Attributes:
+        uri: The file.
+        format: How it is written.
+        start: First byte of a JSONL range; row group of a Parquet file; first record batch; else 0.
+        end: Byte behind a JSONL range; batch behind the last one, 0 for all; else 0.
+        source: The source of its rows, where they do not name theirs.
+    """
+
+    uri: str
+    format: Format
+    start: int
+    end: int
+    source: str
+
+
+def list_units(pool: str, split_bytes: int, key: str = "augment.pool") -> tuple[list[Unit], dict[str, int]]:
+    """The units of a pool, in order of file and place, and what was found.
+
+    Args:
+        pool: A file, folder or glob, local or at any fsspec URI; a folder of `save_to_disk`; a Hub name.
+        split_bytes: Bytes of a JSONL range.
+        key: The config key that names the pool, for error messages.
+
+    Returns:
+        The units, and counts of `files`, `bytes` and `files_ignored` (names of no known format, or that begin
+        with a dot or an underscore, like those of their folders inside the pool).
+
+    Raises:
+        InputError: There is no such file, none of a known format, or one cannot be opened.
+    """
+    fs, paths, ignored, source = _find(pool, key)
+    units: list[Unit] = []
+    total = 0
+    for path in paths:
+        uri = path if _is_local(fs) else str(fs.unstrip_protocol(path))
+        try:
+            size = int(fs.size(path))
+            units += _cut(fs, path, uri, size, split_bytes, source or source_name(path))
+        except (OSError, pa.ArrowInvalid) as error:
+            raise InputError(f"file {uri}: not readable ({_line(error)}); repair or remove it") from None
+        total += size
+    return units, {"files": len(paths), "bytes": total, "files_ignored": ignored}
+
+
+def _find(pool: str, key: str) -> tuple[Any, list[str], int, str | None]:
+    """File system, paths of known formats in order, number of other files, and the source if it has one."""
+    if is_hub_name(pool):
+        return _known_of_hub(pool, key)
+    try:
+        fs, path = fsspec.core.url_to_fs(pool)
+        saved = saved_files(fs, path.rstrip("/"), f"{key} {pool}")
+        if saved is not None:
+            others = sum(name.endswith(".arrow") for name in fs.find(path)) - len(saved)
+            return fs, saved, others, PurePosixPath(path).name
+        if fs.isfile(path):
+            found = [path]
+        elif fs.isdir(path):
+            found = fs.find(path)
+        else:
+            found = [match for match in fs.glob(path) if fs.isfile(match)] if set(path) & set("*?[") else []
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(f"{key} {pool}: cannot be opened ({_line(error)}); check the path") from None
+    if not found:
+        raise InputError(f"{key} {pool}: no such file or folder; give JSONL or Parquet, or `world`")
+    visible = [name for name in sorted(found) if not _is_hidden(name, path)]
+    known = [name for name in visible if _format(name)]
+    if not known:
+        raise InputError(f"{key} {pool}: holds no file that ends in one of {_KNOWN}")
+    return fs, known, len(found) - len(known), None
+
+
+def _is_hidden(name: str, pool: str) -> bool:
+    """Whether a file, or a folder between it and the pool's, is kept apart by its name.
+
+    So does Spark with what is not committed (`_temporary`), and so do caches and editors.
+    """
+    inside = PurePosixPath(name)
+    if inside.is_relative_to(pool) and inside != PurePosixPath(pool):
+        inside = inside.relative_to(pool)
+    else:  # a single file, or one that a pattern names
+        inside = PurePosixPath(inside.name)
+    return any(part.startswith((".", "_")) for part in inside.parts)
+
+
+def _known_of_hub(pool: str, key: str) -> tuple[Any, list[str], int, str | None]:
+    """The same for the data files of a data set on the Hub."""
+    uris = hub_files(pool, key)
+    known = [uri for uri in uris if _format(uri)]
+    if not known:
+        raise InputError(f"{key} {pool}: holds no file that ends in one of {_KNOWN}")
+    fs = fsspec.core.url_to_fs(known[0])[0]
+    source = re.split("[:@]", pool.partition("/")[2])[0]
+    return fs, [fs._strip_protocol(uri) for uri in known], len(uris) - len(known), source
+
+
+def _format(path: str) -> Format | None:
+    name = PurePosixPath(path).name.lower()
+    return next((kind for suffix, kind in _SUFFIXES.items() if name.endswith(suffix)), None)
+
+
+def _is_local(fs: Any) -> bool:
+    return "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _cut(fs: Any, path: str, uri: str, size: int, split_bytes: int, source: str) -> list[Unit]:
+    kind = _format(path)
+    if kind == "arrow":
+        with fs.open(path, "rb") as file:
+            runs = cut_batches(path if _is_local(fs) else file, split_bytes)
+        return [Unit(uri, "arrow", start, end, source) for start, end in runs]
+    if kind == "json":
+        with fs.open(path, "rb") as file:
+            kind = "json" if _is_array(file.read(_HEAD)) else "jsonl"
+    if kind == "parquet":
+        with fs.open(path, "rb") as file:
+            groups = pq.ParquetFile(file).num_row_groups
+        return [Unit(uri, "parquet", group, 0, source) for group in range(groups)]
+    if kind == "jsonl":
+        starts = range(0, size, max(1, split_bytes))
+        return [Unit(uri, "jsonl", start, min(start + starts.step, size), source) for start in starts]
+    return [Unit(uri, cast("Format", kind), 0, 0, source)]
+
+
+def source_name(path: str) -> str:
+    """What a file's rows are said to come from: its name without shard numbers, or its folder's."""
+    name = PurePosixPath(path)
+    stem = name.name.split(".")[0]
+    return _SHARD.sub("", stem) or name.parent.name or stem
+
+
+def read_unit(unit: Unit, max_line_bytes: int) -> list[Any]:
+    """The raw items of a unit, in order: lines as bytes, or values.
+
+    A line past `max_line_bytes` is cut there, so a file without newlines cannot exhaust the memory.
+
+    Raises:
+        InputError: The file is damaged: what was read so far cannot be trusted.
+    """
+    fs, path = fsspec.core.url_to_fs(unit.uri)
+    try:
+        with fs.open(path, "rb") as file:
+            match unit.format:
+                case "jsonl":
+                    return list(_lines_between(file, unit.start, unit.end, max_line_bytes))
+                case "compressed":
+                    unpacked = _unpacked(file, unit.uri)
+                    if path.lower().endswith((".json.gz", ".json.zst")) and _is_array(unpacked.peek(_HEAD)):
+                        return _array(unpacked.read())
+                    return list(_lines(unpacked, max_line_bytes))
+                case "json":
+                    return _array(file.read())
+                case "parquet":
+                    return _table_rows(pq.ParquetFile(file).read_row_group(unit.start))
+                case "arrow":
+                    return _table_rows(read_batches(path if _is_local(fs) else file, unit.start, unit.end))
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError, pa.ArrowException) as error:
+        raise InputError(f"file {unit.uri}: damaged ({_line(error)}); repair or remove it") from None
+
+
+def _unpacked(file: IO[bytes], uri: str) -> io.BufferedReader:
+    if uri.lower().endswith(".gz"):
+        return io.BufferedReader(gzip.GzipFile(fileobj=file), _HEAD)
+    return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd"), _HEAD)
+
+
+def _is_array(head: bytes) -> bool:
+    return head.removeprefix(_BOM).lstrip().startswith(b"[")
+
+
+def _lines_between(file: IO[bytes], start: int, end: int, limit: int) -> Iterator[bytes]:
+    """The lines whose first byte lies in [start, end)."""
+    position = 0
+    if start > 0:  # the line that reaches into this range belongs to the one before
+        file.seek(start - 1)
+        position = start - 1
+        while piece := file.readline(limit):
+            position += len(piece)
+            if piece.endswith(b"\n"):
+                break
+    yield from _lines(file, limit, position, end)
+
+
+def _lines(file: IO[bytes], limit: int, position: float = 0, end: float = math.inf) -> Iterator[bytes]:
+    """The lines that begin at `position` or behind it, before `end`, each cut at `limit`."""
+    while position < end and (piece := file.readline(limit)):
+        line = piece.removeprefix(_BOM) if position == 0 else piece
+        position += len(piece)
+        while not piece.endswith(b"\n") and (piece := file.readline(limit)):
+            position += len(piece)
+        if line:  # a file of nothing but a byte-order mark has no line
+            yield line
+
+
+def _array(content: bytes) -> list[Any]:
+    values = json.loads(content.removeprefix(_BOM))
+    return values if isinstance(values, list) else [values]
+
+
+def _table_rows(table: pa.Table) -> list[Any]:
+    try:
+        return list(table.to_pylist())
+    except UnicodeDecodeError:  # text columns are not checked on reading: take them apart value by value
+        columns = [_decoded(column) for column in table.columns]
+        return [dict(zip(table.column_names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _decoded(column: pa.ChunkedArray) -> list[Any]:
+    """A column's values; texts that are not UTF-8 stay bytes."""
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return list(column.to_pylist())
+    return [_text_or_bytes(value) for value in column.cast(pa.large_binary()).to_pylist()]
+
+
+def _text_or_bytes(value: bytes | None) -> str | bytes | None:
+    try:
+        return None if value is None else value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value

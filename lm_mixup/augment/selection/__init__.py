@@ -1,0 +1,1 @@
+"""How the final set is chosen."""

@@ -1,0 +1,179 @@
+"""The rows that may be selected: what each method asks of a row, and the figures that it ranks by.
+
+No text is kept: about 100 bytes a row, and 400 while they are sorted. Methods with a rule of their own
+(`OWN_RULE`) put no floor under the originals' curated score, as in the papers they come from; then every row
+of the pool is a candidate.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lm_mixup.augment.vector_search.long_tail import listed_distance
+from lm_mixup.config import SelectConfig, SelectMethod
+from lm_mixup.core import schemas
+from lm_mixup.core.run_dir import StageDir
+
+Origin = Literal["distilled", "original"]
+Row = dict[str, Any]
+# A figure of every row of part i that lies in another stage; None where it has none.
+Measure = Callable[[int, Sequence[Row]], Sequence[float | None]]
+
+# The judge's own ratings that a method reads, in place of a floor under the curated score.
+OWN_RULE: dict[SelectMethod, tuple[str, ...]] = {
+    "knn_diversity": (),
+    "alpagasus": ("overall",),
+    "deita": ("overall", "complexity"),
+    "perplexity": (),
+}
+UNKNOWN = "unknown"  # the stratum of rows without the value
+
+# Texts have 64-bit offsets: the ids of 67 million rows are more text than 32 bits can point into.
+CANDIDATE = pa.schema(
+    [
+        ("id", pa.large_string()),
+        ("content", pa.large_string()),
+        ("score", pa.int8()),
+        ("expected", pa.float32()),
+        ("length", pa.int64()),
+        ("long_tail", pa.float32()),
+        ("overall", pa.int8()),
+        ("complexity", pa.int8()),
+        ("perplexity", pa.float64()),
+        ("stratum", pa.large_string()),
+    ]
+)
+
+
+def candidates(
+    stage: StageDir,
+    origin: Origin,
+    config: SelectConfig,
+    left_out: Counter[str],
+    measure: Measure | None = None,
+    parents: StageDir | None = None,
+) -> pa.Table:
+    """The rows of one side that may be chosen, `CANDIDATE` sorted by id; the others are counted by reason.
+
+    Args:
+        stage: Distilled or curated rows.
+        origin: Which of the two.
+        config: The method, its thresholds and the strata.
+        left_out: Where the others are counted, as `<origin>_<reason>`.
+        measure: The figure that the method ranks by, where the rows do not have it: long tail, or under
+            `perplexity` that.
+        parents: The curated rows, where the source of distilled ones is asked for: it is that of their first
+            parent (of all of them, if clusters keep to a source).
+    """
+    sources = _sources_of_parents(stage, parents) if parents is not None else {}
+    tables = [CANDIDATE.empty_table()]
+    for number, table in enumerate(stage.iter_parts(_columns(origin, config))):
+        rows = table.to_pylist()
+        kept: list[Row] = []
+        for row, figure in zip(rows, measure(number, rows) if measure else [None] * len(rows), strict=True):
+            row["score"] = row["score" if origin == "distilled" else "curated_score"]
+            if measure is not None:
+                row["perplexity" if config.method == "perplexity" else "long_tail"] = figure
+            reason = _refusal(row, config)
+            if reason:
+                left_out[f"{origin}_{reason}"] += 1
+            else:
+                kept.append(_candidate(row, config, sources))
+        tables.append(schemas.table(kept, CANDIDATE))
+    # Sorted by id, so that which of two equal rows stays does not depend on the parts.
+    found = pa.concat_tables(tables).sort_by([("id", "ascending"), ("content", "ascending")])
+    contents = found["content"].combine_chunks().dictionary_encode().indices
+    first = np.unique(contents.to_numpy(), return_index=True)[1]
+    left_out[f"{origin}_duplicate"] += found.num_rows - len(first)
+    return found.take(pa.array(np.sort(first)))
+
+
+def _columns(origin: Origin, config: SelectConfig) -> list[str]:
+    columns = {"prompt", "completion", *OWN_RULE.get(config.method, ())}
+    if config.method == "score":
+        columns.add("expected")
+    columns |= {"score", "long_tail"} if origin == "distilled" else {"curated_score", "id"}
+    if config.stratify_by == "task_type":
+        columns.add("task_type")
+    elif config.stratify_by == "source":
+        columns.add("parent_ids" if origin == "distilled" else "source")
+    return sorted(columns)
+
+
+def _refusal(row: Row, config: SelectConfig) -> str | None:
+    """Why a row may not be chosen."""
+    judged = OWN_RULE.get(config.method, ("score",))
+    if any(row[name] is None for name in judged):
+        return "unrated"
+    if config.method not in OWN_RULE and row["score"] < config.min_score:
+        return f"score_below_{config.min_score}"
+    if config.method == "alpagasus" and row["overall"] / 2 < config.score_threshold:
+        return f"rating_below_{config.score_threshold:g}"
+    if not (row["prompt"] or "").strip() or not (row["completion"] or "").strip():
+        return "empty"
+    if config.method == "perplexity" and row["perplexity"] is None:
+        return "too_long"
+    return None
+
+
+def _candidate(row: Row, config: SelectConfig, sources: dict[str, str]) -> Row:
+    content = schemas.content_id(row["prompt"], row["completion"])
+    stratum = None
+    if config.stratify_by == "source" and "parent_ids" in row:
+        stratum = sources.get((row["parent_ids"] or [""])[0])
+    elif config.stratify_by != "none":
+        stratum = row[config.stratify_by]
+    figures = ("score", "expected", "long_tail", "overall", "complexity", "perplexity")
+    return {name: row.get(name) for name in figures} | {
+        "id": row.get("id", content),
+        "content": content,
+        "length": len(row["completion"]),
+        "stratum": stratum or ("" if config.stratify_by == "none" else UNKNOWN),
+    }
+
+
+def _sources_of_parents(distilled: StageDir, curated: StageDir) -> dict[str, str]:
+    """The sources of the first parents of distilled rows, by the parents' ids."""
+    lists = (parents for table in distilled.iter_parts(["parent_ids"]) for parents in table[0].to_pylist())
+    wanted = pa.array(sorted({parents[0] for parents in lists if parents}), pa.string())
+    found: dict[str, str] = {}
+    for table in curated.iter_parts(["id", "source"]):
+        near = table.filter(pc.is_in(table["id"], wanted))
+        found.update(zip(near["id"].to_pylist(), near["source"].to_pylist(), strict=True))
+    return found
+
+
+def long_tail_in_pool(neighbors: StageDir, k: int) -> Measure:
+    """Mean distance to the k nearest rows of the whole pool, from the neighbour table.
+
+    Raises:
+        ValueError: The neighbours are not those of the same rows in the same order.
+    """
+    parts = neighbors.parts()
+
+    def measure(number: int, rows: Sequence[Row]) -> Sequence[float | None]:
+        table = neighbors.read_part(parts[number], ["id", "similarities"])
+        if table["id"].to_pylist() != [row["id"] for row in rows]:
+            raise ValueError("curated rows and neighbours are not the same rows in the same order")
+        return listed_distance(table["similarities"].combine_chunks(), k).tolist()
+
+    return measure
+
+
+def measured_perplexity(perplexity: StageDir, first: int) -> Measure:
+    """The perplexities of a side whose first part is part `first` of the measured ones."""
+    parts = perplexity.parts()
+
+    def measure(number: int, rows: Sequence[Row]) -> Sequence[float | None]:
+        table = perplexity.read_part(parts[first + number], ["content", "perplexity"])
+        values = dict(zip(table["content"].to_pylist(), table["perplexity"].to_pylist(), strict=True))
+        contents = (schemas.content_id(row["prompt"] or "", row["completion"] or "") for row in rows)
+        return [values.get(content) for content in contents]
+
+    return measure

@@ -1,0 +1,192 @@
+"""Structured chat completion: messages and a pydantic model in, a validated object or a reason out.
+
+There is no default in place of an answer. Where the model runs is the transport's affair: behind an
+OpenAI-compatible server (`server`) or in this process (`local_chat`). Every reply is kept as it arrives
+(`replies`) and what was asked once in a run directory is not asked again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from lm_mixup.chat.rate_limits import Limits, spent
+from lm_mixup.chat.response_cache import ReplyLog
+from lm_mixup.chat.types import ChatFailure, Message, Reply, Request, escaped
+from lm_mixup.config import ChatConfig
+from lm_mixup.core.errors import InputError
+from lm_mixup.core.schemas import content_id
+
+Answer = TypeVar("Answer", bound=BaseModel)
+
+_TRIES = 2  # replies to one question, where the first is not valid
+_SHOWN = 100  # characters of a reply that its failure quotes
+
+
+class Transport(Protocol):
+    """Where the model runs. It adds each reply to the log as it arrives.
+
+    Attributes:
+        identity: Of model and settings: what else decides a reply.
+        answered: Whether it is known to have replied under these settings, now or before.
+    """
+
+    identity: str
+    answered: bool
+
+    def complete(self, requests: Sequence[Request], schema: dict[str, Any]) -> list[Reply | ChatFailure]:
+        """The replies in order, each held to a JSON schema if the model can be."""
+        ...
+
+
+class Chat:
+    """Asks a chat model for objects of a pydantic model.
+
+    Args:
+        transport: Where the model runs.
+        log: Of the replies; the same that the transport adds to.
+    """
+
+    def __init__(self, transport: Transport, log: ReplyLog) -> None:
+        self._transport, self._log = transport, log
+
+    def ask(self, conversations: Sequence[list[Message]], answer: type[Answer]) -> list[Answer | ChatFailure]:
+        """The answers, in order. Equal conversations are asked once.
+
+        A reply that does not validate is asked for once more, with what is wrong about it. Invalid replies
+        from before count, so a killed run does not begin anew.
+
+        Args:
+            conversations: Lists of messages (`role`, `content`).
+            answer: What the reply must be; with `extra="forbid"` it may hold nothing else.
+
+        Raises:
+            InputError: The server refuses all requests, or the budget is spent. Replies are kept.
+        """
+        schema = answer.model_json_schema()
+        keys = [self._key(messages, schema) for messages in conversations]
+        wanted = dict(zip(keys, conversations, strict=True))
+        outcomes: dict[str, Answer | ChatFailure] = {}
+        for round_ in range(_TRIES + 1):
+            pending = []
+            for key, messages in wanted.items():
+                if key in outcomes:
+                    continue
+                texts = self._log.recall(key)
+                self._transport.answered |= bool(texts)
+                outcome, request = _next(key, messages, texts, answer)
+                if request is not None:
+                    pending.append(request)
+                else:
+                    outcomes[key] = outcome
+            hits = len(keys) - len(pending)
+            if round_ == 0 and hits:
+                self._log.count(cache_hits=hits)
+            if not pending:
+                break
+            replies = self._transport.complete(pending, schema)
+            for request, reply in zip(pending, replies, strict=True):
+                if isinstance(reply, ChatFailure):
+                    outcomes[request.key] = reply
+        return [outcomes[key] for key in keys]
+
+    def _key(self, messages: list[Message], schema: dict[str, Any]) -> str:
+        return content_id(self._transport.identity, json.dumps(messages), json.dumps(schema, sort_keys=True))
+
+
+def _next(
+    key: str, messages: list[Message], texts: Sequence[str], answer: type[Answer]
+) -> tuple[Any, Request | None]:
+    """What the replies so far come to: an outcome, or else the request to send."""
+    problem = ""
+    for text in texts:
+        try:
+            return answer.model_validate_json(text), None
+        except ValidationError as error:
+            problem = _problem(error)
+    if len(texts) >= _TRIES:
+        return ChatFailure(f"invalid_reply: {problem}: {texts[-1][:_SHOWN]!r}"), None
+    if texts and texts[-1].strip():
+        complaint = f"This reply is not valid ({problem}). Reply again, with the JSON object alone."
+        messages = [
+            *messages,
+            {"role": "assistant", "content": escaped(texts[-1][:2000])},
+            {"role": "user", "content": complaint},
+        ]
+    return None, Request(key, len(texts), messages)
+
+
+def _problem(error: ValidationError) -> str:
+    fault = error.errors()[0]
+    # The name of a field too many is the reply's own words, which do not belong into our turn.
+    path = fault["loc"][:-1] if fault["type"] == "extra_forbidden" else fault["loc"]
+    where = ".".join(str(part) for part in path)
+    return f"{where}: {fault['msg']}" if where else str(fault["msg"])
+
+
+def make_chat(
+    config: ChatConfig, backend: str, section: str, log: ReplyLog, limits: Any | None = None
+) -> Chat:
+    """The chat model that a config asks for.
+
+    Args:
+        config: The model, where it runs, limits.
+        backend: `openai` or `vllm`.
+        section: Name of the config's section, for error messages.
+        log: Of the replies.
+        limits: Shared by all actors (`limits.share_limits`); default: this process's own.
+
+    Raises:
+        InputError: A setting is missing, the key is not in the environment, or the model cannot be loaded.
+    """
+    check_chat(config, backend, section)
+    transport: Transport
+    if backend == "vllm":
+        from lm_mixup.chat.vllm_engine import LocalModel
+
+        transport = LocalModel(config, section, log)
+    else:
+        from lm_mixup.chat.openai_server import Server
+
+        transport = Server(config, section, log, limits or Limits(config))
+    return Chat(transport, log)
+
+
+def check_chat(config: ChatConfig, backend: str, section: str) -> None:
+    """Refuses a config that cannot work, before anything is started.
+
+    Raises:
+        InputError: The model or the key is missing.
+    """
+    if not config.model:
+        where = "a model folder or Hub name" if backend == "vllm" else "the model that the server offers"
+        raise InputError(f"{section}.model is not set; name {where}")
+    if backend == "vllm":
+        from lm_mixup.chat.vllm_engine import check_model
+
+        check_model(config.model, section)
+    else:
+        from lm_mixup.chat.openai_server import key_of
+
+        key_of(config, section)
+
+
+def usage(log: ReplyLog, config: ChatConfig, stage: str) -> dict[str, float]:
+    """What a stage has used in this run directory so far, for its manifest.
+
+    Returns:
+        requests (replies and failed attempts), retries, cache_hits, prompt_tokens, completion_tokens; and
+        cost, where there are or were prices.
+    """
+    log.refresh()
+    total = log.totals(stage)
+    figures: dict[str, float] = {
+        "requests": total["replies"] + total["failures"],
+        **{name: total[name] for name in ("retries", "cache_hits", "prompt_tokens", "completion_tokens")},
+    }
+    if config.price_per_million is not None or "cost" in total:
+        figures["cost"] = round(spent(config, total), 6)
+    return figures

@@ -1,0 +1,57 @@
+"""What is asked of a chat model and what comes back; texts of others as data that no prompt obeys."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+Message = dict[str, str]
+
+
+# What chat templates may take for control tokens, and halves of surrogate pairs, which UTF-8 cannot hold.
+_ESCAPED = re.compile(r"<(?=[|｜/<!a-zA-Z_])|\[(?=/?[A-Z_]+\])|[\ud800-\udfff]")
+
+
+class ChatFailure(str):
+    """Why there is no answer: a short code, a colon, what happened."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question to the model.
+
+    Attributes:
+        key: Digest of all that decides the reply but the number of the attempt.
+        attempt: How many invalid replies there were before.
+        messages: In the order of the conversation.
+    """
+
+    key: str
+    attempt: int
+    messages: list[Message]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the model wrote, and its tokens."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+
+
+def as_data(values: Mapping[str, str | Sequence[str]]) -> str:
+    """Texts as one JSON object that a prompt can hold and no text can break out of.
+
+    Quotes and line ends are escaped as JSON does; what a chat template may take for a control token
+    (`<|im_end|>`, `</s>`, `[INST]`) is written with a JSON escape for its first character. `json.loads` gives
+    back each text unchanged.
+    """
+    return escaped(json.dumps(values, ensure_ascii=False))
+
+
+def escaped(text: str) -> str:
+    """A text in which what a chat template may take for a control token begins with a JSON escape."""
+    return _ESCAPED.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

@@ -1,0 +1,1 @@
+"""The closed world of facts, whose every row can be checked, and the demonstration model."""

@@ -1,0 +1,116 @@
+"""The demo pool: rows such as instruction pools are full of, about entities that training has not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from random import Random
+from typing import Any, Final
+
+from lm_mixup.config import BuildConfig
+from lm_mixup.core.noise import add_noise
+from lm_mixup.core.task_types import TASK_TYPES, Cs, Mcq, TaskType
+from lm_mixup.demo.entities import Entity
+from lm_mixup.demo.facts import load_entities, split_of
+from lm_mixup.demo.low_quality_rows import Fault, poor_row
+from lm_mixup.demo.offline_teacher import Draft, write_sample
+
+GOOD_RATE: Final = 0.25
+NOISE_RATE: Final = 0.1
+FAULTY_RATE: Final = 0.015
+_BUFFER = 2048
+_FAULTS: tuple[Fault, ...] = ("incomplete", "incomplete", "register", "redundant", "vague")
+
+Row = dict[str, Any]
+
+
+def world_pool(rows: int, seed: int, entities: Sequence[Entity] | None = None) -> Iterator[Row]:
+    """Makes up a pool: two to six rows on one entity and task type, all mixed up.
+
+    About `GOOD_RATE` of the rows are good, `NOISE_RATE` carry typing errors, `FAULTY_RATE` have no completion
+    or no prompt. What the others tell about the world is true, or rightly called false.
+
+    Args:
+        rows: How many rows.
+        seed: Of all choices.
+        entities: What the rows are about; default: the entities that a build with this seed and the default
+            fractions keeps out of SFT.
+
+    Yields:
+        Rows with `source`, `prompt` and `completion`.
+    """
+    yield from _shuffled(_rows(rows, seed, entities or _held_out(seed)), Random(f"pool-order/{seed}"))
+
+
+def _held_out(seed: int) -> list[Entity]:
+    defaults = BuildConfig.model_validate({})
+    shares = (defaults.grpo_fraction, defaults.test_fraction)
+    return [entity for entity in load_entities() if split_of(entity.name, seed, *shares) != "sft"]
+
+
+def _shuffled(rows: Iterable[Row], rng: Random) -> Iterator[Row]:
+    """Shuffles within a buffer, so that memory is bounded whatever the number of rows."""
+    buffer: list[Row] = []
+    for row in rows:
+        buffer.append(row)
+        if len(buffer) > _BUFFER:
+            at = rng.randrange(len(buffer))
+            buffer[at], buffer[-1] = buffer[-1], buffer[at]
+            yield buffer.pop()
+    rng.shuffle(buffer)
+    yield from buffer
+
+
+def _rows(rows: int, seed: int, entities: Sequence[Entity]) -> Iterator[Row]:
+    made = group = 0
+    while made < rows:
+        rng = Random(f"pool/{seed}/{group}")
+        group += 1
+        entity, task_type = rng.choice(entities), rng.choice(TASK_TYPES)
+        for pair in _group(entity, task_type, min(rng.randint(2, 6), rows - made), rng):
+            made += 1
+            yield _faulty(entity, pair, rng)
+
+
+def _group(entity: Entity, task_type: TaskType, count: int, rng: Random) -> Iterator[tuple[str, str]]:
+    """Rows on one entity and task type: most tell one fact each of what one good sample would tell."""
+    draft = write_sample(entity, task_type, load_entities(), rng)
+    for number in range(count):
+        if rng.random() < GOOD_RATE:
+            yield write_sample(entity, task_type, load_entities(), rng).pair
+        else:
+            yield _poor(entity, task_type, draft, number, rng)
+
+
+def _poor(entity: Entity, task_type: TaskType, draft: Draft, number: int, rng: Random) -> tuple[str, str]:
+    fault = rng.choice(_FAULTS)
+    at = number % len(draft.claims)
+    claims = draft.claims[at : at + 1] if fault != "vague" else ()
+    sample = draft.sample
+    poor = poor_row(
+        entity,
+        task_type,
+        claims,
+        fault,
+        rng,
+        category=sample.category if isinstance(sample, Cs) else "",
+        options=sample.options if isinstance(sample, Mcq) and claims and at == 0 else None,
+    )
+    if rng.random() >= NOISE_RATE:
+        return poor.prompt, poor.completion
+    held = [entity.name, *(claim.value for claim in claims)]
+    held += poor.sample.options if isinstance(poor.sample, Mcq) else ()
+    return add_noise(poor.prompt, held, rng), add_noise(poor.completion, held, rng)
+
+
+def _faulty(entity: Entity, pair: tuple[str, str], rng: Random) -> Row:
+    """The pool's row; now and then a broken one."""
+    row: Row = {"source": f"world-{entity.topic}", "prompt": pair[0], "completion": pair[1]}
+    if rng.random() < FAULTY_RATE:
+        match rng.randrange(3):
+            case 0:
+                row["completion"] = ""
+            case 1:
+                del row["prompt"]
+            case _:
+                row["completion"] = None
+    return row

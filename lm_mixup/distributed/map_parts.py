@@ -1,0 +1,141 @@
+"""Maps a stage over Parquet parts with Ray Data.
+
+A stage is a plain callable on one Arrow table. Ray Data gives it actors, retries and back-pressure; the parts
+give it determinism and resume: what a part holds depends on the input part alone, never on how many workers
+there are or which of them died, and a part with a receipt is not done again. Memory is bounded by
+`workers × rows_per_part`, whatever the size of the corpus.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from lm_mixup.core.errors import InputError
+from lm_mixup.core.progress import track
+from lm_mixup.core.run_dir import Receipt, StageDir
+
+
+@dataclass(frozen=True)
+class PartResult:
+    """What a stage makes of one part.
+
+    Attributes:
+        rows: The rows that came out.
+        rejected: The rows refused, with a string column `reason`; None if there are none.
+        rows_in: Input rows; `rows_in == rows.num_rows + rejected.num_rows` for stages that map rows to rows.
+        metrics: Figures that are summed over the parts.
+    """
+
+    rows: pa.Table
+    rejected: pa.Table | None = None
+    rows_in: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+Work = Callable[[Any], PartResult]
+
+
+def map_parts(
+    stage: StageDir,
+    items: Sequence[Any],
+    make_work: Callable[..., Work],
+    make_kwargs: Mapping[str, Any],
+    *,
+    num_actors: int = 1,
+    num_cpus: float = 1.0,
+    num_gpus: float = 0.0,
+    label: str | None = None,
+    runtime_env: Mapping[str, Any] | None = None,
+) -> None:
+    """Runs work over items, an item a part, skipping parts that have a receipt.
+
+    Args:
+        stage: Where the parts are written.
+        items: What each part is made from: anything JSON-like; item i becomes part i.
+        make_work: Called once in each actor with `make_kwargs`; returns the function that maps an item to a
+            `PartResult`. Models are loaded here.
+        make_kwargs: Keyword arguments of `make_work`.
+        num_actors: Most actors that run at a time.
+        num_cpus: CPUs reserved by an actor.
+        num_gpus: GPUs reserved by an actor.
+        label: What the progress bar says; default: the stage's name.
+        runtime_env: Ray runtime environment of the actors, e.g. thread counts.
+
+    Raises:
+        InputError: The work, or its making, raised it: the message comes through Ray in one line.
+        ray.exceptions.RayTaskError: The work failed; parts finished before keep their receipts.
+    """
+    import ray.data
+
+    done = stage.receipts()
+    pending = [index for index in range(len(items)) if index not in done]
+    with track(label or stage.name, total=len(items), completed=len(items) - len(pending)) as advance:
+        if not pending:
+            return
+        remote_args: dict[str, Any] = {"runtime_env": dict(runtime_env)} if runtime_env else {}
+        rows = [{"part": index, "item": _Box(items[index])} for index in pending]
+        dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            _PartWorker,
+            fn_constructor_kwargs={"stage": stage, "make_work": make_work, "make_kwargs": dict(make_kwargs)},
+            batch_size=1,
+            batch_format="numpy",
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(num_actors, len(pending))),
+            num_cpus=num_cpus,
+            num_gpus=num_gpus or None,
+            **remote_args,
+        )
+        for row in dataset.iter_rows():
+            if row["error"]:
+                raise InputError(row["error"])
+            advance(1)
+
+
+@dataclass(frozen=True)
+class _Box:
+    """Keeps Ray Data from turning an item into columns."""
+
+    value: Any
+
+
+class _PartWorker:
+    """The actor: makes its work once, then maps one item at a time and writes the part."""
+
+    def __init__(self, stage: StageDir, make_work: Callable[..., Work], make_kwargs: dict[str, Any]) -> None:
+        self._stage = stage
+        self._error = ""
+        try:
+            self._work = make_work(**make_kwargs)
+        except InputError as error:
+            self._error = str(error)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        part, item = int(batch["part"][0]), batch["item"][0].value
+        # An error for the user goes back as a value: Ray Data hides what it wraps, and prints traces.
+        try:
+            if not self._error:
+                result = self._work(item)
+                self._stage.write_part(part, result.rows, result.rejected, receipt_of(part, result))
+        except InputError as error:
+            self._error = str(error)
+        return {"part": np.array([part]), "error": np.array([self._error], dtype=object)}
+
+
+def receipt_of(part: int, result: PartResult) -> Receipt:
+    """The receipt of a part."""
+    reasons: Counter[str] = Counter()
+    if result.rejected is not None and result.rejected.num_rows:
+        reasons.update(result.rejected["reason"].to_pylist())
+    return Receipt(
+        part=part,
+        rows_in=result.rows_in,
+        rows_out=result.rows.num_rows,
+        rows_rejected=sum(reasons.values()),
+        rejected_by_reason=dict(sorted(reasons.items())),
+        metrics={key: float(value) for key, value in result.metrics.items()},
+    )

@@ -1,0 +1,1 @@
+"""DeepSpeed ranks that learn from completions."""

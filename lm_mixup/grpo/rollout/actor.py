@@ -1,0 +1,106 @@
+"""One vLLM engine as a Ray actor, what it is asked for and what it answers."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from lm_mixup.config import GrpoConfig, ModelConfig
+from lm_mixup.grpo.types import Group, Prompt
+from lm_mixup.grpo.weights.object_store import HostTensor, from_host
+from lm_mixup.grpo.weights.verify import Held, model_digest
+from lm_mixup.models.engine import Engine, Sampling
+
+
+class RolloutActor:
+    """One engine. It refuses to generate until it holds published weights."""
+
+    def __init__(self, model_path: str, model: ModelConfig, config: GrpoConfig) -> None:
+        import torch
+
+        from lm_mixup.models.policy import policy_dtype
+
+        self._shares_gpu = config.mode == "colocated" and torch.cuda.is_available()
+        self._dtype = str(policy_dtype(model)).removeprefix("torch.")
+        self._engine = Engine(
+            model_path,
+            dtype=self._dtype,
+            max_model_len=config.max_prompt_length + config.max_completion_length,
+            kv_cache_gib=config.kv_cache_gib,
+            gpu_memory_utilization=config.gpu_memory_utilization,
+            tensor_parallel_size=config.tensor_parallel_size,
+            trust_remote_code=model.trust_remote_code,
+            sleep_mode=self._shares_gpu,
+            weight_transfer=None if config.weight_transport == "object_store" else config.weight_transport,
+        )
+        self._version: int | None = None
+
+    def load_weights(self, version: int, weights: dict[str, HostTensor]) -> None:
+        """Takes the weights of a version."""
+        with self._or_exit():
+            self._engine.load_weights({name: from_host(held) for name, held in weights.items()})
+        self._loaded(version)
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        """Joins the learner that sends weights from GPU to GPU."""
+        self._engine.init_weight_transfer_engine(init_info)
+
+    def start_weight_update(self) -> None:
+        """Makes ready for weights from GPU to GPU; there are no completions until all of them came."""
+        self._version = None
+        self._engine.start_weight_update()
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Receives weights, or the next buffer of them."""
+        self._engine.update_weights(update_info)
+
+    def finish_weight_update(self, version: int) -> None:
+        """Takes the weights of a version into use."""
+        self._engine.finish_weight_update()
+        self._loaded(version)
+
+    def _loaded(self, version: int) -> None:
+        if self._shares_gpu:
+            self._engine.wake("kv_cache")
+        self._version = version
+
+    def held(self, probe: list[int]) -> Held:
+        """What the engine holds, by how it scores the probe and by the digest of its weights."""
+        with self._or_exit():
+            parts = self._engine.apply(model_digest)
+            logps = self._engine.score(probe)
+        digest, whole = " ".join(part for part, _ in parts), all(whole for _, whole in parts)
+        return Held(logps, digest, whole, self._dtype)
+
+    def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int], sampling: Sampling) -> list[Group]:
+        """Draws one group a prompt."""
+        if self._version is None:
+            raise RuntimeError("this rollout actor has not received weights yet")
+        with self._or_exit():
+            drawn = self._engine.generate([p.token_ids for p in prompts], sampling, seeds)
+        return [Group(p, c, self._version) for p, c in zip(prompts, drawn, strict=True)]
+
+    @contextmanager
+    def _or_exit(self) -> Iterator[None]:
+        """Ends the process if its engine is dead: the pool replaces what is gone, not what answers."""
+        try:
+            yield
+        except Exception:
+            if self._engine.works():
+                raise
+            traceback.print_exc()
+            os._exit(1)
+
+    def sleep(self) -> None:
+        """Gives up the GPU, where it is shared with the learner: no completions until weights come."""
+        if self._shares_gpu:
+            self._version = None
+            self._engine.sleep()
+
+    def wake(self) -> None:
+        """Takes the GPU back, for weights that come next."""
+        if self._shares_gpu:
+            self._engine.wake("weights")

@@ -1,0 +1,1 @@
+"""How new weights reach the rollout engines, and how that is verified."""

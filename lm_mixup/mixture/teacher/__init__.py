@@ -1,0 +1,1 @@
+"""What a chat model writes for MIXTURE: samples, poor variants, merged samples."""

@@ -1,0 +1,1 @@
+"""The places that load a model: vLLM engine, policy, embedder."""

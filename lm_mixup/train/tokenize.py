@@ -1,0 +1,96 @@
+"""MIXTURE rows as token ids: what the model reads, and from where on it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from lm_mixup.config import ModelConfig
+from lm_mixup.core import schemas
+from lm_mixup.core.run_dir import StageDir
+from lm_mixup.core.task_types import write_output, write_prompt
+from lm_mixup.demo.nano import create_nano
+from lm_mixup.distributed.map_parts import PartResult, Work
+from lm_mixup.models.policy import UNTRAINED_NANO, encode_prompt, encode_target, load_tokenizer, model_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TRAIN_SPLIT, EVAL_SPLIT = "sft", "test"
+COLUMNS = ["id", "split", "instruction", "inputs", "cot", "output"]
+
+# The first `prompt_length` tokens of `input_ids` are the prompt and carry no loss; the rest is the target.
+TOKENS = pa.schema(
+    [
+        ("id", pa.string()),
+        ("split", pa.string()),
+        ("input_ids", pa.list_(pa.int32())),
+        ("prompt_length", pa.int32()),
+    ]
+)
+REFUSED = pa.schema([("id", pa.string()), ("reason", pa.string()), ("tokens", pa.int32())])
+
+
+def make_encoder(mixture: StageDir, base: str, model: ModelConfig, max_length: int) -> Work:
+    """The work of one part: reads a MIXTURE part by its path and encodes it."""
+    tokenizer = load_tokenizer(base, model)
+
+    def encode(relative: str) -> PartResult:
+        return encode_rows(mixture.read_part(relative, COLUMNS), tokenizer, max_length)
+
+    return encode
+
+
+def encode_rows(table: pa.Table, tokenizer: PreTrainedTokenizerBase, max_length: int) -> PartResult:
+    """Encodes the rows of the training and evaluation splits; a row over `max_length` is refused, not cut.
+
+    A cut target would teach the model to stop in the middle, or never.
+
+    Args:
+        table: MIXTURE rows with the columns `COLUMNS`.
+        tokenizer: The policy's.
+        max_length: Most tokens of prompt and target.
+
+    Returns:
+        `TOKENS` rows, and refused rows with reason `too_long`. Rows of other splits are not counted.
+    """
+    kept, refused = [], []
+    for row in table.to_pylist():
+        if row["split"] not in (TRAIN_SPLIT, EVAL_SPLIT):
+            continue
+        prompt = encode_prompt(tokenizer, row["instruction"], row["inputs"])
+        ids = prompt + encode_target(tokenizer, row["cot"] or "", row["output"])
+        if len(ids) > max_length:
+            refused.append({"id": row["id"], "reason": "too_long", "tokens": len(ids)})
+        else:
+            kept.append(
+                {"id": row["id"], "split": row["split"], "input_ids": ids, "prompt_length": len(prompt)}
+            )
+    return PartResult(
+        rows=schemas.table(kept, TOKENS),
+        rejected=schemas.table(refused, REFUSED) if refused else None,
+        rows_in=len(kept) + len(refused),
+        metrics={"rows_of_other_splits": table.num_rows - len(kept) - len(refused)},
+    )
+
+
+def base_model(mixture: StageDir, out: StageDir, model: ModelConfig, seed: int) -> str:
+    """What training starts from: the config's model, or an untrained nano for the MIXTURE's texts."""
+    if model.path != UNTRAINED_NANO:
+        return model_folder(model.path)
+    folder: Path = out.local / "base"
+    if not folder.is_dir():
+        create_nano(folder, _texts(mixture), seed)
+    return str(folder)
+
+
+def _texts(mixture: StageDir) -> Iterator[str]:
+    """Prompts and outputs of the training split, as the model will read them."""
+    for table in mixture.iter_parts(COLUMNS):
+        for row in table.to_pylist():
+            if row["split"] == TRAIN_SPLIT:
+                yield write_prompt(row["instruction"], row["inputs"])
+                yield write_output(row["cot"] or "", row["output"])

@@ -1,0 +1,144 @@
+"""Training metrics beside `metrics.jsonl`: TensorBoard, and Weights & Biases.
+
+The JSONL file is the log; these mirror it. A resumed run drops from its log what it will do again. Then
+TensorBoard is told that everything comes anew; Weights & Biases, which cannot take back a step, is sent each
+step once.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from lm_mixup.config import TrackingConfig
+from lm_mixup.core.errors import InputError
+from lm_mixup.core.run_dir import write_whole
+
+Line = Mapping[str, Any]
+
+
+class _Mirror(Protocol):
+    def write(self, step: int, values: dict[str, float]) -> None: ...
+
+    def close(self, *, failed: bool) -> None: ...
+
+
+def check_tracking(config: TrackingConfig) -> None:
+    """Refuses a tracker whose package is missing, before anything is started.
+
+    Raises:
+        InputError: It names the package.
+    """
+    for name in config.report_to:
+        if importlib.util.find_spec(name) is None:
+            raise InputError(
+                f"tracking.report_to: the package {name} is not installed; install it (pip install "
+                f"'lm-mixup[{name}]') or take {name} off the list"
+            )
+
+
+@contextmanager
+def mirrored(
+    folder: Path, config: TrackingConfig, settings: Mapping[str, Any], lines: Iterable[Line]
+) -> Iterator[Callable[[Line], None]]:
+    """Opens the trackers of a stage and shows them what its log holds already.
+
+    Args:
+        folder: The stage's folder; the trackers' files go there.
+        config: Which trackers, and by what names.
+        settings: What Weights & Biases shows as the run's configuration.
+        lines: Of the log as the run takes it up: those before the step that it resumes from.
+
+    Yields:
+        `write(line)`: mirrors the numbers of a line under its `step`.
+
+    Raises:
+        InputError: A tracker is not installed or does not start.
+    """
+    check_tracking(config)
+    mirrors: list[_Mirror] = []
+    failed = True
+    try:
+        for name in dict.fromkeys(config.report_to):
+            mirrors.append(
+                _TensorBoard(folder) if name == "tensorboard" else _WandB(folder, config, settings)
+            )
+
+        def write(line: Line) -> None:
+            numbers = {key: value for key, value in line.items() if isinstance(value, int | float)}
+            step = int(numbers.pop("step"))
+            for mirror in mirrors:
+                mirror.write(step, numbers)
+
+        for line in sorted(lines, key=lambda line: line["step"]):
+            write(line)
+        yield write
+        failed = False
+    finally:
+        for mirror in mirrors:
+            mirror.close(failed=failed)
+
+
+class _TensorBoard:
+    """Event files under `tensorboard/`. What earlier ones hold is void: `mirrored` writes all of it anew."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=0, flush_secs=5)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        for key, value in values.items():
+            self._writer.add_scalar(key, value, step)
+
+    def close(self, *, failed: bool) -> None:
+        self._writer.close()
+
+
+class _WandB:
+    """A W&B run whose id lies in `wandb.json`, with the last step sent: a resumed stage goes on with both."""
+
+    def __init__(self, folder: Path, config: TrackingConfig, settings: Mapping[str, Any]) -> None:
+        import wandb
+
+        self._file = folder / "wandb.json"
+        kept = json.loads(self._file.read_text(encoding="utf-8")) if self._file.is_file() else {}
+        self._id, self._sent = kept.get("id", uuid.uuid4().hex[:12]), kept.get("step", -1)
+        self._keep(self._sent)
+        run, stage = config.name or folder.parent.name, folder.name
+        try:
+            self._run = wandb.init(
+                project=config.project,
+                entity=config.entity,
+                group=run,
+                job_type=stage,
+                name=f"{run}/{stage}",
+                id=self._id,
+                resume="allow",
+                dir=str(folder),
+                config=dict(settings),
+                settings=wandb.Settings(console="off"),  # progress bars would fill its log
+            )
+        except wandb.Error as error:
+            line = " ".join(str(error).split())
+            raise InputError(
+                f"tracking.report_to: wandb does not start ({line:.200}); log in (`wandb login`, or "
+                "WANDB_API_KEY), or set WANDB_MODE=offline"
+            ) from error
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        if step <= self._sent:
+            return
+        self._run.log(values, step=step)
+        self._keep(step)
+
+    def close(self, *, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))
+
+    def _keep(self, step: int) -> None:
+        write_whole(self._file, json.dumps({"id": self._id, "step": step}))

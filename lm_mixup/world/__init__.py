@@ -1,1 +1,0 @@
-"""The closed world: real facts from which samples with known truth are written."""
