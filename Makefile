@@ -8,7 +8,7 @@ WITH_PATH := PATH="$(CURDIR)/$(BIN):$$PATH"
 
 TWO_AT_A_TIME := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test setup setup-dev lint clean
+.PHONY: demo test test-fast setup setup-dev lint clean
 
 demo: setup
 	$(WITH_PATH) lm-mixup run configs/quickstart.yaml --run-dir runs/demo
@@ -18,6 +18,10 @@ demo: setup
 test: setup-dev
 	@if nvidia-smi -L >/dev/null 2>&1; then $(WITH_PATH) python -m pytest; \
 	else $(WITH_PATH) DS_ACCELERATOR=cpu python -m pytest $(TWO_AT_A_TIME); fi
+
+# The unit tests alone: no model is loaded.
+test-fast: setup-dev
+	$(WITH_PATH) DS_ACCELERATOR=cpu python -m pytest tests/unit $(TWO_AT_A_TIME)
 
 setup:
 	@$(PYTHON) bootstrap.py

@@ -83,7 +83,7 @@ def augment(args: argparse.Namespace, times: int, folder: Path) -> dict[str, Any
     with harness.PeakMemory() as memory:
         subprocess.run(command, check=True, stdout=sys.stderr)
     result: dict[str, Any] = {"seconds": round(time.perf_counter() - start, 1), "gib": round(memory.peak, 2)}
-    stages = stages_of("augment", load_config(args.config, overrides))
+    stages = tuple(stages_of("augment", load_config(args.config, overrides)))
     for stage in stages[: stages.index("cluster") + 1]:
         manifest = RunDir(run).stage(stage).manifest()
         if manifest is None or unaccounted(manifest):

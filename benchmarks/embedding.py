@@ -38,9 +38,9 @@ def read_texts(path: Path | None, count: int) -> list[str]:
     from lm_mixup.core import task_types
 
     if path is None:
-        from lm_mixup.demo.pool import world_pool
+        from lm_mixup.demo.pool import demo_pool
 
-        rows = list(world_pool(count, 0))
+        rows = list(demo_pool(count, 0))
     else:
         with path.open(encoding="utf-8") as file:
             rows = [json.loads(line) for line in file]
@@ -61,10 +61,10 @@ def load(dtype: str = "float32", attention: str = "sdpa") -> Any:
     import torch
     from sentence_transformers import SentenceTransformer
 
-    from lm_mixup.models.embedder import resolve_path
+    from lm_mixup.models.resolve import embedder_folder
 
     kwargs = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
-    model = SentenceTransformer(resolve_path("minilm"), device="cpu", model_kwargs=kwargs)
+    model = SentenceTransformer(embedder_folder("minilm"), device="cpu", model_kwargs=kwargs)
     model.max_seq_length = MAX_LENGTH
     return model
 

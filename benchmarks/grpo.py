@@ -116,7 +116,7 @@ def run_ours(args: argparse.Namespace) -> dict[str, Any]:
     from lm_mixup.grpo.placement import reserve
     from lm_mixup.grpo.rollout.pool import RolloutPool
     from lm_mixup.grpo.types import Prompt
-    from lm_mixup.models.policy import model_folder
+    from lm_mixup.models.resolve import model_folder
 
     os.environ.setdefault("RAY_worker_niceness", "0")  # as TRL's process has it; by default Ray's yield
     start_ray(RayConfig())
@@ -208,7 +208,7 @@ def run_trl(args: argparse.Namespace) -> dict[str, Any]:
 def run_vllm(args: argparse.Namespace) -> dict[str, Any]:
     from vllm import LLM, SamplingParams
 
-    from lm_mixup.models.policy import model_folder
+    from lm_mixup.models.resolve import model_folder
 
     engine = LLM(  # type: ignore[call-arg]
         model=model_folder(args.model),

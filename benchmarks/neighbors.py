@@ -16,8 +16,8 @@ from sklearn.neighbors import NearestNeighbors
 
 from lm_mixup.augment.embed import embedding_table
 from lm_mixup.augment.neighbors import neighbors
-from lm_mixup.augment.vector_search.knn import knn
 from lm_mixup.config import NeighborsConfig, RayConfig
+from lm_mixup.core.nearest import knn
 from lm_mixup.core.run_dir import Receipt, RunDir
 from lm_mixup.distributed.ray_cluster import start_ray
 

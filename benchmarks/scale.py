@@ -134,14 +134,14 @@ def measure(rows: int, args: argparse.Namespace) -> dict[str, Any]:
         work = {
             "ingest": lambda: ingest(run.stage("ingest"), str(pool), reading, data, 0),
             "neighbors": lambda: neighbors(embed, near, NeighborsConfig(num_actors=cores), 0),
-            "curate": lambda: curate(rate, near, curated, CurateConfig(num_actors=cores)),
+            "curate": lambda: curate(rate, None, near, curated, CurateConfig(num_actors=cores)),
             "cluster": lambda: cluster(
                 curated, embed, run.stage("cluster"), ClusterConfig(low_below=5, num_tasks=cores), data, 0
             ),
-            "select": lambda: select(dense, curated, embed, near, run.stage("select"), choice, 0),
+            "select": lambda: select(dense, curated, embed, near, None, run.stage("select"), choice, 0),
         }
         if "curate" not in args.stages:
-            curate(rate, rate, curated, passed)
+            curate(rate, None, rate, curated, passed)
         for stage in (name for name in STAGES if name in args.stages):
             with harness.PeakMemory() as memory:
                 start = time.perf_counter()

@@ -1,43 +1,52 @@
-"""The command line: verbs, options, and how a run's end is shown. No logic of the method lives here."""
+"""The command line: verbs, options, and how a run's end is shown. No logic of the method lives here.
+
+Results go to stdout; progress, notes and errors go to stderr.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import traceback
-from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
+from lm_mixup import __version__
 from lm_mixup.core.errors import InputError
-from lm_mixup.core.progress import console, say
+from lm_mixup.core.progress import say
 
 if TYPE_CHECKING:
-    from lm_mixup.core.run_dir import Manifest, RunDir
-    from lm_mixup.pipeline import StageResult
+    from lm_mixup.core.run_dir import RunDir
 
 app = typer.Typer(
     help="Distil clusters of poor instruction rows into dense, correct ones (LM-mixup, arXiv 2510.20449).",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
-ConfigPath = Annotated[Path, typer.Argument(help="YAML configuration, e.g. configs/quickstart.yaml")]
+ConfigPath = Annotated[
+    Path, typer.Argument(help="YAML file, or the name of a packaged recipe such as quickstart.")
+]
 RunDirOption = Annotated[str, typer.Option("--run-dir", help="Run directory: a local path or URI (s3://…).")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="key.path=value", help="Override a config value.")
 ]
 UntilOption = Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")]
 OnlyOption = Annotated[str | None, typer.Option("--only", metavar="STAGE", help="Run this stage alone.")]
-FreshOption = Annotated[bool, typer.Option("--fresh", help="Do the stages again, even if they are done.")]
+FreshOption = Annotated[bool, typer.Option("--fresh", help="Run the stages again, even if they are done.")]
 MaxCostOption = Annotated[
-    float | None, typer.Option("--max-cost", help="Stop when the judge has cost so much: rate.max_cost.")
+    float | None, typer.Option("--max-cost", help="Stop when the judge has cost this much: rate.max_cost.")
 ]
+DemoPolicyOption = Annotated[
+    bool,
+    typer.Option("--demo-policy", help="Allow the demonstration model on your own pool."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _RUN_DIR = "runs/default"
 
 
@@ -46,7 +55,7 @@ _VERBS = {
     "train": "Train the distiller on MIXTURE: SFT cold start, then GRPO.",
     "augment": "Turn a pool into a training set: rate, cluster the poor rows, distil, rate again, select.",
     "evaluate": "Fine-tune a model on the training set (benchmarks are not available yet).",
-    "run": "Do it all: build, train, augment.",
+    "run": "Run build, train and augment.",
 }
 
 
@@ -62,28 +71,51 @@ def _add_verb(verb: str, summary: str) -> None:
         only: OnlyOption = None,
         fresh: FreshOption = False,
         max_cost: MaxCostOption = None,
+        demo_policy: DemoPolicyOption = False,
     ) -> None:
-        limit = [] if max_cost is None else [f"rate.max_cost={max_cost}"]
-        _run(verb, config, run_dir, [*(set_ or ()), *limit], until, only, fresh)
+        overrides = [*(set_ or ())]
+        if max_cost is not None:
+            overrides.append(f"rate.max_cost={max_cost}")
+        if demo_policy:
+            overrides.append("augment.demo_policy=true")
+        _run(verb, config, run_dir, overrides, until, only, fresh)
 
 
 for _verb, _summary in _VERBS.items():
     _add_verb(_verb, _summary)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lm-mixup {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command()
-def status(run_dir: Annotated[str, typer.Argument(help="Run directory.")]) -> None:
+def status(run_dir: Annotated[str, typer.Argument(help="Run directory.")], json_: JsonOption = False) -> None:
     """Show which stages of a run are done."""
     with _Errors(None):
         from lm_mixup.config import Config
+        from lm_mixup.report.terminal import out, stage_table
         from lm_mixup.stages import STAGES, stages_of
 
         opened = _open(run_dir)
-        found = {stage.name: opened.stage(stage.name).manifest() for stage in STAGES}
         always = stages_of("run", Config())
-        console.print(
-            _table({name: manifest for name, manifest in found.items() if manifest or name in always}, ())
-        )
+        found = {name: opened.stage(name).manifest() for name in STAGES}
+        shown = {name: manifest for name, manifest in found.items() if manifest or name in always}
+        if json_:
+            _print_json({name: manifest and asdict(manifest) for name, manifest in shown.items()})
+        else:
+            out().print(stage_table(shown, ()))
 
 
 @app.command()
@@ -96,7 +128,7 @@ def report(run_dir: Annotated[str, typer.Argument(help="Run directory.")]) -> No
         opened = _open(run_dir)
         settings = (opened.read_json("run.json") or {}).get("config", {}).get("report", {})
         write(opened, ReportConfig.model_validate(settings))
-        say(f"report: {escape(opened.uri)}/report/index.html")
+        typer.echo(f"{opened.uri}/report/index.html")
 
 
 @app.command()
@@ -136,17 +168,76 @@ def export(
 
 
 @app.command()
-def config(config: ConfigPath, set_: SetOption = None) -> None:
+def config(
+    config: ConfigPath,
+    set_: SetOption = None,
+    json_: JsonOption = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of every config, for editors.")
+    ] = False,
+    explain: Annotated[
+        str | None, typer.Option("--explain", metavar="KEY", help="Explain a key: type, value, meaning.")
+    ] = None,
+    diff: Annotated[
+        Path | None, typer.Option("--diff", metavar="CONFIG", help="Print what differs from another config.")
+    ] = None,
+) -> None:
     """Print the resolved configuration as YAML."""
     with _Errors(None):
         import yaml
 
-        from lm_mixup.config.load import load_config
+        from lm_mixup.config import Config
+        from lm_mixup.config.load import differences, explain_key, load_config
 
         resolved = load_config(config, set_ or ())
-        sys.stdout.write(
-            yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        )
+        if schema:
+            _print_json(Config.model_json_schema())
+        elif explain is not None:
+            typer.echo(explain_key(resolved, explain))
+        elif diff is not None:
+            for key, (ours, theirs) in differences(resolved, load_config(diff)).items():
+                typer.echo(f"{key}: {ours!r} (there {theirs!r})")
+        elif json_:
+            _print_json(resolved.model_dump(mode="json"))
+        else:
+            value = resolved.model_dump(mode="json")
+            sys.stdout.write(yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
+
+
+@app.command()
+def init(
+    file: Annotated[Path, typer.Argument(help="The config to write.")] = Path("lm-mixup.yaml"),
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", help="The packaged recipe to start from; asked for if left out."),
+    ] = None,
+    pool: Annotated[
+        str | None, typer.Option("--pool", help="Your pool: JSONL, Parquet, hf:ORG/NAME.")
+    ] = None,
+    policy: Annotated[
+        str | None, typer.Option("--policy", help="The distiller: folder or Hub name; empty: train one.")
+    ] = None,
+) -> None:
+    """Write a commented config after three questions, or from the options alone."""
+    with _Errors(None):
+        from lm_mixup.config.load import load_config, recipes, with_values
+
+        if file.exists():
+            raise InputError(f"init: {file} exists; name another file")
+        if sys.stdin.isatty():
+            recipe = recipe or typer.prompt(f"Recipe ({', '.join(recipes())})", default="quickstart")
+            pool = pool or typer.prompt("Your pool (a path, or `world` for the demo pool)", default="world")
+            if policy is None:
+                policy = typer.prompt("Distiller (folder or Hub name; empty: train one)", default="")
+        recipe = recipe or "quickstart"
+        if recipe not in recipes():
+            raise InputError(f"init: {recipe} is no packaged recipe; recipes are {', '.join(recipes())}")
+        values = {"augment.pool": pool, "augment.policy": policy}
+        chosen = {key: value for key, value in values.items() if value}
+        text = with_values(recipes()[recipe].read_text(encoding="utf-8"), chosen)
+        file.write_text(text, encoding="utf-8")
+        load_config(file)
+        typer.echo(f"{file}: the recipe {recipe}; run it with `lm-mixup run {file}`")
 
 
 def _run(
@@ -164,63 +255,16 @@ def _run(
         resolved = load_config(config, overrides)
         from lm_mixup.core.run_dir import RunDir
         from lm_mixup.pipeline import Options, run_verb
+        from lm_mixup.report.terminal import show_results
 
         options = Options(until=until, only=only, fresh=fresh, command=tuple(sys.argv))
-        results = run_verb(verb, resolved, RunDir(run_dir), options)
-        _show(results, run_dir)
+        run = RunDir(run_dir)
+        results = run_verb(verb, resolved, run, options)
+        show_results({name: (result.manifest, result.skipped) for name, result in results.items()}, run)
 
 
-def _show(results: dict[str, StageResult], run_dir: str) -> None:
-    """The closing table, and where the outcome lies."""
-    skipped = [name for name, result in results.items() if result.skipped]
-    console.print(_table({name: result.manifest for name, result in results.items()}, skipped))
-    census = _census(results["mixture"].manifest.metrics) if "mixture" in results else None
-    if census is not None and census.row_count > 1:  # a manifest of before has no such figures
-        console.print()
-        console.print(census)
-    if "select" in results:
-        say(f"training set: {escape(run_dir)}/select/train.jsonl")
-    if "finetune" in results:
-        say(f"fine-tuned:   {escape(run_dir)}/finetune/model")
-    say(f"report:       {escape(run_dir)}/report/index.html")
-
-
-def _table(manifests: dict[str, Manifest | None], skipped: object) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("stage", "rows in", "out", "rejected", "left out", "seconds", ""):
-        table.add_column(heading, justify="left" if heading in ("stage", "") else "right")
-    for name, manifest in manifests.items():
-        if manifest is None:
-            table.add_row(name, "", "", "", "", "", "[dim]not done[/]")
-            continue
-        state = "[dim]done before[/]" if name in skipped else "[green]done[/]"  # type: ignore[operator]
-        figures = (
-            manifest.rows_in,
-            manifest.rows_out,
-            manifest.rows_rejected,
-            sum(manifest.left_out.values()),
-        )
-        table.add_row(name, *(f"{figure:,}" for figure in figures), f"{manifest.seconds:.1f}", state)
-    return table
-
-
-def _census(figures: Mapping[str, Any]) -> Table:
-    """The rows of MIXTURE by split and by each thing that tells them apart."""
-    from lm_mixup.core.value_counts import splits_in, tables_of
-
-    splits = splits_in(figures)
-    table = Table(box=None, header_style="bold", pad_edge=False, title="MIXTURE", title_justify="left")
-    for heading in ("", "", *splits, "all"):
-        table.add_column(heading, justify="right" if heading else "left")
-    _add_counts(table, "rows", "", list(splits.values()))
-    for label, lines in tables_of(figures).items():
-        for number, (value, counts) in enumerate(lines):
-            _add_counts(table, "" if number else label, value, counts)
-    return table
-
-
-def _add_counts(table: Table, label: str, value: str, counts: list[int]) -> None:
-    table.add_row(label, value, *(f"{count:,}" for count in (*counts, sum(counts))))
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def _open(run_dir: str) -> RunDir:
@@ -243,6 +287,7 @@ class _Errors:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, KeyboardInterrupt):  # Ctrl-C, or SIGTERM
+            _ignore_further_signals()
             again = "; the same command again goes on where it stopped" if self._run_dir else ""
             say(f"[bold red]stopped[/]{again}")
             raise typer.Exit(1)
@@ -252,14 +297,31 @@ class _Errors:
         if theirs is not None:
             say(f"[bold red]error[/]: {escape(str(theirs))}")
             raise typer.Exit(2)
-        say(f"[bold red]failed[/]: {escape(_first_line(error))}")
+        say(f"[bold red]failed[/]: {escape(_first_line(_innermost(error)))}")
+        self._keep_traceback(error)
+        raise typer.Exit(1)
+
+    def _keep_traceback(self, error: Exception) -> None:
+        """Writes the traceback into the run directory, or to the terminal where that is not possible."""
+        text = "".join(traceback.format_exception(error))
         if self._run_dir and Path(self._run_dir).is_dir():
             log = Path(self._run_dir) / "failure.log"
-            log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+            try:
+                log.write_text(text, encoding="utf-8")
+            except OSError as problem:  # a full disk is often the very reason
+                say(f"the details cannot be kept in {escape(str(log))} ({problem.strerror})")
+                return
             say(f"details: {escape(str(log))}; the same command again goes on where it stopped")
         else:
-            traceback.print_exception(error)
-        raise typer.Exit(1)
+            sys.stderr.write(text)
+
+
+def _ignore_further_signals() -> None:
+    """A second Ctrl-C while Ray shuts down would print the traceback of its exit handlers."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def input_error_in(error: BaseException | None) -> InputError | None:
@@ -272,6 +334,19 @@ def input_error_in(error: BaseException | None) -> InputError | None:
             return error
         error = cause if isinstance(cause, Exception) else error.__cause__
     return None
+
+
+def _innermost(error: Exception) -> Exception:
+    """What was raised first: Ray wraps the cause in errors whose text gives hints about Ray alone."""
+    seen: set[int] = set()
+    while id(error) not in seen:
+        seen.add(id(error))
+        cause = getattr(error, "cause", None)
+        inner = cause if isinstance(cause, Exception) else error.__cause__
+        if not isinstance(inner, Exception):
+            break
+        error = inner
+    return error
 
 
 def _first_line(error: Exception) -> str:

@@ -6,10 +6,12 @@ stage whose manifest bears the same fingerprint is done; one that was begun unde
 
 from __future__ import annotations
 
+import difflib
+import errno
 import importlib.metadata
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +21,7 @@ from lm_mixup.core.errors import InputError
 from lm_mixup.core.progress import say
 from lm_mixup.core.redact import redact
 from lm_mixup.core.run_dir import Manifest, RunDir, fingerprint, summarise
-from lm_mixup.stages import BY_NAME, STAGES, VERBS, Context, Stage, inputs_of, stages_of
-from lm_mixup.stages.augment import distiller
+from lm_mixup.stages import GROUPS, STAGES, Stage, open_inputs, required_inputs, stages_of
 
 _PACKAGES = (
     "torch",
@@ -33,6 +34,10 @@ _PACKAGES = (
     "peft",
     "sentence-transformers",
 )
+
+
+class StageEmpty(RuntimeError):
+    """A stage finished without a single row that the next could work on."""
 
 
 @dataclass
@@ -68,48 +73,54 @@ def run_verb(verb: str, config: Config, run: RunDir, options: Options) -> dict[s
     Raises:
         InputError: An unknown stage, or an input stage that has not been run.
     """
-    names = chosen_stages(verb, config, options)
-    _check_inputs(names, config, run)
+    stages = chosen_stages(verb, config, options)
+    _check_inputs(stages, config, run)
     _tell_unused(config)
     _write_run_json(run, config, options.command)
     results: dict[str, StageResult] = {}
-    for name in names:
-        results[name] = run_stage(BY_NAME[name], config, run, fresh=options.fresh)
+    for name, stage in stages.items():
+        results[name] = run_stage(stage, config, run, fresh=options.fresh)
     write_report(run, config)
     return results
 
 
-def chosen_stages(verb: str, config: Config, options: Options) -> tuple[str, ...]:
+def chosen_stages(verb: str, config: Config, options: Options) -> dict[str, Stage]:
     """The stages of a verb under a config that `--until` and `--only` leave."""
-    names = stages_of(verb, config)
+    stages = stages_of(verb, config)
+    names = tuple(stages)
     for option, value in (("--until", options.until), ("--only", options.only)):
         if value is not None and value not in names:
+            near = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}? Its" if near else "its"
             raise InputError(
-                f"{option} {value}: no such stage in `{verb}`; its stages are {', '.join(names)}"
+                f"{option} {value}: no such stage in `{verb}`; {hint} stages are {', '.join(names)}"
             )
     if options.only is not None:
-        return (options.only,)
+        return {options.only: stages[options.only]}
     if options.until is not None:
-        return names[: names.index(options.until) + 1]
-    return names
+        names = names[: names.index(options.until) + 1]
+    return {name: stages[name] for name in names}
 
 
-def _check_inputs(names: Sequence[str], config: Config, run: RunDir) -> None:
+def _check_inputs(stages: Mapping[str, Stage], config: Config, run: RunDir) -> None:
     """Refuses at once what would fail after minutes: missing inputs, models and pools."""
-    from lm_mixup.models.policy import check_model_path
+    from lm_mixup.models.resolve import check_model_path
 
     check_model_path(config.model.path)
-    for name in names:
-        BY_NAME[name].check(config)
-    if "distill" in names and "sft" not in names:
-        distiller(Context(run, config, run.stage("distill")))
-    for position, name in enumerate(names):
-        for needed in inputs_of(BY_NAME[name], config):
-            if needed not in names[:position] and run.stage(needed).manifest() is None:
-                verb = next(v for v, stages in VERBS.items() if needed in stages)
+    for stage in stages.values():
+        stage.check(config)
+    before: set[str] = set()
+    for name, stage in stages.items():
+        for needed in required_inputs(stage, config):
+            one_of = needed.split("|")
+            if before.isdisjoint(one_of) and all(run.stage(other).manifest() is None for other in one_of):
+                verb = next(verb for verb, group in GROUPS.items() if one_of[0] in group)
+                hint = ", or set augment.policy to a model" if name == "distill" and verb == "train" else ""
                 raise InputError(
-                    f"{run.uri}: stage {name} needs {needed}, which is not done; run `lm-mixup {verb}` first"
+                    f"{run.uri}: stage {name} needs {' or '.join(one_of)}, which is not done; "
+                    f"run `lm-mixup {verb}` first{hint}"
                 )
+        before.add(name)
 
 
 def _tell_unused(config: Config) -> None:
@@ -122,48 +133,57 @@ def _tell_unused(config: Config) -> None:
 
 def run_stage(stage: Stage, config: Config, run: RunDir, *, fresh: bool = False) -> StageResult:
     """Runs one stage, or skips it if its manifest bears the same fingerprint."""
-    context = Context(run, config, run.stage(stage.name))
-    inputs = {name: _fingerprint_of(run, name) for name in inputs_of(stage, config)}
-    digest = fingerprint(stage.name, __version__, config.seed, stage.identity(context), inputs)
-    manifest = context.out.manifest()
+    out = run.stage(stage.name)
+    inputs = open_inputs(stage, config, run)
+    manifests = {given.name: given.manifest() for given in inputs if given is not None}
+    read = {name: manifest.fingerprint for name, manifest in manifests.items() if manifest is not None}
+    digest = fingerprint(stage.name, __version__, config.seed, stage.settings_identity(config), read)
+    manifest = out.manifest()
     if manifest is not None and manifest.fingerprint == digest and not fresh:
         return StageResult(manifest, skipped=True)
     _start_ray(config)
     say(f"[bold]{stage.name}[/]")
-    if kept := context.out.begin(digest, fresh=fresh):
+    if kept := out.begin(digest, fresh=fresh):
         say(f"  what {stage.name} trained under other settings is kept for their return: {run.uri}/{kept}")
     started = time.monotonic()
-    outcome = stage.run(context)
-    manifest = summarise(context.out, digest, inputs, time.monotonic() - started, outcome)
-    context.out.finish(manifest)
+    outcome = stage.call(config, inputs, out)
+    manifest = summarise(out, digest, read, time.monotonic() - started, outcome)
+    if stage.needs_output and not manifest.rows_out:
+        raise StageEmpty(_why_empty(manifest, run))
+    out.finish(manifest)
     return StageResult(manifest, skipped=False)
+
+
+def _why_empty(manifest: Manifest, run: RunDir) -> str:
+    """One line: what came in, and where it went."""
+    gone = [*manifest.rejected_by_reason.items(), *manifest.left_out.items()]
+    reasons = ", ".join(
+        f"{reason} {count:,}" for reason, count in sorted(gone, key=lambda item: -item[1])[:5]
+    )
+    return (
+        f"{manifest.stage}: not one of {manifest.rows_in:,} rows came out ({reasons or 'no rows came in'}); "
+        f"see {run.uri}/{manifest.stage}/rejected/"
+    )
 
 
 def write_report(run: RunDir, config: Config) -> None:
     """Writes the report unless it shows the present state already."""
     from lm_mixup.report.page import report as make_report
 
-    context = Context(run, config, run.stage("report"))
+    out = run.stage("report")
     inputs = {}
-    for stage in STAGES:
-        manifest = run.stage(stage.name).manifest()
+    for name in STAGES:
+        manifest = run.stage(name).manifest()
         if manifest is not None:
-            inputs[stage.name] = manifest.fingerprint
+            inputs[name] = manifest.fingerprint
     digest = fingerprint("report", __version__, config.report.identity(), inputs)
-    manifest = context.out.manifest()
+    manifest = out.manifest()
     if manifest is not None and manifest.fingerprint == digest:
         return
-    context.out.begin(digest)
+    out.begin(digest)
     started = time.monotonic()
     outcome = make_report(run, config.report)
-    context.out.finish(summarise(context.out, digest, inputs, time.monotonic() - started, outcome))
-
-
-def _fingerprint_of(run: RunDir, name: str) -> str:
-    manifest = run.stage(name).manifest()
-    if manifest is None:
-        raise InputError(f"{run.uri}: stage {name} is not done; run it first")
-    return manifest.fingerprint
+    out.finish(summarise(out, digest, inputs, time.monotonic() - started, outcome))
 
 
 def _start_ray(config: Config) -> None:
@@ -187,7 +207,15 @@ def _write_run_json(run: RunDir, config: Config, command: Sequence[str]) -> None
         "command": _mask(list(command)),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    run.write_json("run.json", value)
+    try:
+        run.write_json("run.json", value)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        reason = error.strerror or " ".join(str(error).split())
+        raise InputError(
+            f"run directory {run.uri}: cannot be written ({reason}); choose another --run-dir"
+        ) from None
 
 
 def _mask(value: Any) -> Any:

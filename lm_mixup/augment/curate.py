@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from lm_mixup.augment.curation.hoc import count_triples, fit_consensus, posterior
 from lm_mixup.config import CurateConfig
-from lm_mixup.core.draws import turns
+from lm_mixup.core.draws import index_in_group
 from lm_mixup.core.run_dir import Outcome, StageDir
 from lm_mixup.core.schemas import CURATION
 from lm_mixup.distributed.map_parts import PartResult, map_parts
@@ -61,11 +61,10 @@ class Noise:
 
 def curate(
     rated: StageDir,
+    embed: StageDir | None,
     neighbors: StageDir,
     out: StageDir,
     config: CurateConfig,
-    *,
-    embed: StageDir | None = None,
 ) -> Outcome:
     """Adds a curated score and its confidence to every row.
 
@@ -253,7 +252,7 @@ def votes_of(rows: pa.Table, nearest: pa.Table, ratings: Ratings, config: Curate
     voters = np.flatnonzero(votes)
     voters = voters[_first_of_each(row[voters], ratings.texts[found[voters]])]
     row, cast = row[voters], ratings.scores[found[voters]]
-    turn = turns(row)
+    turn = index_in_group(row)
     heard = turn < config.neighbors
     result = np.full((len(own.keys), 1 + config.neighbors), -1, dtype=np.int8)
     result[:, 0] = own.scores

@@ -23,6 +23,7 @@ from lm_mixup.core.task_types import (
     write_input,
 )
 from lm_mixup.distributed.map_parts import PartResult, map_parts
+from lm_mixup.models.resolve import model_folder, portable_path
 
 DEMONSTRATION_NOTICE = (
     "this policy is the demonstration model: it has read the closed world only and does not understand open "
@@ -49,13 +50,14 @@ def distill(
         cluster: Clusters (`records.CLUSTER`).
         curated: The rows they are made of.
         out: Where distilled rows go.
-        policy: Folder or Hub name of the trained distiller.
+        policy: Folder, Hub name or name of the distiller.
         config: The `distill` section.
         model: How model files are loaded.
     """
     from lm_mixup.distributed.ray_cluster import has_gpu
     from lm_mixup.models.engine import engine_environment
 
+    policy = portable_path(policy)
     parts, done = cluster.parts(), out.receipts()
     pending = [part for number, part in enumerate(parts) if number not in done]
     members = gather_members(cluster, curated, pending, config.num_tasks) if pending else {}
@@ -73,9 +75,21 @@ def distill(
     return Outcome(metrics=metrics | ({"notice": DEMONSTRATION_NOTICE} if is_demonstration(policy) else {}))
 
 
+def distill_with_trained(
+    cluster: StageDir,
+    curated: StageDir,
+    trained: StageDir,
+    out: StageDir,
+    config: DistillConfig,
+    model: ModelConfig,
+) -> Outcome:
+    """Writes one row per cluster with the policy that this run has trained, as `distill` does."""
+    return distill(cluster, curated, out, str(trained.local / "model"), config, model)
+
+
 def is_demonstration(policy: str) -> bool:
-    """Whether a model folder holds the embedded demonstration model or what was trained from it."""
-    config = Path(policy) / "config.json"
+    """Whether a model is the embedded demonstration model, or was trained from it."""
+    config = Path(model_folder(policy)) / "config.json"
     return config.is_file() and "lm_mixup_demonstration" in json.loads(config.read_text(encoding="utf-8"))
 
 
@@ -87,7 +101,7 @@ def make_distiller(
     Args:
         cluster: Clusters.
         members: For each part of clusters a reference to its members.
-        policy: Folder or Hub name of the trained distiller.
+        policy: Folder, Hub name or name of the distiller.
         config: The `distill` section.
         model: How model files are loaded.
     """
@@ -104,7 +118,12 @@ def make_distiller(
         tensor_parallel_size=config.tensor_parallel_size,
         trust_remote_code=model.trust_remote_code,
     )
-    sampling = Sampling(n=1, temperature=config.temperature, max_tokens=config.max_completion_length)
+    sampling = Sampling(
+        n=1,
+        temperature=config.temperature,
+        max_tokens=config.max_completion_length,
+        repetition_penalty=config.repetition_penalty,
+    )
 
     def work(part: str) -> PartResult:
         clusters = cluster.read_part(part).to_pylist()

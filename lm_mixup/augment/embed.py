@@ -19,7 +19,8 @@ from lm_mixup.core import task_types
 from lm_mixup.core.errors import InputError
 from lm_mixup.core.run_dir import Outcome, StageDir
 from lm_mixup.distributed.map_parts import PartResult, map_parts
-from lm_mixup.models.embedder import Embedder, resolve_path
+from lm_mixup.models.embedder import Embedder
+from lm_mixup.models.resolve import embedder_folder
 
 _ITEMS_PER_PART = 2048
 
@@ -52,7 +53,7 @@ def embed(
         InputError: The embedder's path does not exist; an evaluation set is missing, damaged or too large, or
             every row is close to one.
     """
-    resolve_path(config.path)  # fails here and at once, not inside an actor
+    embedder_folder(config.path)  # fails here and at once, not inside an actor
     metrics: dict[str, Any] = {"embedder": config.path}
     shared, least = None, 1.0
     if decontaminate:

@@ -142,9 +142,9 @@ class Reader:
     def items(self, unit: Unit) -> list[Any]:
         """The raw items of a unit."""
         if unit.uri == _WORLD:
-            from lm_mixup.demo.pool import world_pool
+            from lm_mixup.demo import demo_pool
 
-            return list(world_pool(self._config.world_rows, self._seed))
+            return list(demo_pool(self._config.world_rows, self._seed))
         return read_unit(unit, line_limit(self._config.max_chars))
 
     def row(self, raw: Any, unit: Unit) -> PoolRow | Reason:

@@ -16,8 +16,9 @@ import pyarrow as pa
 
 from lm_mixup.augment.embed import vectors_of
 from lm_mixup.augment.vector_search.ivf import approximate_neighbors
-from lm_mixup.augment.vector_search.knn import SLACK, best, neighbor_table, search
+from lm_mixup.augment.vector_search.neighbor_table import neighbor_table
 from lm_mixup.config import NeighborsConfig
+from lm_mixup.core.nearest import SLACK, keep_best, top_k
 from lm_mixup.core.run_dir import Outcome, StageDir
 from lm_mixup.distributed.map_parts import PartResult, map_parts
 
@@ -96,12 +97,12 @@ class Bank:
         indices, similarities = np.zeros((count, 0), np.int64), np.zeros((count, 0), np.float32)
         nobody = np.full(count, -1)
         for start, vectors in self._shards():
-            found, alike = search(queries, vectors, k + 1 + SLACK, device)
+            found, alike = top_k(queries, vectors, k + 1 + SLACK, device)
             indices = np.concatenate([indices, found + start], axis=1)
             similarities = np.concatenate([similarities, alike], axis=1)
-            indices, similarities = best(indices, similarities, k + 1 + SLACK, nobody)
+            indices, similarities = keep_best(indices, similarities, k + 1 + SLACK, nobody)
         in_bank = int((own >= 0).any())
-        return best(indices, similarities, min(k, len(self.ids) - in_bank), own)
+        return keep_best(indices, similarities, min(k, len(self.ids) - in_bank), own)
 
     def _shards(self) -> Iterator[tuple[int, np.ndarray]]:
         """(bank index of the first row, float32 vectors) of each shard: whole parts, about `shard_rows`."""

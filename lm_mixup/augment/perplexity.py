@@ -79,7 +79,7 @@ def measuring_model(config: PerplexityConfig, model: ModelConfig) -> ModelConfig
     Raises:
         InputError: There is no such model, or it has no weights.
     """
-    from lm_mixup.models.policy import UNTRAINED_NANO, check_model_path
+    from lm_mixup.models.resolve import UNTRAINED_NANO, check_model_path
 
     key, chosen = "model.path", model
     if config.model is not None:
@@ -90,10 +90,7 @@ def measuring_model(config: PerplexityConfig, model: ModelConfig) -> ModelConfig
             f"{key} {chosen.path}: has no weights to measure perplexity with; set select.perplexity.model to "
             "a model folder, a Hub name or `nano`"
         )
-    try:
-        check_model_path(chosen.path)
-    except InputError as error:
-        raise InputError(str(error).replace("model.path", key)) from None
+    check_model_path(chosen.path, key)
     return chosen
 
 
@@ -102,12 +99,12 @@ def make_work(
 ) -> Callable[[Item], PartResult]:
     """Loads the model into an engine; the function measures one part."""
     from lm_mixup.models.engine import Engine
-    from lm_mixup.models.policy import load_tokenizer, model_folder, policy_dtype
+    from lm_mixup.models.policy import load_tokenizer, policy_dtype
 
     tokenizer = load_tokenizer(model.path, model)
     room = min(config.max_length, _longest(model) - 1)
     engine = Engine(
-        model_folder(model.path),
+        model.path,
         dtype=str(policy_dtype(model)).removeprefix("torch."),
         max_model_len=room + 1,  # vLLM always draws a token
         kv_cache_gib=config.kv_cache_gib,
@@ -128,7 +125,7 @@ def _longest(model: ModelConfig) -> int:
     """Positions of the model."""
     from transformers import AutoConfig
 
-    from lm_mixup.models.policy import model_folder
+    from lm_mixup.models.resolve import model_folder
 
     loaded = AutoConfig.from_pretrained(
         model_folder(model.path), revision=model.revision, trust_remote_code=model.trust_remote_code

@@ -12,13 +12,14 @@ import pyarrow.compute as pc
 from lm_mixup.augment.embed import embedding_table, vectors_of
 from lm_mixup.augment.neighbors import Bank
 from lm_mixup.augment.rate import rate_table
-from lm_mixup.augment.vector_search.long_tail import mean_distance
+from lm_mixup.augment.vector_search.neighbor_table import mean_distance
 from lm_mixup.chat.judge import Judge, SharedJudge, share_judge
 from lm_mixup.config import EmbedderConfig, RateConfig
 from lm_mixup.core import schemas, task_types
 from lm_mixup.core.run_dir import Outcome, StageDir
 from lm_mixup.distributed.map_parts import PartResult, map_parts
-from lm_mixup.models.embedder import Embedder, resolve_path
+from lm_mixup.models.embedder import Embedder
+from lm_mixup.models.resolve import embedder_folder
 
 
 def rate_distilled(
@@ -51,7 +52,7 @@ def rate_distilled(
         InputError: The judge lacks a setting, or the embedder's path does not exist.
     """
     shared = share_judge(rate, out)
-    resolve_path(embedder.path)
+    embedder_folder(embedder.path)
     kept = kept_of(out)
     map_parts(
         kept,

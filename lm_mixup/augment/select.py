@@ -28,7 +28,7 @@ from lm_mixup.augment.selection.candidates import (
 )
 from lm_mixup.augment.selection.deita import take_diverse
 from lm_mixup.augment.selection.rank import budget_rows, fill, quotas, rank, strata_quotas
-from lm_mixup.augment.vector_search.long_tail import long_tail_scores
+from lm_mixup.augment.vector_search.neighbor_table import long_tail_scores
 from lm_mixup.config import SelectConfig
 from lm_mixup.core import schemas
 from lm_mixup.core.draws import hash_of
@@ -83,10 +83,10 @@ def select(
     curated: StageDir,
     embed: StageDir,
     neighbors: StageDir,
+    perplexity: StageDir | None,
     out: StageDir,
     config: SelectConfig,
     seed: int,
-    perplexity: StageDir | None = None,
 ) -> Outcome:
     """Chooses the training set and writes it as parts and as `train.jsonl`.
 

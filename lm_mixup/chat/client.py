@@ -165,9 +165,9 @@ def check_chat(config: ChatConfig, backend: str, section: str) -> None:
         where = "a model folder or Hub name" if backend == "vllm" else "the model that the server offers"
         raise InputError(f"{section}.model is not set; name {where}")
     if backend == "vllm":
-        from lm_mixup.chat.vllm_engine import check_model
+        from lm_mixup.models.resolve import check_model_path
 
-        check_model(config.model, section)
+        check_model_path(config.model, f"{section}.model")
     else:
         from lm_mixup.chat.openai_server import key_of
 

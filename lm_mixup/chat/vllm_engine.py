@@ -36,7 +36,7 @@ class LocalModel:
         try:
             self._tokenizer = load_tokenizer(path, model)
         except InputError as error:
-            raise _renamed(error, section) from None
+            raise InputError(str(error).replace("model.path", f"{section}.model")) from None
         self._config, self._section, self._log = config, section, log
         self._max_len = config.max_model_len or _longest(path, config)
         if config.max_tokens >= self._max_len:
@@ -103,33 +103,24 @@ def identity_of(config: ChatConfig, dtype: str, max_model_len: int) -> str:
     return json.dumps(["vllm", path, _versions(path), *settings], sort_keys=True)
 
 
-def check_model(path: str, section: str) -> None:
-    """Refuses a path that can be neither a model folder nor a Hub name.
-
-    Raises:
-        InputError: It names the config's key.
-    """
-    from lm_mixup.models.policy import check_model_path
-
-    try:
-        check_model_path(path)
-    except InputError as error:
-        raise _renamed(error, section) from None
-
-
-def _renamed(error: InputError, section: str) -> InputError:
-    return InputError(str(error).replace("model.path", f"{section}.model"))
-
-
 def _longest(path: str, config: ChatConfig) -> int:
     from transformers import AutoConfig
 
-    loaded = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+    from lm_mixup.models.resolve import model_folder
+
+    loaded = AutoConfig.from_pretrained(model_folder(path), trust_remote_code=config.trust_remote_code)
     return min(_LONGEST, int(getattr(loaded.get_text_config(), "max_position_embeddings", _LONGEST)))
 
 
 def _versions(path: str) -> list[Any]:
-    """Names, sizes and times of a model folder's files, so that new weights are asked anew."""
+    """What tells new weights from old, so that they are asked anew.
+
+    Digests of what a named model is made of; names, sizes and times of a folder's files.
+    """
+    from lm_mixup.models.resolve import model_version
+
+    if named := model_version(path):
+        return list(named)
     folder = Path(path).expanduser()
     if not folder.is_dir():
         return []

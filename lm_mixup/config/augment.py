@@ -30,7 +30,14 @@ class AugmentConfig(Section):
         "`hf:ORG/NAME[:CONFIG][@SPLIT]`; `world`: the demo pool.",
     )
     policy: str | None = Field(
-        None, description="Distiller to use; default: grpo/model of this run, else sft/model."
+        None,
+        description="Distiller to use: whatever `model.path` takes; default: grpo/model of this run, else "
+        "sft/model.",
+    )
+    demo_policy: bool = Field(
+        False,
+        description="Allow the demonstration model on a pool of your own, although it understands the closed "
+        "world alone.",
     )
 
 
@@ -167,6 +174,11 @@ class DistillConfig(Section):
     max_prompt_length: int = Field(2400, ge=8, description="Tokens; longer prompts are refused.")
     max_completion_length: int = Field(2400, ge=8, description="Tokens; what is longer is cut off.")
     temperature: float = Field(0.0, ge=0, description="Of sampling; 0 is greedy.")
+    repetition_penalty: float = Field(
+        1.0,
+        gt=0,
+        description="Above 1: tokens that the prompt or the output holds are less likely (paper: 1.05).",
+    )
     num_tasks: int = resources(2, ge=1, description="Tasks at a time that gather the members of clusters.")
     num_actors: int = resources(1, ge=1, description="Actors that work at a time.")
     num_cpus: float = resources(1.0, gt=0, description="CPUs (and CPU threads) of an actor.")
@@ -177,7 +189,7 @@ class PerplexityConfig(Section):
     """The pass over all rows that `select.method: perplexity` asks for, and no other method."""
 
     model: str | None = Field(
-        None, description="Whose perplexity: a Hub name, folder or `nano`; default: model.path."
+        None, description="Whose perplexity: whatever `model.path` takes; default: model.path."
     )
     take: Literal["low", "mid", "high"] = Field(
         "mid", description="Lowest first, nearest to the median first, or highest first."

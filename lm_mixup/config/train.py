@@ -162,6 +162,12 @@ class GrpoConfig(Section):
     )
     epsilon: float = Field(0.2, gt=0, description="PPO clip range below 1.")
     epsilon_high: float | None = Field(None, gt=0, description="Clip range above 1; default: `epsilon`.")
+    dual_clip: float | None = Field(
+        None,
+        gt=1,
+        description="Dual clip: where the advantage is negative, ratios above this have no gradient; "
+        "default: unbounded, as in PPO.",
+    )
     advantage: Literal["grpo", "dr_grpo", "rloo", "reinforce_plus_plus", "gdpo"] = Field(
         "grpo", description="How rewards become advantages: baseline and scale."
     )
@@ -267,6 +273,10 @@ class GrpoConfig(Section):
             )
         if self.warmup_steps > self.max_steps > 0:
             raise ValueError("warmup_steps must not be more than max_steps")
+        if self.dual_clip is not None and self.loss == "cispo":
+            raise ValueError("dual_clip has no effect on loss cispo, which limits every ratio by itself")
+        if self.dual_clip is not None and self.dual_clip <= 1 + (self.epsilon_high or self.epsilon):
+            raise ValueError("dual_clip must be above 1 + epsilon_high")
         if self.kl_in == "reward" and self.advantage == "gdpo":
             raise ValueError(
                 "kl_in reward needs an advantage of the total reward; gdpo takes those of its components"

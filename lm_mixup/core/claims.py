@@ -17,6 +17,11 @@ def claims_of(row: dict[str, Any]) -> tuple[Claim, ...]:
     return tuple(map(Claim, row["attributes"], row["values"]))
 
 
+def is_from_chat_model(row: dict[str, Any]) -> bool:
+    """Whether a chat model stated the claims of a row; the others are facts of the demonstration world."""
+    return FACT in row["attributes"]
+
+
 FACT: Final = "fact"
 """The attribute of a claim that a chat model stated as a sentence; the closed world's have names."""
 

@@ -1,4 +1,4 @@
-"""Draws that depend on a seed and on ids alone, and fair shares."""
+"""Pseudo-random draws that depend only on a seed and on ids, and even shares."""
 
 from __future__ import annotations
 
@@ -11,12 +11,20 @@ from lm_mixup.core import schemas
 
 
 def hash_of(seed: int, key: str) -> float:
-    """A number in [0, 1) that a seed and an id decide."""
+    """A number in [0, 1) that depends only on the seed and the id."""
     return int(schemas.content_id(str(seed), key)[:13], 16) / 16**13
 
 
-def turns(groups: np.ndarray) -> np.ndarray:
-    """The turn of each row within its group, from 0 on, int64 [N]; `groups` int64 [N], ascending."""
+def split_of(name: str, seed: int, grpo_fraction: float, test_fraction: float) -> str:
+    """The split of an entity and of every row about it (`sft`, `grpo` or `test`), by the hash of its name."""
+    share = int(schemas.content_id("split", str(seed), name)[:8], 16) / 2**32
+    if share < test_fraction:
+        return "test"
+    return "grpo" if share < test_fraction + grpo_fraction else "sft"
+
+
+def index_in_group(groups: np.ndarray) -> np.ndarray:
+    """The index of each row within its group, int64 [N]; `groups` is int64 [N] and ascending."""
     return np.arange(len(groups)) - np.searchsorted(groups, groups)
 
 
@@ -24,7 +32,7 @@ Key = TypeVar("Key", bound=str | int)
 
 
 def fair_shares(total: int, sizes: Mapping[Key, int]) -> dict[Key, int]:
-    """Shares out a total evenly; who has less than an even share gives all, and the others get the rest."""
+    """Shares of a total, as even as the sizes allow: what exceeds one key's size goes to the others."""
     shares: dict[Key, int] = {}
     for taken, key in enumerate(sorted(sizes, key=lambda key: (sizes[key], key))):
         even = (total - sum(shares.values())) // (len(sizes) - taken)

@@ -18,6 +18,7 @@ from rich.progress import (
 )
 
 console = Console(stderr=True)
+"""Progress and logs; results go to stdout."""
 _LOG_EVERY_S = 15.0
 
 

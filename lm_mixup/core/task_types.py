@@ -293,3 +293,23 @@ def detect_task_type(prompt: str, completion: str) -> TaskType:
     if _PARAGRAPH.search(prompt):
         return "para"
     return "qa"
+
+
+def judged_text(task_type: TaskType, answer: str) -> str:
+    """The canonical text of an answer, which the library and the rewards embed.
+
+    Both sides go through this function, so that the distance between two texts measures their content and not
+    their white space.
+
+    Raises:
+        FormatError: The answer does not follow the format of its task type.
+    """
+    return write_answer(parse_answer(task_type, answer))
+
+
+def answer_of(task_type: TaskType, completion: str) -> str | None:
+    """The canonical answer text of a policy's raw completion; None if it cannot be parsed."""
+    try:
+        return judged_text(task_type, parse_output(completion).answer)
+    except FormatError:
+        return None

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from functools import cache
 
 from lm_mixup.core.claims import Claim
-from lm_mixup.core.task_types import LETTERS, TaskType
+from lm_mixup.core.task_types import LETTERS, TaskType, answer_of
 from lm_mixup.demo.entities import Entity
 from lm_mixup.demo.facts import entities_by_name, load_entities
 from lm_mixup.demo.topics import TOPICS, Attribute
-from lm_mixup.rewards.format import answer_of
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import resources
 
-from lm_mixup.core.schemas import content_id
 from lm_mixup.demo.entities import Entity
 from lm_mixup.demo.topics import TOPICS
 
@@ -29,14 +28,6 @@ def load_entities() -> tuple[Entity, ...]:
 def entities_by_name() -> Mapping[str, Entity]:
     """The entities by name: names are unique over all topics, by their letter case too (mercury, Mercury)."""
     return {entity.name: entity for entity in load_entities()}
-
-
-def split_of(name: str, seed: int, grpo_fraction: float, test_fraction: float) -> str:
-    """The split of an entity, and of all that is about it: `sft`, `grpo` or `test`, by hash of its name."""
-    share = int(content_id("split", str(seed), name)[:8], 16) / 2**32
-    if share < test_fraction:
-        return "test"
-    return "grpo" if share < test_fraction + grpo_fraction else "sft"
 
 
 def _load(topic: str) -> list[Entity]:

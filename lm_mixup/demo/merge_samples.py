@@ -8,7 +8,7 @@ from random import Random
 from typing import Any
 
 from lm_mixup.config import BuildConfig
-from lm_mixup.core.claims import FACT, Claim, claims_of
+from lm_mixup.core.claims import Claim, claims_of, is_from_chat_model
 from lm_mixup.core.task_types import Mcq, parse_answer
 from lm_mixup.demo.facts import entities_by_name
 from lm_mixup.demo.offline_teacher import Draft, merge_samples
@@ -50,8 +50,9 @@ def pair_up(bundles: Sequence[Bundle], count: int, rng: Random) -> list[tuple[in
     Returns:
         Pairs of positions in `bundles`; no target is in two.
     """
-    # Facts in a chat model's words cannot be put together word for word, as those of the closed world can.
-    order = [i for i in rng.sample(range(len(bundles)), len(bundles)) if not is_taught(bundles[i].target)]
+    # Only the facts of the closed world have sentence templates that can be combined.
+    drawn = rng.sample(range(len(bundles)), len(bundles))
+    order = [index for index in drawn if not is_from_chat_model(bundles[index].target)]
     groups: dict[tuple[str, ...], list[int]] = {}
     for index in order:
         target = bundles[index].target
@@ -69,11 +70,6 @@ def pair_up(bundles: Sequence[Bundle], count: int, rng: Random) -> list[tuple[in
             taken |= {index, partner}
             pairs.append((index, partner))
     return pairs
-
-
-def is_taught(target: Row) -> bool:
-    """Whether a chat model wrote a sample."""
-    return FACT in target["attributes"]
 
 
 def _nearest(index: int, group: Sequence[int], taken: Iterable[int], bundles: Sequence[Bundle]) -> int | None:

@@ -77,7 +77,7 @@ def write_sample(
     rng: Random,
     *,
     held_out: bool = False,
-    most_told: int = MAX_FACTS,
+    max_claims: int = MAX_FACTS,
 ) -> Draft:
     """Writes one sample about an entity.
 
@@ -87,7 +87,7 @@ def write_sample(
         others: Entities whose values serve as wrong options and wrong claims, if of the same topic.
         rng: Makes all choices.
         held_out: Whether to use the frames held out for the test split, instead of the others.
-        most_told: Most claims that the sample tells; the draft lists the others all the same.
+        max_claims: Most claims that the sample states; the draft lists the others as well.
 
     Returns:
         A draft whose output, reasoning and tags included, is within `MAX_OUTPUT_CHARS`.
@@ -107,7 +107,7 @@ def write_sample(
         claims = (asked, *(claim for claim in claims if claim != asked))
     while True:
         for _ in range(_WORDINGS):
-            draft = _WRITERS[task_type](entity, claims[:most_told], others, frames(held_out), rng)
+            draft = _WRITERS[task_type](entity, claims[:max_claims], others, frames(held_out), rng)
             if len(write_output(draft.cot, draft.answer)) <= MAX_OUTPUT_CHARS:
                 return replace(draft, claims=claims)
         claims = claims[:-1]

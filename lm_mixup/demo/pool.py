@@ -7,10 +7,11 @@ from random import Random
 from typing import Any, Final
 
 from lm_mixup.config import BuildConfig
+from lm_mixup.core.draws import split_of
 from lm_mixup.core.noise import add_noise
 from lm_mixup.core.task_types import TASK_TYPES, Cs, Mcq, TaskType
 from lm_mixup.demo.entities import Entity
-from lm_mixup.demo.facts import load_entities, split_of
+from lm_mixup.demo.facts import load_entities
 from lm_mixup.demo.low_quality_rows import Fault, poor_row
 from lm_mixup.demo.offline_teacher import Draft, write_sample
 
@@ -23,7 +24,7 @@ _FAULTS: tuple[Fault, ...] = ("incomplete", "incomplete", "register", "redundant
 Row = dict[str, Any]
 
 
-def world_pool(rows: int, seed: int, entities: Sequence[Entity] | None = None) -> Iterator[Row]:
+def demo_pool(rows: int, seed: int, entities: Sequence[Entity] | None = None) -> Iterator[Row]:
     """Makes up a pool: two to six rows on one entity and task type, all mixed up.
 
     About `GOOD_RATE` of the rows are good, `NOISE_RATE` carry typing errors, `FAULTY_RATE` have no completion

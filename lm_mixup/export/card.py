@@ -79,7 +79,7 @@ def write_card(path: Path, run: RunDir, subsets: list[Subset], title: str, licen
         lstrip_blocks=True,
     )
     environment.filters["cell"] = cell
-    manifests = {stage.name: run.stage(stage.name).manifest() for stage in STAGES}
+    manifests = {name: run.stage(name).manifest() for name in STAGES}
     page = environment.get_template("card.md.j2").render(
         title=title,
         subsets=subsets,

@@ -63,6 +63,7 @@ class LossOptions:
     kl_estimator: KlEstimator = "k3"
     epsilon: float = 0.2
     epsilon_high: float = 0.2
+    dual_clip: float | None = None
     importance_correction: Correction = "token"
     importance_cap: float = 2.0
     importance_limit: Limit = "truncate"
@@ -171,7 +172,7 @@ def policy_loss(
     """The loss of one micro-batch as its share of the global batch's loss.
 
     Sources: grpo, DeepSeekMath (arXiv 2402.03300); dr_grpo (2503.20783); dapo's token mean and clip-higher
-    (2503.14476); gspo (2507.18071); cispo (2506.13585).
+    (2503.14476); gspo (2507.18071); cispo (2506.13585); dual clip (1912.09729, equation 5).
 
     Returns:
         The scalar loss, and token sums for the metrics: `kl`, `clipped`, `ratio`.
@@ -188,7 +189,10 @@ def policy_loss(
     if options.loss == "cispo":
         per_token = -ratio.detach().clamp(max=high) * advantages * inputs.logp
     else:
-        per_token = -torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages)
+        gain = torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages)
+        if options.dual_clip is not None:
+            gain = torch.where(advantages < 0, torch.maximum(gain, options.dual_clip * advantages), gain)
+        per_token = -gain
 
     weights = importance_ratio(inputs, options.importance_correction)
     if options.importance_correction != "none":

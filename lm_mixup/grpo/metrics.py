@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lm_mixup.core.run_dir import write_whole
 from lm_mixup.grpo.scored_batch import Batch
 from lm_mixup.grpo.types import Group
 
@@ -105,37 +102,6 @@ def rollout_tokens(*batches: Batch) -> tuple[int, int]:
     prompts = sum(len(g.prompt.token_ids) * len(g.completions) for g in groups)
     completions = sum(len(c.token_ids) for g in groups for c in g.completions)
     return prompts, completions
-
-
-class MetricsLog:
-    """An append-only JSONL file, a line a step."""
-
-    def __init__(self, path: Path, resume_step: int) -> None:
-        """Opens the log, dropping lines after `resume_step`: those steps are done again."""
-        self._path = path
-        self.lines = [line for line in read_metrics(path) if line["step"] <= resume_step]
-        write_whole(path, "".join(_line(metrics) for metrics in self.lines))
-
-    def write(self, metrics: Mapping[str, Any]) -> None:
-        """Appends one step."""
-        self.lines.append(dict(metrics))
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(_line(metrics))
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; a last line that was cut off by a kill is left out."""
-    if not path.exists():
-        return []
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            lines.append(json.loads(line))
-    return lines
-
-
-def _line(metrics: Mapping[str, Any]) -> str:
-    return json.dumps(dict(metrics), allow_nan=False) + "\n"
 
 
 Metrics = Sequence[Mapping[str, Any]]

@@ -19,7 +19,7 @@ from lm_mixup.grpo import checkpoint
 from lm_mixup.grpo.checkpoint import Progress
 from lm_mixup.grpo.learner.learner import Learner
 from lm_mixup.grpo.loop import Parts, train
-from lm_mixup.grpo.metrics import MetricsLog, raised, read_metrics
+from lm_mixup.grpo.metrics import raised
 from lm_mixup.grpo.placement import reserve
 from lm_mixup.grpo.rollout.pool import RolloutPool
 from lm_mixup.grpo.types import Prompt
@@ -27,7 +27,7 @@ from lm_mixup.grpo.validation import Validation
 from lm_mixup.rewards.custom import check_custom
 from lm_mixup.rewards.library import check_library, require_task_types
 from lm_mixup.rewards.workers import RewardWorkers
-from lm_mixup.train.tracking import mirrored
+from lm_mixup.train.tracking import append_metrics, mirrored, read_metrics, trim_metrics
 
 PROMPT = pa.schema(
     [
@@ -45,7 +45,7 @@ PROMPT = pa.schema(
 def grpo(
     mixture: StageDir,
     library: StageDir,
-    policy: str,
+    sft: StageDir,
     out: StageDir,
     config: GrpoConfig,
     model: ModelConfig,
@@ -62,7 +62,7 @@ def grpo(
     Args:
         mixture: The MIXTURE stage.
         library: The rated library of the quality reward.
-        policy: Folder or Hub name of the model to start from.
+        sft: The stage whose `model/` is the policy to start from.
         out: Where prompts, checkpoints, metrics and the model are written.
         config: The `grpo` section.
         model: How model files are loaded.
@@ -77,6 +77,7 @@ def grpo(
     """
     check_custom(rewards.custom)
     items = [(mixture, part) for part in mixture.parts()]
+    policy = str(sft.local / "model")
     map_parts(out, items, _make_encode, {"policy": policy, "model": model, "limit": config.max_prompt_length})
     prompts, held_out, others = _read_prompts(out, config.eval_prompts, with_inputs=bool(rewards.custom))
     if not prompts:
@@ -238,10 +239,11 @@ def _train(
     """Resumes from the newest checkpoint, runs the loop with what is written beside it, saves the model."""
     progress = checkpoint.load_latest(folder / "checkpoints", parts.learner)
     validation = Validation(folder, parts, held_out, progress.step)
-    log = MetricsLog(folder / "metrics.jsonl", progress.step)
-    lines, settings = [*log.lines, *validation.tracked], config.model_dump(mode="json")
+    log = folder / "metrics.jsonl"
+    lines = trim_metrics(log, progress.step)
+    settings = config.model_dump(mode="json")
     with (
-        mirrored(folder, tracking, settings, lines) as mirror,
+        mirrored(folder, tracking, settings, [*lines, *validation.tracked]) as mirror,
         track("grpo", config.max_steps, progress.step) as advance,
     ):
         validation.on_line = mirror
@@ -249,9 +251,10 @@ def _train(
         def on_step(now: Progress, metrics: dict[str, Any]) -> None:
             nonlocal progress
             progress, step = now, now.step
-            log.write(metrics)
+            lines.append(metrics)
+            append_metrics(log, metrics)
             mirror(metrics)
-            for text in raised(log.lines, synchronous=config.mode != "async").values():
+            for text in raised(lines, synchronous=config.mode != "async").values():
                 say(f"  [bold yellow]grpo step {step}[/]: {text}")
             last = step == config.max_steps
             if last or step % config.eval_steps == 0:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,13 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from lm_mixup.core.run_dir import write_whole
-from lm_mixup.demo.fact_check import recall
-from lm_mixup.demo.facts import entities_by_name
+from lm_mixup.demo import has_entities, recall
 from lm_mixup.grpo.loop import Parts
-from lm_mixup.grpo.metrics import read_metrics
 from lm_mixup.grpo.scored_batch import reward_batch
 from lm_mixup.grpo.types import Group, Prompt
+from lm_mixup.train.tracking import append_metrics, trim_metrics
 
 
 class Validation:
@@ -35,10 +32,8 @@ class Validation:
         self._path = folder / "validation.jsonl"
         self._parts = parts
         self._prompts = prompts
-        self._lines = [line for line in read_metrics(self._path) if line["step"] <= resume_step]
+        self._lines = trim_metrics(self._path, resume_step) if self._path.exists() else []
         self.on_line: Callable[[dict[str, Any]], None] = lambda line: None
-        if self._path.exists():
-            self._write()
 
     @property
     def tracked(self) -> list[dict[str, Any]]:
@@ -62,12 +57,9 @@ class Validation:
         line |= fact_recall(groups)
         if all(line["reward"] > earlier["reward"] for earlier in self._lines):
             self._parts.learner.save_model(self._folder / "best")
-        self._lines.append(line)  # last: what has a line is not validated again
-        self._write()
+        self._lines.append(line)
+        append_metrics(self._path, line)  # last: a validation with a line is not run again
         self.on_line(_tracked(line))
-
-    def _write(self) -> None:
-        write_whole(self._path, "".join(json.dumps(line) + "\n" for line in self._lines))
 
     def use_best(self, model: Path) -> None:
         """Puts the best model in a finished model's place, if anything was validated."""
@@ -95,11 +87,10 @@ def fact_recall(groups: Sequence[Group]) -> dict[str, float]:
         `facts/recall`, and `facts/other`, the facts stated beside those, per completion. Nothing where no
         prompt is about the closed world.
     """
-    known = entities_by_name()
     found = [
         recall(g.prompt.task_type, completion.text, g.prompt.reference, g.prompt.entities)
         for g in groups
-        if g.prompt.entities and all(name in known for name in g.prompt.entities)
+        if g.prompt.entities and has_entities(g.prompt.entities)
         for completion in g.completions
     ]
     if not found:

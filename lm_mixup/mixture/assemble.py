@@ -17,8 +17,7 @@ from lm_mixup.core.run_dir import Outcome, StageDir
 from lm_mixup.core.schemas import MIXTURE, content_id, extend, table
 from lm_mixup.core.task_types import INSTRUCTIONS, LETTERS, Cs, Mcq, parse_answer, write_input
 from lm_mixup.core.value_counts import census
-from lm_mixup.demo.invented_names import invent, replace_terms
-from lm_mixup.demo.merge_samples import Bundle, Merged, merge, pair_up
+from lm_mixup.demo import Bundle, Merged, invent, merge, pair_up, replace_terms
 from lm_mixup.distributed.map_parts import PartResult, Work, map_parts
 from lm_mixup.mixture.teacher.fact_coverage import names
 
@@ -34,11 +33,11 @@ LEFT_OUT = ("facts_uncovered", "too_few_inputs")
 def mixture(
     generate: StageDir,
     degrade: StageDir,
+    crosstopic: StageDir | None,
     out: StageDir,
     config: BuildConfig,
     data: DataConfig,
     seed: int,
-    crosstopic: StageDir | None = None,
 ) -> Outcome:
     """Joins samples and their variants into MIXTURE rows.
 

@@ -22,7 +22,7 @@ from lm_mixup.core.claims import FACT, OPTIONS, Claim, claims_of
 from lm_mixup.core.run_dir import Outcome, StageDir
 from lm_mixup.core.schemas import content_id, extend
 from lm_mixup.core.task_types import Mcq, Sample, Tfq, parse_answer, to_pair, write_answer
-from lm_mixup.demo.merge_samples import Bundle
+from lm_mixup.demo import Bundle
 from lm_mixup.distributed.map_parts import PartResult, Work, map_parts
 from lm_mixup.mixture.assemble import bundles_of
 from lm_mixup.mixture.schemas import SCHEMA as SAMPLE

@@ -12,9 +12,7 @@ from lm_mixup.chat.shared import TEACHER, SharedChat, placement_of, share_chat
 from lm_mixup.config import BuildConfig, RateConfig, TeacherConfig
 from lm_mixup.core.run_dir import Outcome, StageDir
 from lm_mixup.core.schemas import content_id, table
-from lm_mixup.core.task_types import Cs, Sample, parse_answer, write_answer
-from lm_mixup.demo.facts import entities_by_name
-from lm_mixup.demo.low_quality_rows import PoorRow, poor_row
+from lm_mixup.demo import write_variant
 from lm_mixup.distributed.map_parts import PartResult, Work, map_parts
 from lm_mixup.mixture.schemas import parted, too_good
 from lm_mixup.mixture.teacher.variants import taught_variants
@@ -93,14 +91,11 @@ def _pair(row: dict[str, Any]) -> tuple[str, str]:
 
 def _row(target: dict[str, Any], slot: Slot, seed: int, attempt: int) -> dict[str, Any]:
     rng = Random(f"variant/{seed}/{target['id']}/{slot.position}/{attempt}")
-    poor = _poor(target, slot, rng)
-    return {
-        "id": content_id(target["id"], str(slot.position), poor.prompt, poor.completion),
+    variant = write_variant(target, slot.claims, slot.fault, rng, options=slot.options, shown=slot.shown)
+    return variant | {
+        "id": content_id(target["id"], str(slot.position), variant["prompt"], variant["completion"]),
         "source": target["source"],
         "task_type": target["task_type"],
-        "prompt": poor.prompt,
-        "completion": poor.completion,
-        "answer": write_answer(poor.sample),
         "target_id": target["id"],
         "entity": target["entity"],
         "split": target["split"],
@@ -108,18 +103,3 @@ def _row(target: dict[str, Any], slot: Slot, seed: int, attempt: int) -> dict[st
         "attributes": [claim.attribute for claim in slot.claims],
         "values": [claim.value for claim in slot.claims],
     }
-
-
-def _poor(target: dict[str, Any], slot: Slot, rng: Random) -> PoorRow:
-    sample: Sample = parse_answer(target["task_type"], target["answer"])
-    return poor_row(
-        entities_by_name()[target["entity"]],
-        target["task_type"],
-        slot.claims,
-        slot.fault,
-        rng,
-        category=sample.category if isinstance(sample, Cs) else "",
-        options=slot.options,
-        shown=slot.shown,
-        held_out=target["split"] == "test",
-    )

@@ -15,11 +15,8 @@ from lm_mixup.core.errors import InputError
 from lm_mixup.core.progress import say
 from lm_mixup.core.run_dir import Outcome, StageDir
 from lm_mixup.core.schemas import content_id, table
-from lm_mixup.core.task_types import task_type_of
-from lm_mixup.demo.facts import entities_by_name, load_entities
-from lm_mixup.demo.offline_teacher import Draft, write_sample
+from lm_mixup.demo import WORLD, write_sample
 from lm_mixup.distributed.map_parts import PartResult, Work, map_parts
-from lm_mixup.mixture.passages import WORLD
 from lm_mixup.mixture.schemas import SCHEMA, parted, refusal
 from lm_mixup.mixture.teacher.cost_estimate import forecast
 from lm_mixup.mixture.teacher.samples import taught_part
@@ -178,17 +175,15 @@ def generate_part(
         passage = passages[index]
         rng = Random(f"generate/{seed}/{number}")
         task_type = rng.choices(kinds, shares)[0]
-        entity = entities_by_name()[passage["entity"]]
-        held_out = passage["split"] == "test"
         for _ in range(1 + _TRIES):
-            draft = write_sample(
-                entity, task_type, load_entities(), rng, held_out=held_out, most_told=config.max_facts
-            )
-            if draft.answer not in written:
+            sample = write_sample(passage, task_type, rng, max_claims=config.max_facts)
+            if sample["answer"] not in written:
                 break
-        reasons.append("duplicate" if draft.answer in written else "")
-        written.add(draft.answer)
-        rows.append(_row(draft, passage, number))
+        reasons.append("duplicate" if sample["answer"] in written else "")
+        written.add(sample["answer"])
+        about_passage = {name: passage[name] for name in ("source", "entity", "topic", "split")}
+        identity = content_id(passage["id"], str(number), sample["answer"])
+        rows.append(sample | about_passage | {"id": identity, "passage_id": passage["id"]})
     verdicts = judge.rate([(row["prompt"], row["completion"]) for row in rows])
     rated = table(rows, SCHEMA).to_pydict() | rating_columns(judge.name, verdicts)
     scores = rated["score"]
@@ -196,22 +191,3 @@ def generate_part(
         reason or refusal(score, config.min_score) for reason, score in zip(reasons, scores, strict=True)
     ]
     return parted(pa.table(rated, schema=SCHEMA), reasons)
-
-
-def _row(draft: Draft, passage: dict[str, Any], number: int) -> dict[str, Any]:
-    prompt, completion = draft.pair
-    return {
-        "id": content_id(passage["id"], str(number), draft.answer),
-        "source": passage["source"],
-        "task_type": task_type_of(draft.sample),
-        "prompt": prompt,
-        "completion": completion,
-        "answer": draft.answer,
-        "cot": draft.cot,
-        "passage_id": passage["id"],
-        "entity": passage["entity"],
-        "topic": passage["topic"],
-        "split": passage["split"],
-        "attributes": [claim.attribute for claim in draft.claims],
-        "values": [claim.value for claim in draft.claims],
-    }

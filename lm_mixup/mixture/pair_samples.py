@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lm_mixup.augment.embed import vectors_of
-from lm_mixup.augment.vector_search.knn import knn
 from lm_mixup.config import BuildConfig
+from lm_mixup.core.nearest import knn
 from lm_mixup.core.run_dir import Outcome, StageDir
 from lm_mixup.distributed.map_parts import PartResult, Work, map_parts
 from lm_mixup.mixture.assemble import bundles_of

@@ -10,17 +10,17 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+from lm_mixup import demo
 from lm_mixup.augment.reading.files import list_units, read_unit
 from lm_mixup.config import BuildConfig, DataConfig
+from lm_mixup.core.draws import split_of
 from lm_mixup.core.errors import InputError
 from lm_mixup.core.run_dir import Outcome, StageDir
 from lm_mixup.core.schemas import PASSAGE, content_id, extend, table
 from lm_mixup.core.sentences import segment, words
-from lm_mixup.demo.facts import load_entities, split_of
-from lm_mixup.demo.offline_teacher import describe
+from lm_mixup.demo import WORLD
 from lm_mixup.distributed.map_parts import PartResult, receipt_of
 
-WORLD: Final = "world"
 SCHEMA = extend(
     PASSAGE,
     pa.schema([(name, pa.string()) for name in ("entity", "topic", "split", "document_id", "license")]),
@@ -55,7 +55,7 @@ def passages(out: StageDir, config: BuildConfig, data: DataConfig, seed: int) ->
     Raises:
         InputError: There are no such files or data set, or one cannot be read.
     """
-    documents = _world() if config.passages == WORLD else _documents(config, seed)
+    documents = demo.passages() if config.passages == WORLD else _documents(config, seed)
     rows = _cut(documents, config)
     done = out.receipts()
     part = 0
@@ -138,19 +138,6 @@ def _checked(raw: Raw) -> tuple[dict[str, Any], str]:
         "license": next((raw[key] for key in _LICENCES if isinstance(raw.get(key), str)), None),
     }
     return row, ""
-
-
-def _world() -> Iterator[Raw]:
-    for entity in load_entities():
-        text = describe(entity)
-        yield {
-            "id": content_id(WORLD, entity.name, text),
-            "title": entity.name,
-            "text": text,
-            "source": WORLD,
-            "entity": entity.name,
-            "topic": entity.topic,
-        }
 
 
 def _documents(config: BuildConfig, seed: int) -> Iterator[Raw]:

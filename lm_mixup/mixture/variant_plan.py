@@ -14,7 +14,6 @@ from lm_mixup.config import BuildConfig
 from lm_mixup.core.claims import OPTIONS, Claim, claims_of
 from lm_mixup.core.schemas import INSTRUCTION, RATING, extend
 from lm_mixup.core.task_types import LETTERS, Fault, Mcq, parse_answer
-from lm_mixup.demo.low_quality_rows import Options
 from lm_mixup.mixture.schemas import CLAIMS
 
 SCHEMA = extend(
@@ -24,6 +23,7 @@ SCHEMA = extend(
     pa.schema([("position", pa.int16())]),
     CLAIMS,
 )
+Options = tuple[str, str, str, str]
 _TELLING: tuple[Fault, ...] = ("incomplete", "incomplete", "register", "redundant")
 
 

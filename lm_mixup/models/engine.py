@@ -43,12 +43,15 @@ class Completion:
 class Sampling:
     """How completions are drawn. Top-p and top-k are off: they would bias log-probabilities.
 
-    With a `json_schema`, completions are held to it, written without white space.
+    A `repetition_penalty` divides (or, below 0, multiplies) the logits of tokens that the prompt or the
+    completion holds (CTRL, arXiv 1909.05858, section 4.1), and log-probabilities are then no longer the
+    model's own. With a `json_schema`, completions are held to it, written without white space.
     """
 
     n: int = 1
     temperature: float = 1.0
     max_tokens: int = 256
+    repetition_penalty: float = 1.0
     json_schema: Mapping[str, Any] | None = None
 
 
@@ -74,7 +77,7 @@ class Engine:
     """A vLLM engine for one model.
 
     Args:
-        model: A folder (or Hub name) in Hugging Face format.
+        model: A folder or Hub name in Hugging Face format, or a name of the package (`resolve.py`).
         dtype: `float32`, `bfloat16` or `auto`.
         max_model_len: Most tokens of a prompt and its completion together.
         kv_cache_gib: Key-value cache on CPU, GiB.
@@ -109,6 +112,8 @@ class Engine:
             torch._dynamo.config.disable = True
         from vllm import LLM
 
+        from lm_mixup.models.resolve import model_folder
+
         make_engine: Any = LLM
 
         self._max_model_len = max_model_len
@@ -137,7 +142,7 @@ class Engine:
         if weight_transfer is not None:
             options["weight_transfer_config"] = {"backend": weight_transfer}
         self._llm: Any = make_engine(
-            model=model,
+            model=model_folder(model),
             revision=revision,
             tokenizer_revision=revision,
             dtype=dtype,
@@ -179,6 +184,7 @@ class Engine:
                 n=sampling.n,
                 temperature=sampling.temperature,
                 max_tokens=sampling.max_tokens,
+                repetition_penalty=sampling.repetition_penalty,
                 logprobs=0,
                 flat_logprobs=True,
                 detokenize=False,  # done once at the end: token by token it takes a tenth of the time

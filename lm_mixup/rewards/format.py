@@ -1,4 +1,4 @@
-"""The format reward, and the one function that says which text of a completion is judged."""
+"""The format reward."""
 
 from __future__ import annotations
 
@@ -7,35 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lm_mixup.core.task_types import FormatError, TaskType, parse_answer, parse_output, write_answer
+from lm_mixup.core.task_types import FormatError, TaskType, parse_answer, parse_output
 
 TAGS_SHARE = 0.5
 PATTERN_SHARE = 0.5
-
-
-def judged_text(task_type: TaskType, answer: str) -> str:
-    """The text of an answer that is embedded, in the library as in the reward: read, then written anew.
-
-    One writer for both, so that the distance between them is about content, not about stripped answers or
-    spaces.
-
-    Raises:
-        FormatError: The answer does not follow the format of its task type.
-    """
-    return write_answer(parse_answer(task_type, answer))
-
-
-def answer_of(task_type: TaskType, completion: str) -> str | None:
-    """The judged text of a completion, or None where it holds no answer that can be read.
-
-    Args:
-        task_type: What the answer should be.
-        completion: The policy's raw text.
-    """
-    try:
-        return judged_text(task_type, parse_output(completion).answer)
-    except FormatError:
-        return None
 
 
 def format_reward(task_type: TaskType, completion: str) -> float:

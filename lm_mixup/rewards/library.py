@@ -17,9 +17,8 @@ from lm_mixup.core.errors import InputError
 from lm_mixup.core.progress import say
 from lm_mixup.core.run_dir import Outcome, StageDir, fingerprint
 from lm_mixup.core.schemas import content_id
-from lm_mixup.core.task_types import TASK_TYPES, FormatError, TaskType
+from lm_mixup.core.task_types import TASK_TYPES, FormatError, TaskType, judged_text
 from lm_mixup.distributed.map_parts import PartResult, map_parts
-from lm_mixup.rewards.format import judged_text
 from lm_mixup.rewards.quality import NUM_CLASSES, TaskLibrary, held_out, make_library, quality_reward
 
 _COLUMNS = ["id", "task_type", "answer", "score", "split", "entity"]
@@ -28,7 +27,7 @@ _ROWS_PER_PART = 512
 
 @dataclass(frozen=True)
 class RatedRow:
-    """A rated sample. `answer` is the text that is embedded: `format.judged_text` wrote it.
+    """A rated sample. `answer` is the text that is embedded: `task_types.judged_text` wrote it.
 
     `entity` is what it speaks of: a sample and its degraded variants share it.
     """
@@ -63,7 +62,8 @@ class LibraryInfo:
 
 
 def library(
-    sources: Sequence[StageDir],
+    rated: StageDir,
+    low: StageDir | None,
     out: StageDir,
     config: LibraryConfig,
     rewards: RewardsConfig,
@@ -78,7 +78,8 @@ def library(
     prior float64 [K]) and `library.json`.
 
     Args:
-        sources: Stages of rated samples, high and low: `generate` and `degrade`, or `rate_mixture`.
+        rated: Rated samples: `generate`, or `rate_mixture`, which holds low ones too.
+        low: Rated low-quality samples: `degrade`.
         out: Where the library goes.
         config: How many rows are kept.
         rewards: Neighbours and smoothing of the estimate.
@@ -91,6 +92,7 @@ def library(
     Raises:
         InputError: Not a single row can be used.
     """
+    sources = [rated] if low is None else [rated, low]
     chosen, left_out = choose(_rows(*sources), config.rows, seed)
     if not chosen:
         raise InputError(

@@ -21,12 +21,12 @@ from lm_mixup.config import EmbedderConfig, RewardsConfig
 from lm_mixup.core.errors import InputError
 from lm_mixup.core.run_dir import StageDir
 from lm_mixup.core.schemas import content_id
-from lm_mixup.core.task_types import TaskType
+from lm_mixup.core.task_types import TaskType, answer_of
 from lm_mixup.rewards.alignment import alignment_reward, cosine
 from lm_mixup.rewards.batch import RewardBatch, RewardScores, whole_groups
 from lm_mixup.rewards.combine import combine, component_names
 from lm_mixup.rewards.custom import CustomRewards
-from lm_mixup.rewards.format import answer_of, format_rewards
+from lm_mixup.rewards.format import format_rewards
 from lm_mixup.rewards.library import check_library, load_library, require_task_types
 from lm_mixup.rewards.quality import Embeddings, Floats, TaskLibrary, judge
 

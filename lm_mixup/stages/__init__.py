@@ -1,28 +1,62 @@
-"""The stages: which follows which, what each reads, and which config values decide its output."""
+"""The stages: which follows which, what each reads, and which settings decide its output."""
 
 from __future__ import annotations
 
 from lm_mixup.config import Config
+from lm_mixup.core.run_dir import RunDir, StageDir
 from lm_mixup.stages import augment, build, evaluate, train
-from lm_mixup.stages.stage import Context, Stage
+from lm_mixup.stages.stage import Stage, choose_input
 
 _RUN = {"build": build.STAGES, "train": train.STAGES, "augment": augment.STAGES}
 _BY_VERB = _RUN | {"evaluate": evaluate.STAGES}
-STAGES: tuple[Stage, ...] = sum(_BY_VERB.values(), ())
-BY_NAME = {stage.name: stage for stage in STAGES}
 
-GROUPS = {verb: tuple(stage.name for stage in stages) for verb, stages in _BY_VERB.items()}
-VERBS = GROUPS | {"run": tuple(name for verb in _RUN for name in GROUPS[verb])}
-
-
-def stages_of(verb: str, config: Config) -> tuple[str, ...]:
-    """The stages of a verb that a config has, in order."""
-    return tuple(name for name in VERBS[verb] if BY_NAME[name].when(config))
+GROUPS = {verb: tuple(dict.fromkeys(row.name for row in rows)) for verb, rows in _BY_VERB.items()}
+"""Every stage that a verb can have, in order."""
+STAGES: tuple[str, ...] = sum(GROUPS.values(), ())
+VERBS = {verb: (verb,) for verb in _BY_VERB} | {"run": tuple(_RUN)}
 
 
-def inputs_of(stage: Stage, config: Config) -> tuple[str, ...]:
-    """The stages that a stage reads under a config."""
-    return tuple(name for name in stage.inputs if stage.reads(config) and BY_NAME[name].when(config))
+def stages_of(verb: str, config: Config) -> dict[str, Stage]:
+    """The stages of a verb that a config has, by name, in order."""
+    rows = [row for part in VERBS[verb] for row in _BY_VERB[part]]
+    return {row.name: row for row in rows if row.when(config)}
 
 
-__all__ = ["BY_NAME", "GROUPS", "STAGES", "VERBS", "Context", "Stage", "inputs_of", "stages_of"]
+def all_stages(config: Config) -> dict[str, Stage]:
+    """The stages of every verb that a config has."""
+    return {name: stage for verb in _BY_VERB for name, stage in stages_of(verb, config).items()}
+
+
+def required_inputs(stage: Stage, config: Config) -> tuple[str, ...]:
+    """What must be done before a stage runs: names, or `a|b` where one of several will do."""
+    known = all_stages(config)
+    return tuple(
+        name.removesuffix("?")
+        for name in stage.inputs
+        if not (name.endswith("?") and name.removesuffix("?") not in known)
+    )
+
+
+def open_inputs(stage: Stage, config: Config, run: RunDir) -> list[StageDir | None]:
+    """What a stage is passed for its `inputs`.
+
+    Raises:
+        InputError: An input stage is not done.
+    """
+    required = required_inputs(stage, config)
+    return [
+        choose_input(run, name.removesuffix("?")) if name.removesuffix("?") in required else None
+        for name in stage.inputs
+    ]
+
+
+__all__ = [
+    "GROUPS",
+    "STAGES",
+    "VERBS",
+    "Stage",
+    "all_stages",
+    "open_inputs",
+    "required_inputs",
+    "stages_of",
+]

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from lm_mixup.config import Config, EmbedDecontaminateConfig
+from lm_mixup.config import Config
 from lm_mixup.core.errors import InputError
-from lm_mixup.core.progress import say
-from lm_mixup.core.run_dir import Outcome
-from lm_mixup.stages.stage import Context, Stage, file_versions, sections
-
-DEMO_POLICY = "runs/demo/grpo/model"
-
-
-def _ingest(c: Context) -> Outcome:
-    from lm_mixup.augment.ingest import ingest
-
-    return ingest(c.out, c.config.augment.pool, c.config.ingest, c.config.data, c.config.seed)
+from lm_mixup.models.resolve import check_model_path, model_version
+from lm_mixup.stages.stage import Stage, file_versions, section_identity
 
 
 def _check_pool(config: Config) -> None:
@@ -27,22 +17,12 @@ def _check_pool(config: Config) -> None:
         list_units(config.augment.pool, split_bytes=1 << 30)
 
 
-def _eval_versions(c: Context) -> list[list[str]]:
-    """Versions of the evaluation sets that rows are compared with."""
-    chosen = c.config.ingest.decontaminate
-    return [file_versions(pool) for pool in chosen.files] if chosen else []
-
-
-def _rate(c: Context) -> Outcome:
-    from lm_mixup.augment.rate import rate
-
-    return rate(c.stage("ingest"), c.out, c.config.rate)
-
-
-def _embed(c: Context) -> Outcome:
-    from lm_mixup.augment.embed import embed
-
-    return embed(c.stage("ingest"), c.out, c.config.embedder, _eval_sets(c))
+def _pool_versions(config: Config) -> Any:
+    decontaminate = config.ingest.decontaminate
+    return [
+        file_versions(config.augment.pool),
+        [file_versions(files) for files in decontaminate.files] if decontaminate else [],
+    ]
 
 
 def _check_eval_sets(config: Config) -> None:
@@ -52,173 +32,131 @@ def _check_eval_sets(config: Config) -> None:
         list_units(files, split_bytes=1 << 30, key="embed.decontaminate.files")
 
 
-def _eval_sets(c: Context) -> EmbedDecontaminateConfig | None:
-    """What embeddings are compared with, the files filled in."""
-    chosen = c.config.embed.decontaminate
-    return chosen.model_copy(update={"files": c.config.eval_files()}) if chosen else None
+def _eval_versions(config: Config) -> list[list[str]]:
+    return [file_versions(files) for files in config.eval_files()]
 
 
-def _embed_identity(c: Context) -> Any:
-    known: list[Any] = [c.config.embedder.identity()]
-    if chosen := _eval_sets(c):
-        known += [chosen.identity(), [file_versions(pool) for pool in chosen.files]]
-    return known
+def _check_policy(config: Config) -> None:
+    """Refuses a distiller that is not there, and the demonstration model on a pool that it cannot read."""
+    from lm_mixup.augment.distill import is_demonstration
+
+    policy = config.augment.policy or config.model.path
+    check_model_path(policy, "model.path" if config.augment.policy is None else "augment.policy")
+    own = config.augment.pool != "world" and not config.augment.demo_policy
+    if own and is_demonstration(policy):
+        raise InputError(
+            f"augment.policy: {policy} is the demonstration model, which understands the closed world alone; "
+            "what it writes about other pools is wrong. Name a real model, or set augment.demo_policy=true "
+            "to see it run"
+        )
 
 
-def _neighbors(c: Context) -> Outcome:
-    from lm_mixup.augment.neighbors import neighbors
-
-    return neighbors(c.stage("embed"), c.out, c.config.neighbors, c.config.seed)
-
-
-def _curate(c: Context) -> Outcome:
-    from lm_mixup.augment.curate import curate
-
-    return curate(c.stage("rate"), c.stage("neighbors"), c.out, c.config.curate, embed=c.stage("embed"))
+def _policy_versions(config: Config) -> list[str]:
+    policy = config.augment.policy
+    return [] if policy is None else model_version(policy) or file_versions(policy)
 
 
-def _cluster(c: Context) -> Outcome:
-    from lm_mixup.augment.cluster import cluster
-
-    return cluster(c.stage("curate"), c.stage("embed"), c.out, c.config.cluster, c.config.data, c.config.seed)
-
-
-def _distill(c: Context) -> Outcome:
-    from lm_mixup.augment.distill import DEMONSTRATION_NOTICE, distill, is_demonstration
-
-    policy = distiller(c)
-    if is_demonstration(policy) and c.config.augment.pool != "world":
-        say(f"[bold yellow]note[/]: {DEMONSTRATION_NOTICE}")
-    return distill(c.stage("cluster"), c.stage("curate"), c.out, policy, c.config.distill, c.config.model)
-
-
-def distiller(c: Context) -> str:
-    """The policy that distils: the config's, else the one this run trained, else the demo's.
-
-    Raises:
-        InputError: There is none.
-    """
-    from lm_mixup.models.policy import check_model_path
-
-    if c.config.augment.policy:
-        check_model_path(c.config.augment.policy)
-        return c.config.augment.policy
-    for trained in ("grpo", "sft"):
-        if c.stage(trained).manifest() is not None:
-            return str(c.stage(trained).local / "model")
-    if c.config.model.path == "nano" and (Path(DEMO_POLICY) / "config.json").is_file():
-        return DEMO_POLICY
-    raise InputError(
-        f"{c.run.uri}: no trained policy to distil with; set augment.policy to a model folder, or run "
-        "`lm-mixup train` (or `make demo`) first"
-    )
-
-
-def _distiller_identity(c: Context) -> Any:
-    """The policy's identity: the training stage's fingerprint, or the model file's version."""
-    policy = distiller(c)
-    for trained in ("grpo", "sft"):
-        manifest = c.stage(trained).manifest()
-        if manifest is not None and policy == str(c.stage(trained).local / "model"):
-            return manifest.fingerprint
-    return [policy, file_versions(policy)]
-
-
-def _rate_distilled(c: Context) -> Outcome:
-    from lm_mixup.augment.rate_distilled import rate_distilled
-
-    select = c.config.select
-    return rate_distilled(
-        c.stage("distill"), c.out, c.config.rate, c.config.embedder, select.neighbors, select.min_score
-    )
-
-
-def _perplexity(c: Context) -> Outcome:
-    from lm_mixup.augment.perplexity import perplexity
-
-    config = c.config
-    return perplexity(
-        c.stage("rate_distilled"), c.stage("curate"), c.out, config.select.perplexity, config.model
-    )
-
-
-def _is_measured(config: Config) -> bool:
+def _by_perplexity(config: Config) -> bool:
     return config.select.method == "perplexity"
 
 
-def _check_measuring(config: Config) -> None:
+def _check_perplexity(config: Config) -> None:
     from lm_mixup.augment.perplexity import measuring_model
 
     measuring_model(config.select.perplexity, config.model)
 
 
-def _perplexity_identity(c: Context) -> Any:
-    """The model that measures, and what it has room for; not which end is taken."""
+def _perplexity_identity(config: Config) -> Any:
+    """The model that measures and the length it reads; not which end of the perplexities is taken."""
     from lm_mixup.augment.perplexity import measuring_model
 
-    config = c.config.select.perplexity
-    model = measuring_model(config, c.config.model)
-    return [model.identity(), file_versions(model.path), config.max_length]
+    measured = config.select.perplexity
+    return [section_identity(measuring_model(measured, config.model)), measured.max_length]
 
 
-def _select(c: Context) -> Outcome:
-    from lm_mixup.augment.select import select
+def _perplexity_versions(config: Config) -> list[str]:
+    from lm_mixup.augment.perplexity import measuring_model
 
-    return select(
-        c.stage("rate_distilled"),
-        c.stage("curate"),
-        c.stage("embed"),
-        c.stage("neighbors"),
-        c.out,
-        c.config.select,
-        c.config.seed,
-        c.stage("perplexity") if _is_measured(c.config) else None,
-    )
+    return file_versions(measuring_model(config.select.perplexity, config.model).path)
 
 
 STAGES = (
     Stage(
         "ingest",
-        (),
-        lambda c: [
-            c.config.augment.pool,
-            file_versions(c.config.augment.pool),
-            c.config.ingest.identity(),
-            _eval_versions(c),
-            c.config.data.identity(),
-        ],
-        _ingest,
+        "lm_mixup.augment.ingest:ingest",
+        settings=("augment.pool", "ingest", "data", "seed"),
         check=_check_pool,
+        versions=_pool_versions,
+        needs_output=True,
     ),
-    Stage("rate", ("ingest",), sections("rate"), _rate),
-    Stage("embed", ("ingest",), _embed_identity, _embed, check=_check_eval_sets),
-    Stage("neighbors", ("embed",), sections("neighbors"), _neighbors),
-    Stage("curate", ("rate", "embed", "neighbors"), sections("curate"), _curate),
-    Stage("cluster", ("curate", "embed"), sections("cluster", "data"), _cluster),
+    Stage("rate", "lm_mixup.augment.rate:rate", inputs=("ingest",), settings=("rate",), needs_output=True),
+    Stage(
+        "embed",
+        "lm_mixup.augment.embed:embed",
+        inputs=("ingest",),
+        settings=("embedder", "embed.decontaminate"),
+        check=_check_eval_sets,
+        versions=_eval_versions,
+        needs_output=True,
+    ),
+    Stage(
+        "neighbors",
+        "lm_mixup.augment.neighbors:neighbors",
+        inputs=("embed",),
+        settings=("neighbors", "seed"),
+        needs_output=True,
+    ),
+    Stage(
+        "curate",
+        "lm_mixup.augment.curate:curate",
+        inputs=("rate", "embed", "neighbors"),
+        settings=("curate",),
+        needs_output=True,
+    ),
+    Stage(
+        "cluster",
+        "lm_mixup.augment.cluster:cluster",
+        inputs=("curate", "embed"),
+        settings=("cluster", "data", "seed"),
+    ),
     Stage(
         "distill",
-        ("cluster", "curate"),
-        lambda c: [sections("distill", "model")(c), _distiller_identity(c)],
-        _distill,
+        "lm_mixup.augment.distill:distill",
+        inputs=("cluster", "curate"),
+        settings=("augment.policy", "distill", "model"),
+        when=lambda config: config.augment.policy is not None,
+        check=_check_policy,
+        versions=_policy_versions,
+    ),
+    Stage(
+        "distill",
+        "lm_mixup.augment.distill:distill_with_trained",
+        inputs=("cluster", "curate", "grpo|sft"),
+        settings=("distill", "model"),
+        when=lambda config: config.augment.policy is None,
+        check=_check_policy,
     ),
     Stage(
         "rate_distilled",
-        ("distill",),
-        lambda c: [sections("rate", "embedder")(c), c.config.select.neighbors, c.config.select.min_score],
-        _rate_distilled,
+        "lm_mixup.augment.rate_distilled:rate_distilled",
+        inputs=("distill",),
+        settings=("rate", "embedder", "select.neighbors", "select.min_score"),
     ),
     Stage(
         "perplexity",
-        ("rate_distilled", "curate"),
-        _perplexity_identity,
-        _perplexity,
-        _is_measured,
-        _check_measuring,
+        "lm_mixup.augment.perplexity:perplexity",
+        inputs=("rate_distilled", "curate"),
+        settings=("select.perplexity", "model"),
+        when=_by_perplexity,
+        check=_check_perplexity,
+        versions=_perplexity_versions,
+        identity=_perplexity_identity,
     ),
     Stage(
         "select",
-        ("rate_distilled", "curate", "embed", "neighbors", "perplexity"),
-        sections("select"),
-        _select,
+        "lm_mixup.augment.select:select",
+        inputs=("rate_distilled", "curate", "embed", "neighbors", "perplexity?"),
+        settings=("select", "seed"),
+        needs_output=True,
     ),
 )

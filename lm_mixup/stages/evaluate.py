@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from lm_mixup.config import Config
 from lm_mixup.core.errors import InputError
-from lm_mixup.core.run_dir import Outcome
-from lm_mixup.stages.stage import Context, Stage, file_versions
-
-
-def _finetune(c: Context) -> Outcome:
-    from lm_mixup.train.finetune import finetune
-
-    config = c.config
-    select = c.stage("select")
-    rows = config.finetune.train or f"{select.run.uri}/{select.name}/train.jsonl"
-    return finetune(rows, c.out, config.finetune, config.model, config.data, config.seed, config.tracking)
+from lm_mixup.models.resolve import model_version
+from lm_mixup.stages.stage import Stage, file_versions
 
 
 def _check_finetune(config: Config) -> None:
-    from lm_mixup.models.policy import check_length
+    from lm_mixup.models.resolve import check_length
     from lm_mixup.train.finetune import check_base
     from lm_mixup.train.tracking import check_tracking
 
@@ -32,24 +21,30 @@ def _check_finetune(config: Config) -> None:
     check_tracking(config.tracking)
 
 
-def _identity(c: Context) -> Any:
-    chosen = c.config.finetune
-    versions = file_versions(chosen.train) if chosen.train is not None else []
-    return [
-        chosen.identity(),
-        (chosen.model or c.config.model).identity(),
-        c.config.data.identity(),
-        versions,
-    ]
+def _versions(config: Config) -> list[list[str]]:
+    chosen = config.finetune
+    rows = file_versions(chosen.train) if chosen.train is not None else []
+    return [rows, model_version((chosen.model or config.model).path)]
 
+
+_SETTINGS = ("finetune", "model", "data", "seed", "tracking")
 
 STAGES = (
     Stage(
         "finetune",
-        ("select",),
-        _identity,
-        _finetune,
+        "lm_mixup.train.finetune:finetune_selected",
+        inputs=("select",),
+        settings=_SETTINGS,
+        when=lambda config: config.finetune.train is None,
         check=_check_finetune,
-        reads=lambda config: config.finetune.train is None,
+        versions=_versions,
+    ),
+    Stage(
+        "finetune",
+        "lm_mixup.train.finetune:finetune",
+        settings=("finetune.train", *_SETTINGS),
+        when=lambda config: config.finetune.train is not None,
+        check=_check_finetune,
+        versions=_versions,
     ),
 )

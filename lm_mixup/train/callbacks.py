@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lm_mixup.core.errors import InputError
-from lm_mixup.train.checkpoint import drop_oldest, mark_whole, read_metrics
+from lm_mixup.train.checkpoint import drop_oldest, mark_whole
+from lm_mixup.train.tracking import append_metrics, read_metrics
 
 if TYPE_CHECKING:
     import torch
@@ -131,24 +131,21 @@ class MetricsLog(TrainerCallback):
         if not state.is_world_process_zero or not logs:
             return
         if "eval_loss" in logs:
-            self._write({"step": state.global_step, "eval_loss": logs["eval_loss"]})
+            append_metrics(self._path, {"step": state.global_step, "eval_loss": logs["eval_loss"]})
         elif "loss" in logs:
-            self._write(self._step_line(state.global_step, logs))
+            append_metrics(self._path, self._step_line(state.global_step, logs))
 
     def _step_line(self, step: int, logs: dict[str, Any]) -> dict[str, Any]:
         now, tokens = time.monotonic(), float(logs["num_tokens"])
+        norm = logs.get("grad_norm")  # ZeRO stage 0 clips without reporting the norm
         speed = (tokens - self._tokens) / max(now - self._clock, 1e-9)
         self._clock, self._tokens = now, tokens
         return {
             "step": step,
             "loss": float(logs["loss"]),
             "lr": float(logs["learning_rate"]),
-            "grad_norm": logs.get("grad_norm"),  # ZeRO stage 0 clips without telling the norm
+            "grad_norm": norm if norm is None or math.isfinite(norm) else None,
             "epoch": float(logs["epoch"]),
             "num_tokens": int(self._tokens_before + tokens),
             "tokens_per_second": round(speed, 1),
         }
-
-    def _write(self, line: dict[str, Any]) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")

@@ -1,15 +1,60 @@
-"""Checkpoints that count only when every rank has written its share, and a log that a resume continues."""
+"""The files of a training stage, and checkpoints that count only once every rank has written its share."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from lm_mixup.core.run_dir import write_whole
+from lm_mixup.config import ModelConfig, SftConfig
+from lm_mixup.core.run_dir import StageDir, write_whole
 
 _MARK = "complete.json"
+
+
+@dataclass(frozen=True)
+class SftJob:
+    """What every worker is given.
+
+    Attributes:
+        out: The stage directory; its parts hold the token rows.
+        config: Section `sft`.
+        model: Section `model`.
+        base: Folder or Hub name of the weights that training starts from.
+        seed: Of the data order, dropout and adapters.
+    """
+
+    out: StageDir
+    config: SftConfig
+    model: ModelConfig
+    base: str
+    seed: int
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.out.local / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """The log, a JSON line a step and a line an evaluation."""
+        return self.out.local / "metrics.jsonl"
+
+    @property
+    def refusal(self) -> Path:
+        """What a worker says that cannot go on; it would not with another try either."""
+        return self.out.local / "refusal.txt"
+
+    @property
+    def final(self) -> Path:
+        """Folder of the finished model."""
+        return self.out.local / "model"
+
+    @property
+    def best(self) -> Path:
+        """Folder of the model of the best evaluation, with `keep_best`."""
+        return self.out.local / "best"
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -27,21 +72,6 @@ def drop_others(folder: Path, keep: Path | None) -> None:
     for found in folder.glob("checkpoint-*"):
         if step_of(found) > step_of(keep) or not (found / _MARK).is_file():
             shutil.rmtree(found)
-
-
-def trim_metrics(path: Path, step: int) -> None:
-    """Cuts the log back to a step: what a killed run did after its last checkpoint is done again."""
-    kept = [json.dumps(line) for line in read_metrics(path) if line["step"] <= step]
-    write_whole(path, "".join(line + "\n" for line in kept))
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The log's lines; a last line that is cut short by a kill is left out."""
-    if not path.is_file():
-        return []
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    return [json.loads(line) for line in whole.splitlines()]
 
 
 def mark_whole(folder: Path, step: int, ranks: int) -> None:

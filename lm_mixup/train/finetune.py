@@ -20,8 +20,9 @@ from lm_mixup.core.errors import InputError
 from lm_mixup.core.run_dir import Outcome, StageDir
 from lm_mixup.core.schemas import content_id, is_clean
 from lm_mixup.distributed.map_parts import PartResult, map_parts
-from lm_mixup.models.policy import UNTRAINED_NANO, check_model_path, encode_pair, load_tokenizer, model_folder
-from lm_mixup.train.job import SftJob
+from lm_mixup.models.policy import encode_pair, load_tokenizer
+from lm_mixup.models.resolve import UNTRAINED_NANO, check_model_path, portable_path
+from lm_mixup.train.checkpoint import SftJob
 from lm_mixup.train.sft import fit
 from lm_mixup.train.tokenize import EVAL_SPLIT, REFUSED, TOKENS, TRAIN_SPLIT
 
@@ -29,9 +30,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def finetune(
-    rows: str,
+def finetune_selected(
+    select: StageDir,
     out: StageDir,
+    config: FinetuneConfig,
+    model: ModelConfig,
+    data: DataConfig,
+    seed: int,
+    tracking: TrackingConfig | None = None,
+) -> Outcome:
+    """Fine-tunes a model on this run's training set, `select/train.jsonl`, as `finetune` does."""
+    rows = f"{select.run.uri}/{select.name}/train.jsonl"
+    return finetune(out, rows, config, model, data, seed, tracking)
+
+
+def finetune(
+    out: StageDir,
+    rows: str,
     config: FinetuneConfig,
     model: ModelConfig,
     data: DataConfig,
@@ -43,8 +58,8 @@ def finetune(
     Writes what `sft` writes: token rows as parts, `metrics.jsonl`, `checkpoints/` and `model/`.
 
     Args:
-        rows: Path or URI of a JSONL file with `prompt`, `completion` and, if there is one, `id`.
         out: Where to.
+        rows: Path or URI of a JSONL file with `prompt`, `completion` and, if there is one, `id`.
         config: Section `finetune`.
         model: What is fine-tuned, where the section does not name it.
         data: Section `data`: lines of one part.
@@ -57,7 +72,7 @@ def finetune(
     """
     model = config.model or model
     check_base(model)
-    base = model_folder(model.path)
+    base = portable_path(model.path)
     map_parts(
         out,
         [(rows, *cut) for cut in line_ranges(rows, data.rows_per_part)],

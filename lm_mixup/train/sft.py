@@ -20,11 +20,10 @@ from lm_mixup.core.errors import InputError
 from lm_mixup.core.progress import say, track
 from lm_mixup.core.run_dir import Outcome, StageDir
 from lm_mixup.distributed.map_parts import map_parts
-from lm_mixup.models.policy import check_model_path
-from lm_mixup.train.checkpoint import last_checkpoint, read_metrics, step_of, trim_metrics
-from lm_mixup.train.job import SftJob
+from lm_mixup.models.resolve import check_model_path
+from lm_mixup.train.checkpoint import SftJob, last_checkpoint, step_of
 from lm_mixup.train.tokenize import EVAL_SPLIT, TRAIN_SPLIT, base_model, make_encoder
-from lm_mixup.train.tracking import mirrored
+from lm_mixup.train.tracking import mirrored, read_metrics, trim_metrics
 
 _POLL_S = 0.5
 
@@ -137,11 +136,11 @@ def _run_workers(job: SftJob, total: int, tracking: TrackingConfig) -> None:
         ),
     )
     done = step_of(last_checkpoint(job.checkpoints))
-    trim_metrics(job.metrics, done)  # the workers do so too, but the log is looked at before they are there
+    lines = trim_metrics(job.metrics, done)  # workers trim it too, but the log is followed before they start
     settings = job.config.model_dump(mode="json")
     try:
         with (
-            mirrored(job.out.local, tracking, settings, read_metrics(job.metrics)) as mirror,
+            mirrored(job.out.local, tracking, settings, lines) as mirror,
             _shown(job, total, done, mirror),
             _placed(job, use_gpu),
             _refusals_passed_on(job),

@@ -12,9 +12,10 @@ from lm_mixup.config import ModelConfig
 from lm_mixup.core import schemas
 from lm_mixup.core.run_dir import StageDir
 from lm_mixup.core.task_types import write_output, write_prompt
-from lm_mixup.demo.nano import create_nano
+from lm_mixup.demo import create_nano
 from lm_mixup.distributed.map_parts import PartResult, Work
-from lm_mixup.models.policy import UNTRAINED_NANO, encode_prompt, encode_target, load_tokenizer, model_folder
+from lm_mixup.models.policy import encode_prompt, encode_target, load_tokenizer
+from lm_mixup.models.resolve import UNTRAINED_NANO, portable_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -80,7 +81,7 @@ def encode_rows(table: pa.Table, tokenizer: PreTrainedTokenizerBase, max_length:
 def base_model(mixture: StageDir, out: StageDir, model: ModelConfig, seed: int) -> str:
     """What training starts from: the config's model, or an untrained nano for the MIXTURE's texts."""
     if model.path != UNTRAINED_NANO:
-        return model_folder(model.path)
+        return portable_path(model.path)
     folder: Path = out.local / "base"
     if not folder.is_dir():
         create_nano(folder, _texts(mixture), seed)

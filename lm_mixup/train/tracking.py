@@ -1,8 +1,7 @@
-"""Training metrics beside `metrics.jsonl`: TensorBoard, and Weights & Biases.
+"""Training metrics: the JSONL log of a stage, and its mirrors, TensorBoard and Weights & Biases.
 
-The JSONL file is the log; these mirror it. A resumed run drops from its log what it will do again. Then
-TensorBoard is told that everything comes anew; Weights & Biases, which cannot take back a step, is sent each
-step once.
+The JSONL file is the record. A resumed run first trims it to the step it resumes from. TensorBoard is then
+written again from the start; Weights & Biases cannot delete steps, so each step is sent to it once.
 """
 
 from __future__ import annotations
@@ -40,6 +39,35 @@ def check_tracking(config: TrackingConfig) -> None:
                 f"tracking.report_to: the package {name} is not installed; install it (pip install "
                 f"'lm-mixup[{name}]') or take {name} off the list"
             )
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log, none if there is no file; a last line that a kill cut short is ignored."""
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def trim_metrics(path: Path, step: int) -> list[dict[str, Any]]:
+    """Drops the lines after a step from a log, because a resumed run writes them again; returns the rest."""
+    lines = [line for line in read_metrics(path) if line["step"] <= step]
+    write_whole(path, "".join(_json_line(line) for line in lines))
+    return lines
+
+
+def append_metrics(path: Path, line: Line) -> None:
+    """Appends one line to a log.
+
+    Raises:
+        ValueError: A value is NaN or infinite, which JSON cannot hold.
+    """
+    with path.open("a", encoding="utf-8") as file:
+        file.write(_json_line(line))
+
+
+def _json_line(line: Line) -> str:
+    return json.dumps(dict(line), allow_nan=False) + "\n"
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from lm_mixup.stages import stages_of
 
 TINY = Path(__file__).resolve().parents[1] / "tiny.yaml"
 LIMIT_S = 300
-STAGES = stages_of("run", Config())
+STAGES = tuple(stages_of("run", Config()))
 
 
 def lines(path: Path) -> int:

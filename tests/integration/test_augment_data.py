@@ -14,8 +14,7 @@ from lm_mixup.augment.neighbors import neighbors
 from lm_mixup.augment.rate_distilled import rate_distilled
 from lm_mixup.augment.reading.cluster_members import gather_members
 from lm_mixup.augment.select import select
-from lm_mixup.augment.vector_search.knn import knn
-from lm_mixup.augment.vector_search.long_tail import long_tail_scores
+from lm_mixup.augment.vector_search.neighbor_table import long_tail_scores
 from lm_mixup.config import (
     ClusterConfig,
     DataConfig,
@@ -25,6 +24,7 @@ from lm_mixup.config import (
     SelectConfig,
 )
 from lm_mixup.core import schemas
+from lm_mixup.core.nearest import knn
 from lm_mixup.core.run_dir import Outcome, Receipt, RunDir, StageDir, summarise
 
 ROWS, WIDTH = 320, 24
@@ -281,7 +281,7 @@ def test_embedding_keeps_parts_and_is_normalised_and_select_reads_it(rated, tmp_
     neighbors(embedded, near, NeighborsConfig(k=3, num_cpus=0.5), seed=0)
     for method in ("long_tail", "knn_diversity", "ds2", "deita"):
         config = SelectConfig(method=method, budget=6, neighbors=3, similarity_threshold=0.999)
-        outcome = select(distilled, curated, embedded, near, run.stage(method), config, seed=0)
+        outcome = select(distilled, curated, embedded, near, None, run.stage(method), config, seed=0)
         assert outcome.metrics["distilled"] == 3
         assert outcome.metrics["original"] == (0 if method == "deita" else 3)  # these rows lack a complexity
         assert outcome.files[-1] == f"{method}/train.jsonl"

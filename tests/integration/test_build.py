@@ -28,7 +28,7 @@ def run(folder: Path, *, actors: int) -> RunDir:
         "passages": lambda out: passages(out, config, data, seed=0),
         "generate": lambda out: generate(made["passages"], out, config, rate, TeacherConfig(), data, seed=0),
         "degrade": lambda out: degrade(made["generate"], out, config, rate, TeacherConfig(), seed=0),
-        "mixture": lambda out: mixture(made["generate"], made["degrade"], out, config, data, seed=0),
+        "mixture": lambda out: mixture(made["generate"], made["degrade"], None, out, config, data, seed=0),
     }
     for name in STAGES:
         made[name].begin("same")

@@ -45,7 +45,7 @@ def run_curate(root, rated, nearest, rows_per_part, **config):
             put_part(run.stage(name), part, table.slice(start, rows_per_part))
     out = run.stage("curate")
     out.begin("digest")
-    outcome = curate(run.stage("rate"), run.stage("neighbors"), out, CurateConfig(**config))
+    outcome = curate(run.stage("rate"), None, run.stage("neighbors"), out, CurateConfig(**config))
     out.finish(summarise(out, "digest", {}, 0.0, outcome))
     manifest = out.manifest()
     assert manifest.rows_in == manifest.rows_out == rated.num_rows

@@ -65,7 +65,7 @@ def test_refused_rows_are_missing_from_every_later_stage_and_said_so(ray_session
     assert near.read()["id"].to_pylist() == ["r0", "r1", "r4"]
     curated = run.stage("curate")
     settings = CurateConfig(enabled=enabled)
-    manifest = finished(curated, curate(rated, near, curated, settings, embed=out))
+    manifest = finished(curated, curate(rated, out, near, curated, settings))
     assert (manifest.rows_in, manifest.rows_out, manifest.rows_rejected) == (5, 3, 2)
     assert curated.read()["id"].to_pylist() == ["r0", "r1", "r4"]
     rows = curated.read(kind="rejected")

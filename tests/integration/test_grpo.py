@@ -24,7 +24,7 @@ from lm_mixup.grpo.learner.collate import collate
 from lm_mixup.grpo.learner.forward import completion_logps
 from lm_mixup.grpo.learner.learner import Learner
 from lm_mixup.grpo.loop import Parts, publish, train
-from lm_mixup.grpo.metrics import UPDATE_KEYS, read_metrics
+from lm_mixup.grpo.metrics import UPDATE_KEYS
 from lm_mixup.grpo.placement import reserve
 from lm_mixup.grpo.rollout.pool import RolloutPool
 from lm_mixup.grpo.stage import _run
@@ -34,6 +34,7 @@ from lm_mixup.grpo.weights.transport import InStore
 from lm_mixup.grpo.weights.verify import WeightSyncError
 from lm_mixup.models.policy import encode_prompt, load_policy, load_tokenizer
 from lm_mixup.rewards.workers import RewardBatch, RewardScores
+from lm_mixup.train.tracking import read_metrics
 
 
 class CountsLetters:

@@ -13,8 +13,8 @@ from lm_mixup.augment.neighbors import neighbors
 from lm_mixup.augment.vector_search import ivf, ivf_centroids
 from lm_mixup.augment.vector_search.ivf import Sample, gather_bucket, merged, search_bucket
 from lm_mixup.augment.vector_search.ivf_centroids import CellTree
-from lm_mixup.augment.vector_search.knn import knn
 from lm_mixup.config import NeighborsConfig
+from lm_mixup.core.nearest import knn
 from lm_mixup.core.run_dir import Outcome, RunDir, StageDir
 
 ROWS, WIDTH, K = 3_000, 32, 8

@@ -101,10 +101,10 @@ def test_select_takes_the_end_that_is_asked_for(measured):
     best, worst = (
         select(
             *stages,
+            run.stage("perplexity"),
             run.stage(f"select_{take}"),
             SelectConfig(method="perplexity", budget=4, perplexity={"take": take}),
             0,
-            run.stage("perplexity"),
         )
         for take in ("low", "high")
     )

@@ -18,7 +18,7 @@ from lm_mixup.core.errors import InputError
 from lm_mixup.core.run_dir import RunDir, summarise
 from lm_mixup.core.schemas import content_id
 from lm_mixup.core.task_types import Qa, Tfq, write_answer, write_output
-from lm_mixup.models.embedder import resolve_path
+from lm_mixup.models.resolve import embedder_folder
 from lm_mixup.rewards.library import library, load_library
 from lm_mixup.rewards.workers import RewardBatch, RewardFailed, RewardScores, RewardWorkers
 
@@ -92,8 +92,8 @@ def write_inputs(run: RunDir) -> None:
 def build(run: RunDir, embedder: EmbedderConfig, rows: int = 2000):
     stage = run.stage("library")
     stage.begin("f")
-    sources = [run.stage("generate"), run.stage("degrade")]
-    outcome = library(sources, stage, LibraryConfig(rows=rows), BASE, embedder, seed=0)
+    sources = run.stage("generate"), run.stage("degrade")
+    outcome = library(*sources, stage, LibraryConfig(rows=rows), BASE, embedder, seed=0)
     stage.finish(summarise(stage, "f", {}, 0.0, outcome))
     return stage
 
@@ -242,7 +242,7 @@ def test_a_custom_reward_that_fails_stops_the_run_and_costs_no_actor(made, batch
 def test_an_embedder_that_fails_stops_the_run(ray_session, made, batch, tmp_path):
     """A real model whose weights are not numbers: every embedding fails, and no completion gets a default."""
     folder = tmp_path / "model"
-    shutil.copytree(resolve_path("minilm"), folder)
+    shutil.copytree(embedder_folder("minilm"), folder)
     embedder = EmbedderConfig(path=str(folder))
     run = RunDir(tmp_path / "run")
     write_inputs(run)

@@ -27,7 +27,7 @@ from lm_mixup.config import (
 )
 from lm_mixup.core import schemas
 from lm_mixup.core.run_dir import RunDir
-from lm_mixup.demo.pool import world_pool
+from lm_mixup.demo.pool import demo_pool
 
 ROWS = 160
 NOTHING_DISTILLED = schemas.extend(
@@ -46,12 +46,12 @@ def augment(folder, pool, workers: int, rows_per_part: int, split_mib: float, ba
     embed(stage["ingest"], stage["embed"], EmbedderConfig(num_actors=workers, batch_size=batch))
     neighbors(stage["embed"], stage["neighbors"], NeighborsConfig(num_actors=workers), seed=0)
     noise = CurateConfig(num_actors=workers, steps=40)
-    curate(stage["rate"], stage["neighbors"], stage["curate"], noise, embed=stage["embed"])
+    curate(stage["rate"], stage["embed"], stage["neighbors"], stage["curate"], noise)
     sizes = ClusterConfig(num_tasks=workers, cell_rows=32)
     cluster(stage["curate"], stage["embed"], stage["cluster"], sizes, data, seed=0)
     chosen = SelectConfig(budget=30, original_ratio=1.0, min_score=2, neighbors=5)
     inputs = [stage[name] for name in ("rate_distilled", "curate", "embed", "neighbors")]
-    select(*inputs, stage["select"], chosen, seed=0)
+    select(*inputs, None, stage["select"], chosen, seed=0)
     return run
 
 
@@ -62,7 +62,7 @@ STAGES = ("ingest", "rate", "embed", "neighbors", "curate", "cluster", "select")
 def runs(ray_session, tmp_path_factory) -> tuple[RunDir, RunDir]:
     folder = tmp_path_factory.mktemp("same")
     pool = folder / "pool.jsonl"
-    rows = list(world_pool(ROWS, 0))
+    rows = list(demo_pool(ROWS, 0))
     pool.write_text("".join(f"{json.dumps(row)}\n" for row in [*rows, rows[3], {"prompt": "?"}]))
     one = augment(folder / "one", pool, workers=1, rows_per_part=64, split_mib=8.0, batch=64)
     two = augment(folder / "two", pool, workers=2, rows_per_part=23, split_mib=1 / 64, batch=7)

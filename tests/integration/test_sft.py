@@ -17,11 +17,11 @@ from lm_mixup.core.errors import InputError
 from lm_mixup.core.run_dir import RunDir, StageDir, summarise
 from lm_mixup.demo.nano import create_nano
 from lm_mixup.models.policy import encode_prompt, load_policy, load_tokenizer
-from lm_mixup.train.checkpoint import last_checkpoint, read_metrics
+from lm_mixup.train.checkpoint import SftJob, last_checkpoint
 from lm_mixup.train.finetune import finetune
-from lm_mixup.train.job import SftJob
 from lm_mixup.train.sft import _train_loop, sft
 from lm_mixup.train.tokenize import TOKENS
+from lm_mixup.train.tracking import read_metrics
 
 METALS = ["iron", "gold", "zinc", "lead", "tin", "copper", "silver", "nickel"]
 CONFIG = SftConfig(
@@ -229,7 +229,7 @@ def run_finetune(root, pairs, model, **changes):
         lora=LoraConfig(r=4, alpha=8),
         **changes,
     )
-    finetune(str(pairs), out, config, model, DataConfig(rows_per_part=10), seed=7)
+    finetune(out, str(pairs), config, model, DataConfig(rows_per_part=10), seed=7)
     return out
 
 

@@ -13,9 +13,10 @@ from lm_mixup.augment import perplexity
 from lm_mixup.augment.embed import embedding_table
 from lm_mixup.augment.rate_distilled import kept_of
 from lm_mixup.augment.select import select
-from lm_mixup.augment.vector_search.knn import knn, neighbor_table
+from lm_mixup.augment.vector_search.neighbor_table import neighbor_table
 from lm_mixup.config import SelectConfig, SelectMethod
 from lm_mixup.core import schemas
+from lm_mixup.core.nearest import knn
 from lm_mixup.core.run_dir import Outcome, RunDir, StageDir
 
 METHODS = get_args(SelectMethod)
@@ -80,7 +81,7 @@ def run_select(folder, ours, theirs, rows_per_part=6, degrees=None, **settings):
     )
     out = here.stage("select")
     config = SelectConfig(**{"budget": 10, "neighbors": 2, **settings})
-    outcome = select(new, old, embed, near, out, config, 1, measured)
+    outcome = select(new, old, embed, near, measured, out, config, 1)
     lines = here.read_bytes("select/train.jsonl").decode().splitlines()
     return [json.loads(line) for line in lines], outcome, out
 

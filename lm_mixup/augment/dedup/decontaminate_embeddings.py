@@ -18,13 +18,13 @@ import pyarrow as pa
 from lm_mixup.augment.dedup.decontaminate import read_eval_items
 from lm_mixup.config import EmbedDecontaminateConfig
 from lm_mixup.core.errors import InputError
+from lm_mixup.core.nearest import nearest
 from lm_mixup.core.schemas import content_id
 
 SECTION: Final = "embed.decontaminate"
 REASON: Final = "contaminated_embedding"
 MOST_ITEMS: Final = 100_000  # 150 MB of 384-d vectors, 400 MB of 1024-d
 LEVELS: Final = (0.7, 0.8, 0.9)
-_BLOCK_BYTES: Final = 1 << 26
 
 Vectors = npt.NDArray[np.float32]
 
@@ -40,24 +40,6 @@ class EvalVectors:
 
     ids: Sequence[str]
     vectors: Vectors
-
-    def nearest(self, rows: Vectors) -> tuple[npt.NDArray[np.int64], Vectors]:
-        """The most similar item of each row.
-
-        Args:
-            rows: float32 [N, d], of length 1.
-
-        Returns:
-            Numbers of items int64 [N], the first of equally similar ones, and cosines float32 [N].
-        """
-        items = np.zeros(len(rows), np.int64)
-        cosines = np.zeros(len(rows), np.float32)
-        block = max(1, _BLOCK_BYTES // (4 * len(self.ids)))
-        for start in range(0, len(rows), block):
-            alike = rows[start : start + block] @ self.vectors.T
-            items[start : start + block] = best = alike.argmax(axis=1)
-            cosines[start : start + block] = alike[np.arange(len(best)), best]
-        return items, cosines
 
 
 def read_distinct_items(config: EmbedDecontaminateConfig) -> tuple[list[tuple[str, str]], int]:
@@ -99,7 +81,7 @@ def refuse_similar(
         bool [N], which rows stay; the others with `reason`, `match` (the item's id) and `similarity`; and how
         many rows reach each of `LEVELS`, to choose the threshold by.
     """
-    items, cosines = evals.nearest(vectors)
+    items, cosines = nearest(vectors, evals.vectors)
     keep = cosines < np.float32(min_similarity)
     matches = [evals.ids[item] for item in items[~keep]]
     refused = rows.filter(pa.array(~keep))

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lm_mixup.augment.vector_search.long_tail import listed_distance
+from lm_mixup.augment.vector_search.neighbor_table import listed_distance
 from lm_mixup.config import SelectConfig, SelectMethod
 from lm_mixup.core import schemas
 from lm_mixup.core.run_dir import StageDir

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lm_mixup.core.nearest import nearest
+
 WINDOW = 65_536  # rows of the ranking whose vectors are fetched at a time: one pass over the embeddings
 _BLOCK = 256  # rows compared at a time with the taken ones
-_TILE = 16_384  # taken rows of one product
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def take_diverse(
         before: float32 [B, d], vectors of rows taken before.
     """
     room = room.copy()
-    bank = _Bank(before, min(int(room.sum()), len(order)))
+    taken_rows = _Taken(before, min(int(room.sum()), len(order)))
     taken: list[int] = []
     too_similar = 0
     for start in range(0, len(order), WINDOW):
@@ -66,15 +67,15 @@ def take_diverse(
             if not room.any():
                 break
             rows, block = window[first : first + _BLOCK], vectors[first : first + _BLOCK]
-            picked, alike = _take_block(strata[rows], room, block, bank.nearest(block), threshold)
-            bank.add(block[picked])
+            picked, alike = _take_block(strata[rows], room, block, taken_rows.similarity(block), threshold)
+            taken_rows.add(block[picked])
             taken += rows[picked].tolist()
             too_similar += alike
-    return Diverse(np.sort(np.array(taken, dtype=np.int64)), too_similar, bank.vectors())
+    return Diverse(np.sort(np.array(taken, dtype=np.int64)), too_similar, taken_rows.vectors())
 
 
 def _take_block(
-    strata: np.ndarray, room: np.ndarray, block: np.ndarray, nearest: np.ndarray, threshold: float
+    strata: np.ndarray, room: np.ndarray, block: np.ndarray, similarity: np.ndarray, threshold: float
 ) -> tuple[list[int], int]:
     """Places of the rows of a block that are taken, and how many were too similar; `room` shrinks."""
     within = block @ block.T
@@ -83,7 +84,7 @@ def _take_block(
     for place, stratum in enumerate(strata.tolist()):
         if not room[stratum]:
             continue
-        if nearest[place] >= threshold or (within[place, picked] >= threshold).any():
+        if similarity[place] >= threshold or (within[place, picked] >= threshold).any():
             alike += 1
             continue
         picked.append(place)
@@ -91,20 +92,18 @@ def _take_block(
     return picked, alike
 
 
-class _Bank:
+class _Taken:
     """The vectors of the taken rows, with room for `more` beyond those of `before`."""
 
     def __init__(self, before: np.ndarray | None, more: int) -> None:
         self._rows = np.zeros((0, 0), np.float32) if before is None else before
         self._count, self._most = len(self._rows), len(self._rows) + more
 
-    def nearest(self, block: np.ndarray) -> np.ndarray:
-        """The largest cosine of each row [M] to a taken one; −inf while there is none."""
-        best = np.full(len(block), -np.inf, dtype=np.float32)
-        taken = self.vectors()
-        for start in range(0, len(taken), _TILE):
-            best = np.maximum(best, (block @ taken[start : start + _TILE].T).max(axis=1))
-        return best
+    def similarity(self, block: np.ndarray) -> np.ndarray:
+        """The largest cosine of each row of a block [M, d] to a taken row; −inf while there is none."""
+        if not self._count:
+            return np.full(len(block), -np.inf, dtype=np.float32)
+        return nearest(block, self.vectors())[1]
 
     def add(self, vectors: np.ndarray) -> None:
         if len(self._rows) < self._most:  # at the first call: the width of a row is known

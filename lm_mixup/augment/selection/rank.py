@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from lm_mixup.config import SelectMethod
-from lm_mixup.core.draws import hash_of, turns
+from lm_mixup.core.draws import hash_of, index_in_group
 
 
 @dataclass(frozen=True)
@@ -130,4 +130,4 @@ def fill(order: np.ndarray, strata: np.ndarray, room: np.ndarray) -> np.ndarray:
     """
     grouped = order[np.argsort(strata[order], kind="stable")]
     groups = strata[grouped]
-    return np.sort(grouped[turns(groups) < room[groups]])
+    return np.sort(grouped[index_in_group(groups) < room[groups]])

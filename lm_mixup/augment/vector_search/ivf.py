@@ -24,9 +24,10 @@ import pyarrow.compute as pc
 
 from lm_mixup.augment.embed import vectors_of
 from lm_mixup.augment.vector_search.ivf_centroids import CellTree, divide, plant
-from lm_mixup.augment.vector_search.knn import SLACK, best, neighbor_table, search
+from lm_mixup.augment.vector_search.neighbor_table import neighbor_table
 from lm_mixup.augment.vector_search.shuffle import shuffle
 from lm_mixup.config import NeighborsConfig
+from lm_mixup.core.nearest import SLACK, keep_best, top_k
 from lm_mixup.core.progress import say, track
 from lm_mixup.core.run_dir import Outcome, StageDir
 from lm_mixup.distributed.map_parts import PartResult, map_parts
@@ -164,7 +165,7 @@ def nearest_of_bucket(
     """Similarities float32 [S, ≤ k + 1 + slack] of the rows nearest to each query, −inf for itself."""
     if not bank.num_rows:
         return np.zeros((len(queries), 0), np.float32)
-    found, alike = search(queries, vectors_of(bank), config.k + 1 + SLACK, _device(config))
+    found, alike = top_k(queries, vectors_of(bank), config.k + 1 + SLACK, _device(config))
     return np.where(bank["index"].to_numpy()[found] == own[:, None], -np.inf, alike)
 
 
@@ -241,7 +242,7 @@ def _in_nearest_cells(
                 continue
             who = slice(*np.searchsorted(asked_cells, [cell, cell + 1]))
             vectors = vectors_of(bank.slice(first, last - first))
-            found, values = search(queries[asked[who]], vectors, keep, _device(config))
+            found, values = top_k(queries[asked[who]], vectors, keep, _device(config))
             near[asked[who], slots[who], : found.shape[1]] = bank_index[first:last][found]
             alike[asked[who], slots[who], : found.shape[1]] = values
     return _best_of(near.reshape(len(queries), -1), alike.reshape(len(queries), -1), config.k, own)
@@ -252,7 +253,7 @@ def _best_of(near: np.ndarray, alike: np.ndarray, k: int, own: np.ndarray) -> tu
     keep = min(k + 1 + SLACK, alike.shape[1])
     top = np.argpartition(-alike, keep - 1, axis=1)[:, :keep]
     rows = np.arange(len(near))[:, None]
-    return best(near[rows, top], alike[rows, top], k, own)
+    return keep_best(near[rows, top], alike[rows, top], k, own)
 
 
 def found_table(own: np.ndarray, near: np.ndarray, alike: np.ndarray) -> pa.Table:

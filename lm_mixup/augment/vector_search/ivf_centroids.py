@@ -19,8 +19,8 @@ import pyarrow as pa
 
 from lm_mixup.augment.embed import vectors_of
 from lm_mixup.augment.vector_search.kmeans import spherical_kmeans
-from lm_mixup.augment.vector_search.knn import search
 from lm_mixup.augment.vector_search.shuffle import cut, plan_cells, sample_rows, shuffle
+from lm_mixup.core.nearest import top_k
 from lm_mixup.distributed.ray_tasks import run_tasks
 
 _FLAT_CELLS = 4_096
@@ -63,14 +63,14 @@ class CellTree:
         """
         count = min(count, len(self.fine))
         if len(self.coarse) == 1:
-            return search(queries, self.fine, count, "cpu")[0]
-        above = search(queries, self.coarse, _COARSE_PROBES, "cpu")[0]
+            return top_k(queries, self.fine, count, "cpu")[0]
+        above = top_k(queries, self.coarse, _COARSE_PROBES, "cpu")[0]
         cells = np.full((*above.shape, count), -1, np.int64)
         alike = np.full((*above.shape, count), -np.inf, np.float32)
         for coarse in np.unique(above).tolist():
             rows, slots = np.nonzero(above == coarse)
             start, stop = self.starts[coarse : coarse + 2]
-            found, values = search(queries[rows], self.fine[start:stop], count, "cpu")
+            found, values = top_k(queries[rows], self.fine[start:stop], count, "cpu")
             cells[rows, slots, : found.shape[1]] = found + start
             alike[rows, slots, : found.shape[1]] = values
         cells, alike = cells.reshape(len(queries), -1), alike.reshape(len(queries), -1)

@@ -6,21 +6,10 @@ import math
 
 import numpy as np
 
+from lm_mixup.core.nearest import nearest
+
 _STEPS = 8
-_BLOCK = 8_192
 _OVERSIZED = 1.5
-
-
-def nearest_centres(vectors: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest centre of each row (int64 [n], ties to the smaller), and its cosine (float32 [n])."""
-    labels = np.empty(len(vectors), dtype=np.int64)
-    cosines = np.empty(len(vectors), dtype=np.float32)
-    for start in range(0, len(vectors), _BLOCK):
-        block = slice(start, start + _BLOCK)
-        similar = vectors[block] @ centres.T
-        labels[block] = similar.argmax(axis=1)
-        cosines[block] = similar.max(axis=1)
-    return labels, cosines
 
 
 def spherical_kmeans(vectors: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -40,7 +29,7 @@ def spherical_kmeans(vectors: np.ndarray, count: int, seed: int) -> np.ndarray:
     chosen = np.random.default_rng(seed).choice(len(vectors), count, replace=False)
     centres = vectors[np.sort(chosen)]
     for _ in range(_STEPS):
-        labels, cosines = nearest_centres(vectors, centres)
+        labels, cosines = nearest(vectors, centres)
         order = np.argsort(labels, kind="stable")
         present, starts = np.unique(labels[order], return_index=True)
         sums = np.add.reduceat(vectors[order], starts, axis=0)
@@ -76,7 +65,7 @@ def split_cell(vectors: np.ndarray, cell_rows: int, seed: int) -> list[np.ndarra
             continue
         count = math.ceil(len(rows) / cell_rows)
         centres = spherical_kmeans(vectors[_sample(rows, 64 * count, seed)], count, seed)
-        labels, _ = nearest_centres(vectors[rows], centres)
+        labels, _ = nearest(vectors[rows], centres)
         pieces = [rows[labels == label] for label in np.unique(labels)]
         if len(pieces) == 1:  # equal rows cannot be told apart: cut by position
             pieces = np.array_split(rows, count)

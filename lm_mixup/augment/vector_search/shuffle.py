@@ -21,8 +21,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lm_mixup.augment.embed import vectors_of
-from lm_mixup.augment.vector_search.kmeans import is_oversized, nearest_centres, spherical_kmeans
+from lm_mixup.augment.vector_search.kmeans import is_oversized, spherical_kmeans
 from lm_mixup.core.draws import hash_of
+from lm_mixup.core.nearest import nearest
 from lm_mixup.distributed.ray_tasks import listed, returning, run_tasks
 
 # Above this many cells a flat search for the nearest centre costs more than the clusters themselves: cells
@@ -128,7 +129,7 @@ def divide(block: pa.Table, plan: CellPlan) -> list[pa.Table]:
     for group, rows in _rows_by_group(block):
         cells[rows] = plan.first.get(group, -1)
         if group in plan.centres:
-            labels, _ = nearest_centres(vectors_of(block.take(pa.array(rows))), plan.centres[group])
+            labels, _ = nearest(vectors_of(block.take(pa.array(rows))), plan.centres[group])
             cells[rows] += labels
     planned = cells >= 0
     block = block.append_column("cell", pa.array(cells)).filter(pa.array(planned))

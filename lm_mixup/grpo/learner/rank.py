@@ -128,6 +128,7 @@ class LearnerRank:
             kl_estimator=config.kl_estimator,
             epsilon=config.epsilon,
             epsilon_high=config.epsilon if config.epsilon_high is None else config.epsilon_high,
+            dual_clip=config.dual_clip,
             importance_correction=config.importance_correction,
             importance_cap=config.importance_cap,
             importance_limit=config.importance_limit,

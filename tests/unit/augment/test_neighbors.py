@@ -1,17 +1,15 @@
-"""Exact neighbours against brute force, ties, self-exclusion and shards."""
+"""The stage `neighbors` below `exact_below`: shards, cache, the table it writes."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from stage_rows import put_part
 
 from lm_mixup.augment.embed import embedding_table, vectors_of
 from lm_mixup.augment.neighbors import Bank, make_work
-from lm_mixup.augment.vector_search.knn import SLACK, knn
 from lm_mixup.config import NeighborsConfig
+from lm_mixup.core.nearest import knn
 from lm_mixup.core.run_dir import RunDir, StageDir
 
 
@@ -36,84 +34,6 @@ def stage_of(tmp_path, vectors: np.ndarray, rows_per_part: int, name: str = "emb
         table = embedding_table([str(value) for value in ids[chosen]], vectors[chosen])
         put_part(stage, part, table)
     return stage
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 40), st.integers(1, 60), st.integers(1, 20), st.integers(0, 1000))
-def test_knn_is_brute_force(queries, rows, k, seed):
-    asked, bank = unit(queries, 16, seed), unit(rows, 16, seed + 1)
-    indices, similarities = knn(asked, bank, k)
-    expected, values = brute(asked, bank, min(k, rows))
-    assert indices.dtype == np.int64
-    assert similarities.dtype == np.float32
-    np.testing.assert_array_equal(indices, expected)
-    np.testing.assert_allclose(similarities, values, atol=1e-5)
-
-
-def test_a_row_is_not_its_own_neighbour_but_its_duplicate_is():
-    bank = unit(30, 8, 0)
-    bank[7] = bank[3]
-    indices, similarities = knn(bank, bank, 2, exclude_self=True)
-    assert not (indices == np.arange(30)[:, None]).any()
-    assert (indices[3, 0], indices[7, 0]) == (7, 3)
-    assert similarities[3, 0] == pytest.approx(1.0, abs=1e-5)
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(8, 90), st.integers(1, 12), st.integers(7, 30), st.integers(0, 1000))
-def test_blocks_that_serve_both_sides_give_what_one_search_does(rows, k, block, seed):
-    bank = unit(rows, 16, seed)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lm_mixup.augment.vector_search.knn._OWN_BLOCK", block)
-        indices, similarities = knn(bank, bank, k, exclude_self=True)
-    expected, values = brute(bank, bank, min(k, rows - 1), exclude_self=True)
-    np.testing.assert_array_equal(indices, expected)
-    np.testing.assert_allclose(similarities, values, atol=1e-5)
-
-
-def test_ties_go_to_the_smaller_index():
-    bank = np.eye(4, dtype=np.float32)[[1, 0, 0, 0, 2, 0]]
-    indices, _ = knn(np.eye(4, dtype=np.float32)[:1], bank, 3)
-    assert indices.tolist() == [[1, 2, 3]]
-
-
-@pytest.mark.parametrize("copies", [2, 4 + SLACK, 30])
-@pytest.mark.parametrize("block", [13, 4_096])
-def test_ties_among_the_rows_themselves_go_to_the_smaller_index_up_to_the_slack(monkeypatch, copies, block):
-    monkeypatch.setattr("lm_mixup.augment.vector_search.knn._OWN_BLOCK", block)
-    bank = np.tile(np.eye(4, dtype=np.float32), (copies, 1))
-    indices, similarities = knn(bank, bank, 3, exclude_self=True)
-    expected, values = brute(bank, bank, 3, exclude_self=True)
-    np.testing.assert_array_equal(similarities, values)
-    assert (np.diff(indices, axis=1)[np.diff(similarities, axis=1) == 0] > 0).all()
-    if copies == 4 + SLACK:  # itself, three taken, and as many beyond as the slack
-        np.testing.assert_array_equal(indices, expected)
-
-
-@pytest.mark.parametrize(("rows", "expected"), [(1, 0), (2, 1), (4, 3)])
-def test_fewer_rows_than_k_give_fewer_columns(rows, expected):
-    bank = unit(rows, 4, 1)
-    indices, similarities = knn(bank, bank, 5, exclude_self=True)
-    assert indices.shape == similarities.shape == (rows, expected)
-
-
-def test_no_queries_and_no_bank():
-    assert knn(unit(0, 4, 0), unit(3, 4, 0), 2)[0].shape == (0, 2)
-    assert knn(unit(3, 4, 0), unit(0, 4, 0), 2)[0].shape == (3, 0)
-
-
-def test_exclude_self_needs_the_bank_itself():
-    with pytest.raises(ValueError, match="not the"):
-        knn(unit(3, 4, 0), unit(4, 4, 0), 2, exclude_self=True)
-    with pytest.raises(ValueError, match="at least 1"):
-        knn(unit(3, 4, 0), unit(4, 4, 0), 0)
-
-
-def test_torch_search_agrees_with_faiss():
-    asked, bank = unit(50, 32, 5), unit(400, 32, 6)
-    ours, theirs = knn(asked, bank, 7), knn(asked, bank, 7, device="cpu:0")
-    np.testing.assert_array_equal(ours[0], theirs[0])
-    np.testing.assert_allclose(ours[1], theirs[1], atol=1e-5)
 
 
 @pytest.mark.parametrize("shard_rows", [1, 40, 1000])

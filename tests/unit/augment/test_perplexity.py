@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -11,12 +9,12 @@ import pytest
 from lm_mixup import pipeline
 from lm_mixup.augment import perplexity
 from lm_mixup.augment.perplexity import measure, measuring_model
-from lm_mixup.config import Config, ModelConfig, PerplexityConfig, SelectConfig
+from lm_mixup.config import AugmentConfig, Config, ModelConfig, PerplexityConfig, SelectConfig
 from lm_mixup.core import schemas
 from lm_mixup.core.errors import InputError
 from lm_mixup.core.run_dir import Outcome, RunDir, summarise
 from lm_mixup.models.policy import encode_pair, load_tokenizer
-from lm_mixup.stages import STAGES, Context, augment, stages_of
+from lm_mixup.stages import Stage, stages_of
 
 NANO = ModelConfig(path="nano")
 
@@ -95,12 +93,13 @@ def test_a_model_that_cannot_measure_is_named_by_its_key(tmp_path):
 
 
 def configured(**select) -> Config:
-    return Config(select=SelectConfig(**{"method": "perplexity", **select}))
+    select = SelectConfig(**{"method": "perplexity", **select})
+    return Config(select=select, augment=AugmentConfig(policy="nano"))
 
 
 def test_only_its_own_method_asks_for_the_pass():
     assert "perplexity" not in stages_of("augment", Config())
-    assert stages_of("augment", configured())[-2:] == ("perplexity", "select")
+    assert tuple(stages_of("augment", configured()))[-2:] == ("perplexity", "select")
 
 
 @pytest.fixture
@@ -110,21 +109,16 @@ def ran(monkeypatch, tmp_path):
     def run(config: Config) -> list[str]:
         worked: list[str] = []
 
-        def work(stage):
-            def record(c: Context) -> Outcome:
-                worked.append(stage.name)
-                return Outcome(rows_in=0, rows_out=0)
+        def record(stage, config, inputs, out) -> Outcome:
+            worked.append(stage.name)
+            return Outcome(rows_in=0, rows_out=0)
 
-            return dataclasses.replace(stage, run=record)
-
-        monkeypatch.setattr(pipeline, "BY_NAME", {stage.name: work(stage) for stage in STAGES})
+        monkeypatch.setattr(Stage, "call", record)
         pipeline.run_verb("augment", config, RunDir(tmp_path / "run"), pipeline.Options())
         return worked
 
     monkeypatch.setattr(pipeline, "_start_ray", lambda config: None)
     monkeypatch.setattr(pipeline, "write_report", lambda run, config: None)
-    monkeypatch.setattr(pipeline, "distiller", lambda c: "nano")
-    monkeypatch.setattr(augment, "distiller", lambda c: "nano")
     return run
 
 
@@ -147,7 +141,7 @@ def test_new_weights_are_measured_anew(ran, tmp_path):
 
 
 def test_another_method_makes_no_pass(ran, tmp_path):
-    assert "perplexity" not in ran(Config())
+    assert "perplexity" not in ran(Config(augment=AugmentConfig(policy="nano")))
     assert not (tmp_path / "run" / "perplexity").exists()
 
 

@@ -149,7 +149,7 @@ def test_perplexity_without_its_pass_is_refused(tmp_path):
     stage = write(here.stage("curate"), [original(0)], CURATED, 6)
     new = write(here.stage("rate_distilled"), [distilled(0)], DISTILLED, 6)
     with pytest.raises(ValueError, match="needs the perplexities"):
-        select(new, stage, stage, stage, here.stage("select"), SelectConfig(method="perplexity"), 0)
+        select(new, stage, stage, stage, None, here.stage("select"), SelectConfig(method="perplexity"), 0)
 
 
 def test_strata_share_each_side_in_proportion_to_their_candidates(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from lm_mixup.config import Config, RateConfig, Section
-from lm_mixup.config.load import load_config
+from lm_mixup.config.load import load_config, recipes
 from lm_mixup.core.errors import InputError
 from lm_mixup.pipeline import _tell_unused
 
@@ -58,6 +58,8 @@ def write(tmp_path: Path, text: str) -> Path:
         ("grpo: {num_generations: 1}", "grpo.num_generations"),
         ("grpo: {learner_ranks: 9, prompts_per_step: 2}", "must not be less than learner_ranks"),
         ("grpo: {keep_best: true, eval_prompts: 0}", "keep_best needs validations"),
+        ("grpo: {dual_clip: 3, loss: cispo}", "dual_clip has no effect on loss cispo"),
+        ("grpo: {dual_clip: 1.2, epsilon_high: 0.3}", "dual_clip must be above 1 + epsilon_high"),
         ("grpo: {kl_in: reward, advantage: gdpo}", "kl_in reward needs"),
         ("grpo: {kl_estimator: k1}", "k1 has no effect in the loss"),
         ("grpo: {warmup_steps: 9, max_steps: 8}", "warmup_steps must not be more"),
@@ -151,6 +153,45 @@ def test_overrides_are_yaml(tmp_path: Path):
     assert config.select.budget == "5%"
     assert config.rewards.weights.format == 0.0
     assert config.seed == 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a #b.jsonl",
+        "*.jsonl",
+        "[v2]/x.jsonl",
+        "2024",
+        "on",
+        "a: b",
+        "~",
+        "{x}",
+        "-",
+        "'q'",
+        " two words ",
+        "&a",
+        "é",
+    ],
+)
+def test_an_override_of_a_text_is_the_text_as_it_stands(tmp_path: Path, text: str):
+    assert load_config(write(tmp_path, ""), [f"augment.pool={text}"]).augment.pool == text
+    assert load_config(write(tmp_path, ""), [f"augment.policy={text}"]).augment.policy == text
+    assert load_config(write(tmp_path, ""), [f"report.title={text}"]).report.title == text
+
+
+def test_an_override_unsets_a_text_with_null(tmp_path: Path):
+    path = write(tmp_path, "augment: {policy: nano}")
+    assert load_config(path, ["augment.policy=null"]).augment.policy is None
+    assert load_config(path, ["augment.pool=null"]).augment.pool == "null"  # it is never unset
+    assert load_config(path, ["ingest.columns={prompt: q}"]).ingest.columns == {"prompt": "q"}
+    assert load_config(path, ["select.budget=5"]).select.budget == 5
+
+
+def test_a_recipe_is_found_by_its_name(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_config("quickstart") == load_config(recipes()["quickstart"])
+    with pytest.raises(InputError, match="did you mean quickstart"):
+        load_config("quikstart")
 
 
 @pytest.mark.parametrize("override", ["grpo.beta", "=3", "seed.x=1", "grpo=[", "grpo.betta=1"])

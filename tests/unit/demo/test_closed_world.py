@@ -14,11 +14,12 @@ import pytest
 from lm_mixup.chat.judge import Rating, make_judge
 from lm_mixup.config import BuildConfig, RateConfig
 from lm_mixup.core.claims import Claim
+from lm_mixup.core.draws import split_of
 from lm_mixup.core.schemas import compress_score
 from lm_mixup.demo.entities import capitalised
 from lm_mixup.demo.fact_check import named_entities, truth
-from lm_mixup.demo.facts import entities_by_name, load_entities, split_of
-from lm_mixup.demo.pool import world_pool
+from lm_mixup.demo.facts import entities_by_name, load_entities
+from lm_mixup.demo.pool import demo_pool
 from lm_mixup.demo.sentence_templates import HELD_OUT, SEEN
 from lm_mixup.demo.topics import TOPICS
 
@@ -286,13 +287,13 @@ def test_names_within_names_are_told_apart():
 
 
 def test_pool_is_deterministic_and_prefix_stable_in_size():
-    first, again, other = (list(world_pool(300, seed)) for seed in (5, 5, 6))
+    first, again, other = (list(demo_pool(300, seed)) for seed in (5, 5, 6))
     assert first == again != other
     assert len(first) == 300
 
 
 def test_pool_is_mostly_poor_with_some_good_and_a_few_broken_rows():
-    rows = list(world_pool(2000, 0))
+    rows = list(demo_pool(2000, 0))
     whole = [row for row in rows if row.get("prompt") and row["completion"]]
     assert 0.005 < 1 - len(whole) / len(rows) < 0.03
     assert any("prompt" not in row for row in rows)
@@ -303,7 +304,7 @@ def test_pool_is_mostly_poor_with_some_good_and_a_few_broken_rows():
 
 
 def test_pool_is_about_held_out_entities_in_clusters():
-    rows = list(islice(world_pool(400, 3), 400))
+    rows = list(islice(demo_pool(400, 3), 400))
     shares = BuildConfig.model_validate({})
     named = [
         e for row in rows for e in named_entities(row.get("prompt", "") + "\n" + (row["completion"] or ""))

@@ -66,7 +66,7 @@ def test_samples_parse_are_short_and_say_what_they_claim(task_type, held_out):
 def test_a_poor_teacher_leaves_facts_out_that_it_lists(task_type):
     for number in range(60):
         entity = WORLD[number * 7 % len(WORLD)]
-        draft = write_sample(entity, task_type, WORLD, Random(number), most_told=2)
+        draft = write_sample(entity, task_type, WORLD, Random(number), max_claims=2)
         found = truth(draft.answer, entity)
         assert len(draft.claims) >= 3
         assert set(found.claimed) == set(draft.claims[:2]) and found.holds, draft.answer

@@ -44,7 +44,7 @@ def test_prompts_keep_their_inputs_only_where_asked(tmp_path: Path):
     run = RunDir(tmp_path)
     result = PartResult(pa.Table.from_pylist(rows), rows_in=len(rows))
     run.stage("mixture").write_part(0, result.rows, None, receipt_of(0, result))
-    model = create_nano(tmp_path / "model", [INPUTS[0]] * 8, 0, vocab_size=300)
+    model = create_nano(tmp_path / "sft" / "model", [INPUTS[0]] * 8, 0, vocab_size=300)
     (part,) = run.stage("mixture").parts()
     encoded = _make_encode(str(model), ModelConfig(), 512)((run.stage("mixture"), part))
     assert encoded.rows_in == encoded.rows.num_rows + encoded.rejected.num_rows == 4
@@ -69,4 +69,4 @@ def test_prompts_keep_their_inputs_only_where_asked(tmp_path: Path):
     run.write_json("library/library.json", asdict(info))
     settings = (GrpoConfig(), ModelConfig(), RewardsConfig(), embedder)
     with pytest.raises(InputError, match="no rated samples of task type qa"):
-        grpo(run.stage("mixture"), run.stage("library"), str(model), out, *settings, seed=0)
+        grpo(run.stage("mixture"), run.stage("library"), run.stage("sft"), out, *settings, seed=0)

@@ -22,11 +22,12 @@ from ray.exceptions import RayActorError, RayTaskError
 from lm_mixup.config import GrpoConfig, RewardsConfig, TrackingConfig
 from lm_mixup.grpo.checkpoint import Progress, read_groups, write_groups
 from lm_mixup.grpo.loop import Parts, train
-from lm_mixup.grpo.metrics import UPDATE_KEYS, read_metrics
+from lm_mixup.grpo.metrics import UPDATE_KEYS
 from lm_mixup.grpo.stage import _run
 from lm_mixup.grpo.types import Group, Prompt
 from lm_mixup.models.engine import Completion
 from lm_mixup.rewards.workers import RewardBatch, RewardScores
+from lm_mixup.train.tracking import read_metrics
 
 CONFIG = GrpoConfig(
     max_steps=6,

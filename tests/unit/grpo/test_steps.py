@@ -15,7 +15,6 @@ from lm_mixup.config import GrpoConfig, RewardsConfig
 from lm_mixup.core.errors import InputError
 from lm_mixup.grpo import checkpoint
 from lm_mixup.grpo.checkpoint import Progress
-from lm_mixup.grpo.metrics import MetricsLog, read_metrics
 from lm_mixup.grpo.placement import plan_bundles
 from lm_mixup.grpo.sampler import learning_rate, prompt_seeds, prompts_of_step
 from lm_mixup.grpo.weights.verify import (
@@ -27,6 +26,7 @@ from lm_mixup.grpo.weights.verify import (
     check_probe,
     model_digest,
 )
+from lm_mixup.train.tracking import append_metrics, read_metrics, trim_metrics
 
 
 @given(st.integers(1, 40), st.integers(1, 15), st.integers(0, 3))
@@ -95,8 +95,8 @@ def test_without_a_checkpoint_the_run_starts_at_the_start(tmp_path: Path):
 def test_metrics_after_the_resumed_step_are_dropped_and_a_cut_line_is_ignored(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps({"step": s}) + "\n" for s in (1, 2, 3)) + '{"step": 4, "rew')
-    log = MetricsLog(path, resume_step=2)
-    log.write({"step": 3, "reward": 0.5})
+    assert trim_metrics(path, 2) == [{"step": 1}, {"step": 2}]
+    append_metrics(path, {"step": 3, "reward": 0.5})
     assert read_metrics(path) == [{"step": 1}, {"step": 2}, {"step": 3, "reward": 0.5}]
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from lm_mixup.demo.fact_check import recall
-from lm_mixup.grpo.metrics import read_metrics
 from lm_mixup.grpo.types import Group, Prompt
 from lm_mixup.grpo.validation import Validation, fact_recall
 from lm_mixup.models.engine import Completion
 from lm_mixup.rewards.workers import RewardScores
+from lm_mixup.train.tracking import read_metrics
 
 REFERENCE = (
     "Q: What are the symbol and group of the element iron?\n"

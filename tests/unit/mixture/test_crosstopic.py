@@ -26,7 +26,7 @@ from lm_mixup.mixture.crosstopic import merge_pairs
 from lm_mixup.mixture.pair_samples import nearest_pairs, pair_group
 from lm_mixup.mixture.schemas import SCHEMA as SAMPLE
 from lm_mixup.mixture.variant_plan import SCHEMA as VARIANT
-from lm_mixup.stages import BY_NAME, inputs_of, stages_of
+from lm_mixup.stages import all_stages, required_inputs, stages_of
 
 # Pairs
 
@@ -336,7 +336,7 @@ def test_merged_samples_are_one_row_and_every_sample_is_accounted_for(tmp_path, 
             put_part(run.stage(name), number, rows)
     config = BuildConfig(noise_rate=0, max_inputs=4)
     stages = [run.stage(name) for name in ("generate", "degrade", "mixture")]
-    outcome = mixture(*stages, config, Config().data, 0, run.stage("crosstopic"))
+    outcome = mixture(*stages[:2], run.stage("crosstopic"), *stages[2:], config, Config().data, 0)
     rows = run.stage("mixture").read().to_pylist()
     assert sorted((r["method"], r["target_id"]) for r in rows) == [("crosstopic", "a"), ("degrade", "c")]
     (both,) = [r for r in rows if r["method"] == "crosstopic"]
@@ -348,13 +348,16 @@ def test_merged_samples_are_one_row_and_every_sample_is_accounted_for(tmp_path, 
 
 def test_a_teacher_model_brings_the_stages_with_it():
     taught = Config.model_validate({"teacher": {"backend": "openai"}})
-    assert stages_of("build", taught)[3:] == ("embed_samples", "pair_samples", "crosstopic", "mixture")
-    assert inputs_of(BY_NAME["mixture"], taught) == ("generate", "degrade", "crosstopic")
+    assert tuple(stages_of("build", taught))[3:] == ("embed_samples", "pair_samples", "crosstopic", "mixture")
+    assert required_inputs(all_stages(taught)["mixture"], taught) == ("generate", "degrade", "crosstopic")
     for other in (
         Config(),
         Config.model_validate({"teacher": {"backend": "openai"}, "build": {"crosstopic_rate": 0}}),
     ):
-        assert stages_of("build", other) == ("passages", "generate", "degrade", "mixture")
+        assert tuple(stages_of("build", other)) == ("passages", "generate", "degrade", "mixture")
     listed = [*stages_of("run", taught)]
     for name in listed:  # each stage comes behind what it reads
-        assert set(inputs_of(BY_NAME[name], taught)) <= set(listed[: listed.index(name)])
+        needed = {
+            one for names in required_inputs(all_stages(taught)[name], taught) for one in names.split("|")
+        }
+        assert needed <= set(listed[: listed.index(name)])

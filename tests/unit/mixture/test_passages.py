@@ -9,9 +9,10 @@ import pytest
 from small_build import build
 
 from lm_mixup.config import DataConfig, RateConfig, TeacherConfig
+from lm_mixup.core.draws import split_of
 from lm_mixup.core.errors import InputError
 from lm_mixup.core.run_dir import RunDir
-from lm_mixup.demo.facts import load_entities, split_of
+from lm_mixup.demo.facts import load_entities
 from lm_mixup.mixture.generate import generate
 from lm_mixup.mixture.passages import passages
 

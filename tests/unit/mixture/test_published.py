@@ -17,7 +17,7 @@ from lm_mixup.core.task_types import INSTRUCTIONS, parse_answer
 from lm_mixup.mixture.published import list_files, mixture_folder, published, task_type_named
 from lm_mixup.mixture.published_text import Unreadable, canonical, split_inputs
 from lm_mixup.mixture.rate_mixture import draw, rate_part, texts_of
-from lm_mixup.stages import BY_NAME, Context, inputs_of, stages_of
+from lm_mixup.stages import all_stages, required_inputs, stages_of
 
 TARGETS = {
     "qa": "Q: What is row {n}?\nA: It is number {n}.",
@@ -316,19 +316,18 @@ def test_a_hub_out_of_reach_is_one_line(monkeypatch):
 
 def test_a_published_mixture_needs_no_passages(folder):
     plain, given_ = Config(), Config(build=BuildConfig(mixture=str(folder)))
-    assert stages_of("build", plain) == ("passages", "generate", "degrade", "mixture")
-    assert stages_of("build", given_) == ("mixture", "rate_mixture")
-    assert stages_of("run", given_)[2:5] == ("sft", "library", "grpo")
-    assert inputs_of(BY_NAME["mixture"], given_) == ()
-    assert inputs_of(BY_NAME["library"], given_) == ("rate_mixture",)
-    assert inputs_of(BY_NAME["library"], plain) == ("generate", "degrade")
+    assert tuple(stages_of("build", plain)) == ("passages", "generate", "degrade", "mixture")
+    assert tuple(stages_of("build", given_)) == ("mixture", "rate_mixture")
+    assert tuple(stages_of("run", given_))[2:5] == ("sft", "library", "grpo")
+    assert required_inputs(all_stages(given_)["mixture"], given_) == ()
+    assert required_inputs(all_stages(given_)["library"], given_) == ("rate_mixture",)
+    assert required_inputs(all_stages(plain)["library"], plain) == ("generate", "degrade")
 
 
 def test_the_files_and_how_they_are_read_decide_the_stage(folder, tmp_path):
     def identity(**build):
         config = Config(build=BuildConfig(mixture=str(folder), **build))
-        run = RunDir(tmp_path / "run")
-        return BY_NAME["mixture"].identity(Context(run, config, run.stage("mixture")))
+        return all_stages(config)["mixture"].settings_identity(config)
 
     before = identity()
     assert identity(samples=7) == before  # says nothing to a published one

@@ -7,11 +7,13 @@ from lm_mixup.core.task_types import (
     Para,
     Qa,
     Tfq,
+    answer_of,
+    judged_text,
     task_type_of,
     write_answer,
     write_output,
 )
-from lm_mixup.rewards.format import answer_of, format_reward, format_rewards, judged_text
+from lm_mixup.rewards.format import format_reward, format_rewards
 
 SAMPLES = [
     Qa("What is the symbol of iron?", "Fe, from the Latin ferrum."),

@@ -8,8 +8,7 @@ from lm_mixup.config import EmbedderConfig
 from lm_mixup.core.draws import fair_shares
 from lm_mixup.core.errors import InputError
 from lm_mixup.core.run_dir import RunDir
-from lm_mixup.core.task_types import write_output
-from lm_mixup.rewards.format import answer_of
+from lm_mixup.core.task_types import answer_of, write_output
 from lm_mixup.rewards.library import check_library, choose
 
 

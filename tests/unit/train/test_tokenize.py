@@ -20,20 +20,19 @@ from lm_mixup.core.run_dir import RunDir
 from lm_mixup.demo.nano import create_nano
 from lm_mixup.models.policy import load_tokenizer
 from lm_mixup.train.checkpoint import (
+    SftJob,
     drop_oldest,
     drop_others,
     last_checkpoint,
     mark_whole,
     ranks_of,
-    read_metrics,
     step_of,
-    trim_metrics,
 )
 from lm_mixup.train.finetune import encode_lines, line_ranges
-from lm_mixup.train.job import SftJob
-from lm_mixup.train.order import epoch_order
 from lm_mixup.train.sft import fit
+from lm_mixup.train.sft_worker import epoch_order
 from lm_mixup.train.tokenize import TOKENS, encode_rows
+from lm_mixup.train.tracking import read_metrics, trim_metrics
 
 ROW = {
     "id": "a",

@@ -16,7 +16,7 @@ from lm_mixup.cli import app
 from lm_mixup.config import Config, ModelConfig, SftConfig, TrackingConfig
 from lm_mixup.core.errors import InputError
 from lm_mixup.core.run_dir import RunDir
-from lm_mixup.train.job import SftJob
+from lm_mixup.train.checkpoint import SftJob
 from lm_mixup.train.tracking import check_tracking, mirrored
 
 QUICKSTART = str(Path(__file__).resolve().parents[3] / "configs" / "quickstart.yaml")

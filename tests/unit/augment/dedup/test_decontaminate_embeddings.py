@@ -5,8 +5,6 @@ import json
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from lm_mixup.augment.curate import split_refused
 from lm_mixup.augment.dedup import decontaminate_embeddings
@@ -14,6 +12,7 @@ from lm_mixup.augment.dedup.decontaminate_embeddings import EvalVectors, read_di
 from lm_mixup.augment.embed import decontaminated, vectors_of
 from lm_mixup.config import Config, EmbedDecontaminateConfig, EmbedderConfig
 from lm_mixup.core.errors import InputError
+from lm_mixup.core.nearest import nearest
 from lm_mixup.core.task_types import write_input
 from lm_mixup.models.embedder import Embedder
 
@@ -50,19 +49,6 @@ def test_the_threshold_itself_is_refused_and_of_equal_items_the_first_is_named()
     evals = EvalVectors(["first", "again"], unit([0, 0]))
     keep, refused, _ = refuse_similar(rows_of(1), unit([0]), evals, 1.0)
     assert not keep[0] and refused["match"].to_pylist() == ["first"]
-
-
-@given(st.integers(0, 10**6), st.integers(0, 40), st.integers(1, 9), st.integers(1, 400))
-def test_blocks_do_not_matter(seed, rows, items, block_bytes):
-    rng = np.random.default_rng(seed)
-    queries, bank = (rng.standard_normal((count, 5)).astype(np.float32) for count in (rows, items))
-    evals = EvalVectors([str(item) for item in range(items)], bank)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decontaminate_embeddings, "_BLOCK_BYTES", block_bytes)
-        found, cosines = evals.nearest(queries)
-    products = queries @ bank.T
-    assert found.tolist() == products.argmax(axis=1).tolist()
-    np.testing.assert_allclose(cosines, products.max(axis=1), rtol=1e-5, atol=1e-5)
 
 
 def test_a_part_loses_no_row_and_keeps_its_order_even_if_nothing_stays():
@@ -176,4 +162,4 @@ def test_a_real_pool_holds_four_questions_of_mmlu_and_little_else_comes_near(sha
     found = dict(zip(refused["id"].to_pylist(), refused["match"].to_pylist(), strict=True))
     assert found.keys() == expected.keys()
     assert all(found[row].startswith(item) for row, item in expected.items())
-    assert evals.nearest(vectors)[1][keep].max() < 0.7
+    assert nearest(vectors, evals.vectors)[1][keep].max() < 0.7

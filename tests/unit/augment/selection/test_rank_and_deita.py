@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from lm_mixup.augment.selection import deita
 from lm_mixup.augment.selection.deita import take_diverse
 from lm_mixup.augment.selection.rank import budget_rows, fill, quotas, rank, strata_quotas
-from lm_mixup.augment.vector_search.long_tail import listed_distance, long_tail_scores, mean_distance
-from lm_mixup.core.draws import hash_of, turns
+from lm_mixup.augment.vector_search.neighbor_table import listed_distance, long_tail_scores, mean_distance
+from lm_mixup.core.draws import hash_of, index_in_group
 
 ANGLES = np.deg2rad([0, 60, 90, 180])
 CIRCLE = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1).astype(np.float32)
@@ -203,7 +203,7 @@ def test_fill_gives_each_stratum_its_first_rows(strata, room, data):
 @given(st.lists(st.integers(0, 6), max_size=40).map(sorted))
 def test_turns_count_within_a_group(groups):
     expected = [groups[:place].count(group) for place, group in enumerate(groups)]
-    assert turns(np.array(groups, np.int64)).tolist() == expected
+    assert index_in_group(np.array(groups, np.int64)).tolist() == expected
 
 
 @given(
@@ -228,7 +228,7 @@ def test_deita_is_the_greedy_pass_it_says(angles, before, room, threshold, block
             continue
         taken.append(row)
         left[strata[row]] -= 1
-    sizes = {"_BLOCK": block, "WINDOW": 2 * block, "_TILE": block}
+    sizes = {"_BLOCK": block, "WINDOW": 2 * block}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in sizes.items():
             patch.setattr(deita, name, value)
@@ -260,14 +260,14 @@ def test_deita_asks_for_no_more_vectors_than_it_needs():
 
 
 def test_deita_compares_no_more_rows_once_it_is_full(monkeypatch):
-    compared, nearest = [], deita._Bank.nearest
+    compared, similarity = [], deita._Taken.similarity
 
-    def counted(bank, block):
+    def counted(taken, block):
         compared.append(len(block))
-        return nearest(bank, block)
+        return similarity(taken, block)
 
     monkeypatch.setattr(deita, "_BLOCK", 4)
-    monkeypatch.setattr(deita._Bank, "nearest", counted)
+    monkeypatch.setattr(deita._Taken, "similarity", counted)
     vectors = np.eye(64, dtype=np.float32)
     found = take_diverse(
         np.arange(64), np.zeros(64, np.int64), np.array([10]), lambda rows: vectors[rows], 0.9

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm_mixup.augment.vector_search.kmeans import is_oversized, nearest_centres, spherical_kmeans, split_cell
+from lm_mixup.augment.vector_search.kmeans import is_oversized, spherical_kmeans, split_cell
 from lm_mixup.augment.vector_search.shuffle import cell_count
+from lm_mixup.core.nearest import nearest
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -38,11 +39,11 @@ def test_centres_are_the_means_of_their_rows_and_none_is_empty():
     generator = np.random.default_rng(0)
     vectors = unit(np.repeat(np.eye(8), 30, axis=0) + 0.05 * generator.standard_normal((240, 8)))
     centres = spherical_kmeans(vectors, 8, seed=3)
-    labels, cosines = nearest_centres(vectors, centres)
+    labels, cosines = nearest(vectors, centres)
     np.testing.assert_array_equal(labels, (vectors @ centres.T).argmax(axis=1))
     means = unit(np.stack([vectors[labels == label].mean(axis=0) for label in range(8)]))
     np.testing.assert_allclose(centres, means, atol=1e-3)
-    at_random = nearest_centres(vectors, unit(generator.standard_normal((8, 8))))[1]
+    at_random = nearest(vectors, unit(generator.standard_normal((8, 8))))[1]
     assert cosines.mean() > at_random.mean() + 0.1
 
 
