@@ -38,6 +38,7 @@ _CLOSING: Final = r"""["'”’»)\]」』）]"""
 _BREAK: Final = regex.compile(
     rf"(?P<newline>\s*\n\s*)|(?<=[{_STOPS}]{_CLOSING}*)(?P<gap>\s+)|(?<=[{_NO_SPACE_NEEDED}]{_CLOSING}*)(?=\S)"
 )
+_LIST_MARKER: Final = regex.compile(r"(?:^|\n)[ \t]*\(?(?:\p{Nd}{1,3}|\p{L})\.$")
 _ABBREVIATION: Final = regex.compile(
     r"(?:\b(?:Dr|Mr|Mrs|Ms|Prof|St|Jr|Sr|vs|e\.g|i\.e|cf|approx|ca|Fig|Vol|Inc|Ltd|Co|U\.S|a\.m|p\.m)"
     r"|(?<![\p{L}\p{M}]|\d\s)\p{Lu})\.$"  # "J. K. Rowling", but not "161 K. It"
@@ -89,13 +90,16 @@ def words(text: str) -> list[str]:
 def sentences(text: str) -> list[tuple[int, int]]:
     """The places (start, end) of a text's sentences, without the space around them.
 
-    A sentence ends at a line's end, at a full stop that space follows (not behind an abbreviation or an
-    initial), or at a stop that needs no space (。 । ။). Thai and Lao have no stops: their sentences are lines.
+    A sentence ends at a line's end, at a full stop that space follows (not behind an abbreviation, an
+    initial or the number of a list item), or at a stop that needs no space (。 । ။). Thai and Lao have no stops: their sentences are lines.
     """
     places, start = [], 0
     for found in _BREAK.finditer(text):
         gap = found["gap"]
-        if gap is not None and _ABBREVIATION.search(text, max(0, found.start() - 12), found.start()):
+        if gap is not None and (
+            _ABBREVIATION.search(text, max(0, found.start() - 12), found.start())
+            or _LIST_MARKER.search(text, max(0, found.start() - 12), found.start())
+        ):
             continue
         places.append((start, found.start()))
         start = found.end()
