@@ -1,4 +1,4 @@
-"""What is scored, and what comes of it."""
+"""The input and the output of reward functions."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from lm_mixup.rewards.quality import Floats
 
 @dataclass(frozen=True)
 class RewardBatch:
-    """Completions to be scored: lists of equal length, row i about completion i.
+    """Completions to score: lists of equal length, where row i describes completion i.
 
-    Custom rewards get this too, an endpoint as a JSON object of the same fields.
+    Custom rewards receive the same; an endpoint as a JSON object with these fields.
 
     Attributes:
-        task_types: What each answer should be.
+        task_types: Of each prompt.
         completions: The policy's raw texts.
-        references: The answer texts of the targets (`tasks.write_answer`).
+        references: The answer texts of the targets (`task_types.write_answer`).
         groups: Equal for completions of one prompt.
-        inputs: The poor texts of each prompt; empty where nobody asked for them.
+        inputs: The low-quality texts of each prompt; empty unless a custom reward may read them.
     """
 
     task_types: Sequence[TaskType]
@@ -41,7 +41,7 @@ class RewardBatch:
         return len(self.completions)
 
     def rows(self, cut: slice) -> RewardBatch:
-        """Some of the rows."""
+        """A slice of the rows."""
         return RewardBatch(**{column.name: getattr(self, column.name)[cut] for column in fields(self)})
 
 
@@ -59,13 +59,10 @@ class RewardScores:
 
 
 def whole_groups(groups: Sequence[int], size: int) -> list[slice]:
-    """Cuts a batch into chunks of at least `size` rows (but the last), never between rows of a group.
+    """Splits a batch into chunks of at least `size` rows (except the last), never within a group.
 
-    A reward that compares the completions of a prompt so sees all of them, whatever the size.
-
-    Args:
-        groups: [N], the completions of a group standing together.
-        size: Rows from which a chunk is full.
+    So a reward that compares the completions of a prompt always sees all of them. `groups` is [N], with the
+    completions of a group adjacent.
     """
     cuts, start = [], 0
     for row in range(1, len(groups) + 1):
