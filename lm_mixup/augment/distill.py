@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,14 +134,16 @@ def make_distiller(
             if len(token_ids) > config.max_prompt_length:
                 rejected.append(_reject(row, "prompt_too_long", ""))
             else:
-                prompts.append((row, token_ids))
-        seeds = [int(row["cluster_id"][:7], 16) for row, _ in prompts]
-        drawn = engine.generate([token_ids for _, token_ids in prompts], sampling, seeds)
+                prompts.append((row, inputs, token_ids))
+        seeds = [int(row["cluster_id"][:7], 16) for row, _, _ in prompts]
+        drawn = engine.generate([token_ids for _, _, token_ids in prompts], sampling, seeds)
         rows = []
-        for (row, _), (completion,) in zip(prompts, drawn, strict=True):
+        for (row, inputs, _), (completion,) in zip(prompts, drawn, strict=True):
             central = texts[row["central_id"]]["prompt"]
             try:
-                rows.append(distilled_row(row, completion.text, central, finished=completion.finished))
+                rows.append(
+                    distilled_row(row, completion.text, central, inputs, finished=completion.finished)
+                )
             except FormatError as error:
                 rejected.append(_reject(row, str(error), completion.text))
         return PartResult(
@@ -154,7 +156,7 @@ def make_distiller(
 
 
 def distilled_row(
-    cluster: dict[str, Any], raw: str, central_prompt: str, *, finished: bool
+    cluster: dict[str, Any], raw: str, central_prompt: str, inputs: Sequence[str], *, finished: bool
 ) -> dict[str, Any]:
     """The distilled row that the policy's text stands for.
 
@@ -162,6 +164,7 @@ def distilled_row(
         cluster: A row of `records.CLUSTER`, with `task_type`.
         raw: The policy's text.
         central_prompt: The prompt of the cluster's most central member, which a paragraph answers.
+        inputs: What the policy was shown, which its text is measured against.
         finished: Whether the policy ended by itself.
 
     Raises:
@@ -180,6 +183,7 @@ def distilled_row(
         "cot": output.cot,
         "raw": raw,
         "parent_ids": cluster["member_ids"],
+        "inputs": list(inputs),
     }
 
 
