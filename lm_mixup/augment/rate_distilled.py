@@ -168,7 +168,7 @@ def _measured(row: dict[str, Any]) -> dict[str, Any]:
 
 def keep_rated(rows: pa.Table, judge: Judge, min_score: int) -> PartResult:
     """The rows rated at `min_score` or above; the others rejected, with the reason."""
-    rated = rate_table(rows, judge)
+    rated = rate_table(rows, judge, rows["inputs"].to_pylist() if "inputs" in rows.column_names else None)
     rows = rated.rows
     pairs = zip(rows["prompt"].to_pylist(), rows["completion"].to_pylist(), strict=True)
     ids = pa.array([schemas.content_id(prompt, completion) for prompt, completion in pairs], pa.string())
