@@ -3,8 +3,8 @@
     python benchmarks/scaling.py                                  # the tables
     python benchmarks/scaling.py --cost gpu_flops=312e12 hbm=2.0e12      # on A100s
 
-Nothing is run. CPU stages were measured (docs/scale.md); GPU stages follow from what a card can do and the share
-of it that is assumed, and stand until somebody measures them.
+Nothing is run. CPU stages were measured (docs/scale.md); GPU stages follow from what a card can do and the
+share of it that is assumed, and stand until somebody measures them.
 """
 
 from __future__ import annotations
