@@ -20,14 +20,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lm_mixup.augment.curation.hoc import count_triples, fit_consensus, posterior
+from lm_mixup.augment.curation.hoc import count_triples, fit_consensus
 from lm_mixup.config import CurateConfig
 from lm_mixup.core.draws import index_in_group
 from lm_mixup.core.run_dir import Outcome, StageDir
 from lm_mixup.core.schemas import CURATION
+from lm_mixup.core.score_classes import NUM_CLASSES, posterior, score_histogram
 from lm_mixup.distributed.map_parts import PartResult, map_parts
 
-NUM_CLASSES = 6
 MIN_TRIPLES = 100  # fewer say next to nothing about 36 + 6 parameters: scores then pass through
 
 _SAME_TEXT = 0.9999  # cosine from which a neighbour is the same text in all but letters' case and blanks
@@ -126,11 +126,11 @@ class Pairs:
         if not self.embed.run.exists(path):
             return rows, nearest, None
         refused = self.embed.read_part(path, ["id", "reason", "match", "similarity"])
-        kept, left_out = split_refused(rows, refused)
+        kept, left_out = split_rejected(rows, refused)
         return kept, nearest, left_out
 
 
-def split_refused(rows: pa.Table, refused: pa.Table) -> tuple[pa.Table, pa.Table]:
+def split_rejected(rows: pa.Table, refused: pa.Table) -> tuple[pa.Table, pa.Table]:
     """The rows that are not among the refused ones {id, reason, match, similarity}, and those that are.
 
     The latter get the columns that say why.
@@ -172,8 +172,8 @@ def _estimate_noise(pairs: Pairs, shared: Any, config: CurateConfig) -> tuple[No
     if triples < MIN_TRIPLES:
         return None, {"triples": triples}
     noise = Noise(*fit_consensus(counts, max_iterations=config.steps))
-    told = {"transition": noise.transition.round(4).tolist(), "prior": noise.prior.round(4).tolist()}
-    return noise, {"triples": triples, **told}
+    estimate = {"transition": noise.transition.round(4).tolist(), "prior": noise.prior.round(4).tolist()}
+    return noise, {"triples": triples, **estimate}
 
 
 def make_work(
@@ -284,7 +284,9 @@ def curate_table(rows: pa.Table, votes: Scores, noise: Noise, min_confidence: fl
     """
     own = votes[:, 0].astype(np.int64)
     rated, voted = own >= 0, (votes[:, 1:] >= 0).any(axis=1)
-    chance = posterior(votes, noise.transition, noise.prior)
+    # The fit may drive a probability to 0, whose logarithm is not finite.
+    transition, prior = (np.maximum(fitted, 1e-300) for fitted in (noise.transition, noise.prior))
+    chance = posterior(score_histogram(votes), transition, prior)
     likeliest = chance.argmax(axis=1)
     flagged = rated & voted & (likeliest != own)
     corrected = flagged & (chance.max(axis=1) >= min_confidence)
