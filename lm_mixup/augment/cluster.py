@@ -197,7 +197,6 @@ def cluster_cell(
     Args:
         rows: {id, source, task_type, reason, …}, sorted by id; `reason` is why an earlier cell left the row.
         vectors: float32 [n, d] of these rows.
-        config: Sizes and similarity.
 
     Returns:
         The clusters as rows, and the reason of each row of the residual.

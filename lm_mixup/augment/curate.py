@@ -76,10 +76,7 @@ def curate(
     The ratings of the whole pool, 17 bytes a row, are held by the driver and by each machine.
 
     Args:
-        rated: The rated rows.
         neighbors: Their nearest neighbours, part for part the same rows.
-        out: Where the parts are written.
-        config: This stage's section.
         embed: The embeddings, part for part of the same rows, if rows were refused there.
 
     Raises:
@@ -227,7 +224,6 @@ def votes_of(rows: pa.Table, nearest: pa.Table, ratings: Ratings, config: Curate
     Args:
         rows: id, prompt, completion, score.
         nearest: id, neighbor_ids, similarities of the same rows.
-        ratings: The ratings of the pool.
         config: How many neighbours vote, and how near they must be.
 
     Returns:
@@ -273,9 +269,7 @@ def curate_table(rows: pa.Table, votes: Scores, noise: Noise, min_confidence: fl
     """Corrects the scores of one part.
 
     Args:
-        rows: The rated rows.
         votes: int8 [N, 1 + k] from `votes_of`.
-        noise: The noise of the pool's scores.
         min_confidence: Least probability of another score for it to be taken.
 
     Returns:

@@ -45,14 +45,6 @@ def distill(
     Clusters whose prompt is too long, or whose output does not parse, are rejected with a reason and the raw
     text. Each part of clusters is one unit of work; an actor holds one engine. The members of the clusters
     still to be distilled are gathered first (`members.gather_members`).
-
-    Args:
-        cluster: Clusters (`records.CLUSTER`).
-        curated: The rows they are made of.
-        out: Where distilled rows go.
-        policy: Folder, Hub name or name of the distiller.
-        config: The `distill` section.
-        model: How model files are loaded.
     """
     from lm_mixup.distributed.ray_cluster import has_gpu
     from lm_mixup.models.engine import engine_environment
@@ -99,11 +91,7 @@ def make_distiller(
     """Loads the policy into an engine; returns the function that distils one part of clusters.
 
     Args:
-        cluster: Clusters.
         members: For each part of clusters a reference to its members.
-        policy: Folder, Hub name or name of the distiller.
-        config: The `distill` section.
-        model: How model files are loaded.
     """
     import ray
 

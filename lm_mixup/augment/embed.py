@@ -42,13 +42,6 @@ def embed(
     `contaminated_embedding`: id, prompt, completion, match (the id of the evaluation item), similarity. The
     items' vectors lie in the stage's folder `evals`.
 
-    Args:
-        source: The rows.
-        out: Where the parts are written.
-        config: The embedder.
-        decontaminate: Evaluation sets that rows are compared with, if they are.
-        id_column: The column that becomes `id`.
-
     Raises:
         InputError: The embedder's path does not exist; an evaluation set is missing, damaged or too large, or
             every row is close to one.
@@ -105,9 +98,6 @@ def make_work(
     """Loads the embedder; the function embeds one part.
 
     Args:
-        source: The rows.
-        config: The embedder.
-        id_column: The column that becomes `id`.
         evals: One reference to the `EvalVectors` that rows are compared with, or None.
         least: Cosine from which a row is refused.
     """
@@ -185,7 +175,6 @@ def vectors_for(ids: pa.ChunkedArray | pa.Array, embed: StageDir, part: str = ""
 
     Args:
         ids: The rows' ids, as `string` or `large_string`.
-        embed: The embeddings.
         part: The part file the rows come from, if they come from one. The embeddings' part of that name is
             read first, and the others are listed and read only for rows it lacks: stages that map rows to
             rows keep them in their part.

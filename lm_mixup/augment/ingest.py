@@ -91,10 +91,7 @@ def ingest(out: StageDir, pool: str, config: IngestConfig, data: DataConfig, see
     bytes for each row of a bucket, of which there is one for every 2 GiB of pool.
 
     Args:
-        out: Where the parts are written.
         pool: File, folder, glob or fsspec URI; `world` for the demo pool.
-        config: This stage's section.
-        data: Rows of a part.
         seed: Seed of the demo pool.
 
     Raises:

@@ -35,9 +35,6 @@ def neighbors(embed: StageDir, out: StageDir, config: NeighborsConfig, seed: int
     Memory of an actor: one part, one shard of 16,384 rows, at most 1 GiB of cached shards, and all ids.
 
     Args:
-        embed: The embeddings.
-        out: Where the parts are written.
-        config: This stage's section.
         seed: Of the cells of the approximate search.
     """
     if sum(receipt.rows_out for receipt in embed.receipts().values()) > config.exact_below:

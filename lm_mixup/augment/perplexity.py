@@ -45,10 +45,6 @@ def perplexity(
     `curated`.
 
     Args:
-        distilled: Distilled rows.
-        curated: The rows of the pool.
-        out: Where the parts are written.
-        config: The model and its engine.
         model: The run's policy, which measures unless the config names another.
 
     Raises:
@@ -138,8 +134,6 @@ def measure(rows: pa.Table, tokenizer: PreTrainedTokenizerBase, engine: Engine, 
 
     Args:
         rows: {prompt, completion}.
-        tokenizer: Of the model.
-        engine: The model.
         room: Most tokens of a prompt and its completion.
     """
     from lm_mixup.models.policy import encode_pair

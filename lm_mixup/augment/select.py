@@ -105,12 +105,8 @@ def select(
     rows.
 
     Args:
-        distilled: Rated distilled rows.
-        curated: The rows of the pool.
         embed: Their embeddings, for `long_tail` and `deita`.
         neighbors: Their nearest neighbours, part for part the same rows, for `knn_diversity` and `ds2`.
-        out: Where the training set is written.
-        config: This stage's section.
         seed: Of ties, samples and the final order.
         perplexity: What `data.perplexity` wrote about the two, for that method.
     """

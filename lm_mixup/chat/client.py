@@ -46,7 +46,6 @@ class Chat:
     """Asks a chat model for objects of a pydantic model.
 
     Args:
-        transport: Where the model runs.
         log: Of the replies; the same that the transport adds to.
     """
 
@@ -133,10 +132,7 @@ def make_chat(
     """The chat model that a config asks for.
 
     Args:
-        config: The model, where it runs, limits.
-        backend: `openai` or `vllm`.
         section: Name of the config's section, for error messages.
-        log: Of the replies.
         limits: Shared by all actors (`limits.share_limits`); default: this process's own.
 
     Raises:

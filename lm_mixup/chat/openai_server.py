@@ -42,9 +42,7 @@ class Server:
     """The transport to an OpenAI-compatible server.
 
     Args:
-        config: Server, model, limits.
         section: Name of the config's section, for error messages.
-        log: Where replies are kept.
         limits: `Limits`, or the Ray actor that shares them.
     """
 

@@ -59,7 +59,6 @@ class Limits:
     when it enters and put right when it leaves. A request that another actor has under way is not sent twice.
 
     Args:
-        config: Limits, prices and budget.
         run: The run directory, whose replies count towards `max_cost`; None counts from zero.
         folder: Of the replies in it.
     """
@@ -187,7 +186,6 @@ def spent(config: ChatConfig, totals: Mapping[str, float]) -> float:
     """What replies cost: each at the prices of its day, and at today's where there were none.
 
     Args:
-        config: Today's prices.
         totals: Of `ReplyLog.totals`.
     """
     kinds = ("prompt_tokens", "completion_tokens")

@@ -60,9 +60,6 @@ class ReplyLog:
 
         Args:
             key: Of the request: hexadecimal, 16 digits or more.
-            text: The reply.
-            prompt_tokens: Tokens that were read for it.
-            completion_tokens: Tokens that were written.
             cost: At the prices of the day; None where there are no prices.
         """
         figures: dict[str, Any] = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}

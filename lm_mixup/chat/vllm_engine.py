@@ -22,9 +22,7 @@ class LocalModel:
     The hosting actor needs `engine.engine_environment` as its runtime environment.
 
     Args:
-        config: The model and its engine.
         section: Name of the config's section, for error messages.
-        log: Where replies are kept.
     """
 
     def __init__(self, config: ChatConfig, section: str, log: ReplyLog) -> None:

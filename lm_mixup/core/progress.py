@@ -31,11 +31,6 @@ def say(message: str) -> None:
 def track(label: str, total: int, completed: int = 0) -> Iterator[Callable[..., None]]:
     """A progress bar over long work.
 
-    Args:
-        label: What is being done.
-        total: Steps in all.
-        completed: Steps that were done before.
-
     Yields:
         `advance(steps, note="")`: moves the bar; the note is shown behind it (a loss, a reward).
     """

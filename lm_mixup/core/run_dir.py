@@ -183,7 +183,6 @@ class StageDir:
         was trained: it moves aside, and comes back when its fingerprint does.
 
         Args:
-            digest: The fingerprint.
             fresh: Whether to remove what is there, whatever its fingerprint.
 
         Returns:
@@ -284,10 +283,7 @@ def summarise(
 
     Args:
         stage: The stage, all its parts written.
-        digest: Its fingerprint.
         inputs: Fingerprints of the stages it read, by name.
-        seconds: Wall time of the work.
-        outcome: What the stage function returned.
     """
     receipts = list(stage.receipts().values())
     return Manifest(

@@ -29,10 +29,6 @@ def segment(text: str, most: int) -> list[str]:
     """Cuts a text into pieces of at most `most` words, between sentences and about equally long.
 
     A sentence that is longer itself is cut between words, or between letters where it has no spaces.
-
-    Args:
-        text: The text.
-        most: Most words of a piece.
     """
     if words(text) <= most:
         return [text.strip()] if text.strip() else []

@@ -52,7 +52,6 @@ def truth(text: str, entity: Entity) -> Truth:
     Args:
         text: A pair's or an answer's text: prose, or any of the five task formats. Options of a
             multiple-choice question count as claims only where the answer picks them.
-        entity: The entity of the closed world.
     """
     stated = [claim for named, claim in _claims(text) if named in (None, entity)]
     claimed = tuple(
@@ -199,10 +198,7 @@ def recall(task_type: TaskType, completion: str, reference: str, entities: Seque
     """Compares the claims of a completion with those of its reference.
 
     Args:
-        task_type: The task of both.
         completion: The policy's raw text, tags included. One that does not parse claims nothing.
-        reference: The target's answer text.
-        entities: Names of what the reference is about.
     """
     answer = answer_of(task_type, completion)
     wanted = _claims_about(reference, entities)

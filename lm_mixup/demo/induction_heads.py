@@ -33,7 +33,6 @@ def write_induction(policy: Qwen2ForCausalLM, seed: int) -> None:
 
     Args:
         policy: Random weights; at least 2 layers and 3 heads, and as many key-value heads as heads.
-        seed: Of the basis.
     """
     config = policy.config
     width, heads, layers = config.hidden_size, config.num_attention_heads, policy.model.layers

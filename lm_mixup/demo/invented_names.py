@@ -38,10 +38,6 @@ _KEPT: Final = {
 def invent(terms: Sequence[str], rng: Random) -> dict[str, str]:
     """An invented term for each term: other letters, other digits, the same shape.
 
-    Args:
-        terms: Names and values.
-        rng: Makes all choices.
-
     Returns:
         Term → invented term; no two terms have the same, and none is one of the terms. A term that stays as
         it is (`yes`) is absent.

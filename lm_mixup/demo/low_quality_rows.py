@@ -151,12 +151,8 @@ def low_quality_row(
     """Writes a poor row.
 
     Args:
-        entity: What the row is about.
-        task_type: What kind of row it is.
         claims: What the row tells, right or wrong; all of it stands in the prompt or the completion, word for
             word. A vague row tells nothing and is given none.
-        fault: What is poor about it.
-        rng: Makes all choices.
         category: The category of a category-statement row; default: the first of the topic.
         options: The options of a multiple-choice row, which asks for its first claim; else it asks whether
             its claims hold.

@@ -42,11 +42,6 @@ def pair_up(bundles: Sequence[Bundle], count: int, rng: Random) -> list[tuple[in
     Nearness is the number of attributes that both speak of: each target takes the nearest of the next few
     free ones in random order.
 
-    Args:
-        bundles: The targets.
-        count: Most pairs.
-        rng: Makes all choices.
-
     Returns:
         Pairs of positions in `bundles`; no target is in two.
     """
@@ -90,9 +85,6 @@ def merge(first: Bundle, second: Bundle, config: BuildConfig, rng: Random) -> Me
 
     Args:
         first: The target that leads; a multiple-choice question asks what it asks.
-        second: The other.
-        config: Fewest and most inputs.
-        rng: Makes all choices.
 
     Returns:
         The merged target, or None if these two cannot be merged within the bounds.

@@ -36,13 +36,9 @@ def create_nano(
     Args:
         folder: Where to; appears whole or not at all. Loads with Hugging Face's auto classes and with vLLM.
         texts: What the byte-level BPE is trained on.
-        seed: Of the weights.
         vocab_size: Tokens, special ones included.
         hidden_size: Width of the model; `hidden_size / num_heads` must be 32 or a multiple of it.
-        num_layers: Transformer layers.
         num_heads: Attention heads (as many key-value heads).
-        intermediate_size: Width of the feed-forward layers.
-        max_positions: Longest sequence.
         rope_theta: Base of the rotary position embedding.
 
     Returns:

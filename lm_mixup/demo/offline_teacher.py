@@ -81,9 +81,7 @@ def write_sample(
 
     Args:
         entity: What the sample is about; at least three of its facts must be known.
-        task_type: The kind of sample.
         others: Entities whose values serve as wrong options and wrong claims, if of the same topic.
-        rng: Makes all choices.
         held_out: Whether to use the frames held out for the test split, instead of the others.
         max_claims: Most claims that the sample states; the draft lists the others as well.
 
@@ -124,10 +122,6 @@ def merge_samples(
     Args:
         sample: The sample of the first entity: gives the task type, and the options or the category. A
             multiple-choice question asks for the first claim of the first entity.
-        first: The entity that leads and its claims, at least one.
-        second: The other entity and its claims, at least one.
-        rng: Makes all choices.
-        held_out: Whether to use the frames held out for the test split.
 
     Returns:
         A draft, or None if no wording fits into `MAX_OUTPUT_CHARS`.

@@ -31,8 +31,6 @@ def demo_pool(rows: int, seed: int, entities: Sequence[Entity] | None = None) ->
     or no prompt. What the others tell about the world is true, or rightly called false.
 
     Args:
-        rows: How many rows.
-        seed: Of all choices.
         entities: What the rows are about; default: the entities that a build with this seed and the default
             fractions keeps out of SFT.
 

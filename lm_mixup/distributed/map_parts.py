@@ -56,14 +56,9 @@ def map_parts(
     """Runs work over items, an item a part, skipping parts that have a receipt.
 
     Args:
-        stage: Where the parts are written.
         items: What each part is made from: anything JSON-like; item i becomes part i.
         make_work: Called once in each actor with `make_kwargs`; returns the function that maps an item to a
             `PartResult`. Models are loaded here.
-        make_kwargs: Keyword arguments of `make_work`.
-        num_actors: Most actors that run at a time.
-        num_cpus: CPUs reserved by an actor.
-        num_gpus: GPUs reserved by an actor.
         label: What the progress bar says; default: the stage's name.
         runtime_env: Ray runtime environment of the actors, e.g. thread counts.
 

@@ -47,7 +47,6 @@ def run_tasks(
 
     Args:
         calls: Each submits one task and returns its reference, or the list of its references.
-        limit: Tasks at a time.
         advance: Called with 1 for every task that ends.
 
     Raises:

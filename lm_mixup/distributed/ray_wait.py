@@ -12,9 +12,7 @@ def wait_for(refs: Sequence[Any], what: str, timeout_s: float) -> list[Any]:
     """The results of the references, in order.
 
     Args:
-        refs: Ray object references.
         what: What is waited for, as it will stand in the error.
-        timeout_s: Longest wait in seconds.
 
     Raises:
         TimeoutError: Time ran out; the message says what was waited for.

@@ -60,15 +60,7 @@ class Subset:
 
 
 def write_card(path: Path, run: RunDir, subsets: list[Subset], title: str, licence: str | None) -> None:
-    """Writes the card.
-
-    Args:
-        path: The file, README.md.
-        run: The run that the rows are of.
-        subsets: What was exported.
-        title: Of the page.
-        licence: For the front matter.
-    """
+    """Writes the card."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     # Markdown, not HTML: `cell` makes texts from outside harmless in both.

@@ -19,7 +19,6 @@ def bounded_linkage(gram: np.ndarray, max_size: int, min_similarity: float, coun
 
     Args:
         gram: float32 [n, n], cosines, symmetric.
-        max_size: Most rows of a cluster.
         min_similarity: Least mean cosine between the rows of two clusters that are merged.
         count: Clusters wanted. The nearest merges are kept, wherever in the cell they are.
 

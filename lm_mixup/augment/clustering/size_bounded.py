@@ -35,7 +35,6 @@ def bounded_clusters(vectors: np.ndarray, bounds: Bounds) -> np.ndarray:
 
     Args:
         vectors: float32 [n, d], of length 1. The order counts (it breaks ties): sort by id first.
-        bounds: Sizes and similarity.
 
     Returns:
         int64 [n]: cluster numbers 0, 1, …, or −1 for the residual.

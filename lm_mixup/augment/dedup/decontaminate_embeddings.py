@@ -72,10 +72,7 @@ def reject_similar(
     """Tells the rows that are too close to an evaluation item.
 
     Args:
-        rows: The rows.
         vectors: Their embeddings, float32 [N, d], of length 1.
-        evals: The evaluation items.
-        min_similarity: Least cosine of a row that is refused.
 
     Returns:
         bool [N], which rows stay; the others with `reason`, `match` (the item's id) and `similarity`; and how

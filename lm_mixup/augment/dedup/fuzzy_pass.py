@@ -71,9 +71,6 @@ def match_unit(
     """One unit's part of the work.
 
     Args:
-        number: The unit's number.
-        unit: The unit.
-        reader: Reads it.
         left_out: Numbers of rows that are refused already.
         evals: What the evaluation sets hold, if rows are compared with them.
         near: How rows are compared with each other, if they are.
@@ -132,11 +129,7 @@ def find_matches(
     """The rows that `ingest.decontaminate` and `ingest.near_duplicates` refuse, by unit, and figures.
 
     Args:
-        units: The pool.
-        reader: Reads it.
-        config: The section `ingest`.
         left_out: Places of the rows refused already though they can be read.
-        usable: Rows that can be read.
 
     Raises:
         InputError: An evaluation set is missing or damaged.

@@ -98,11 +98,6 @@ def sketch(
 ) -> tuple[Sketch, Pairs]:
     """The sets of a unit's rows, and their keys.
 
-    Args:
-        number: The unit's number.
-        rows: Number in the unit, and row.
-        config: How rows are compared.
-
     Returns:
         The sets, and [R × (bands + 1), 2] rows of key and place. The key over the bands is that of the whole
         set, so equal sets always meet.
@@ -173,9 +168,7 @@ def verify(
 
     Args:
         pairs: [E, 2] pairs whose later places lie in one unit.
-        later: That unit's sets.
         sketch_of: The sets of a unit; called for one after another, so that two units are held at a time.
-        config: The least similarities.
     """
     earlier_units, earlier_rows = decode_places(pairs[:, 0])
     later_rows = decode_places(pairs[:, 1])[1]

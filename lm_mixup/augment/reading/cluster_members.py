@@ -32,12 +32,6 @@ def gather_members(
     of curated parts or a bucket of members besides. The texts of the members pass through the object store,
     which spills to disk.
 
-    Args:
-        cluster: Clusters (`records.CLUSTER`).
-        curated: The rows they are made of.
-        parts: The parts of clusters, as the stage names them.
-        num_tasks: Tasks at a time.
-
     Returns:
         For each part a reference to a table {id, prompt, completion, part}.
     """

@@ -75,7 +75,6 @@ def list_units(pool: str, split_bytes: int, key: str = "augment.pool") -> tuple[
 
     Args:
         pool: A file, folder or glob, local or at any fsspec URI; a folder of `save_to_disk`; a Hub name.
-        split_bytes: Bytes of a JSONL range.
         key: The config key that names the pool, for error messages.
 
     Returns:

@@ -63,8 +63,6 @@ def candidates(
 
     Args:
         stage: Distilled or curated rows.
-        origin: Which of the two.
-        config: The method, its thresholds and the strata.
         left_out: Where the others are counted, as `<origin>_<reason>`.
         measure: The figure that the method ranks by, where the rows do not have it: long tail, or under
             `perplexity` that.

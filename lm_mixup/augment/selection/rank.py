@@ -42,9 +42,7 @@ def rank(
     Args:
         candidates: {id, and the columns the method reads: `long_tail`, `score` and `expected`, `length`,
             `overall`, `complexity` or `perplexity`}, without nulls in those but `expected`.
-        method: As above.
         seed: Of the shuffle that breaks all ties.
-        take: Which end of the perplexities.
 
     Returns:
         int64 [N]: row numbers. It depends on the rows as a set, not on their order.
@@ -100,7 +98,6 @@ def strata_quotas(counts: np.ndarray, budget: int) -> np.ndarray:
 
     Args:
         counts: int64 [S], candidates of each stratum.
-        budget: Rows to share out.
 
     Returns:
         int64 [S]: they add up to the budget, unless there are no candidates at all. None exceeds the

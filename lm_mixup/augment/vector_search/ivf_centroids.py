@@ -56,7 +56,6 @@ class IvfIndex:
 
         Args:
             queries: float32 [M, d].
-            count: Cells wanted.
 
         Returns:
             int64 [M, min(count, C)]; −1 where fewer lie below the nearest coarse cells.
@@ -83,10 +82,7 @@ def build_ivf(blocks: Sequence[Any], total: int, cell_rows: int, num_tasks: int,
 
     Args:
         blocks: Object references to tables {id, group, embedding, …}, all of the group "".
-        total: Rows.
         cell_rows: Rows wanted in a cell; there are two cells at least.
-        num_tasks: Tasks at a time.
-        seed: Of the samples and the first centres.
 
     Memory of a task: 262,144 sampled vectors at most, or the samples of one bucket of coarse cells.
     """

@@ -20,7 +20,6 @@ def spherical_kmeans(vectors: np.ndarray, count: int, seed: int) -> np.ndarray:
     Args:
         vectors: float32 [n, d], of length 1.
         count: Centres wanted; at most n are made.
-        seed: Of the first centres.
 
     Returns:
         float32 [min(count, n), d], of length 1.
@@ -51,7 +50,6 @@ def split_cell(vectors: np.ndarray, cell_rows: int, seed: int) -> list[np.ndarra
     Args:
         vectors: float32 [n, d], of length 1, sorted by id.
         cell_rows: Rows of a cell; no cell has more than 1.5 times as many.
-        seed: Of the first centres.
 
     Returns:
         The rows of each cell, ascending: a partition of range(n).

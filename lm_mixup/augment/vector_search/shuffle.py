@@ -72,9 +72,6 @@ def plan_cells(
     Args:
         blocks: Object references to tables {id, group, embedding, …}.
         rows_by_group: Rows of each group; rows of other groups are left aside.
-        cell_rows: Rows wanted in a cell.
-        num_tasks: Tasks at a time.
-        seed: Of the samples and the first centres.
 
     Memory of a fit: 64 rows a cell, so at most 262,144 vectors.
     """
