@@ -1,4 +1,4 @@
-"""Surface noise: what hasty typing does to a text, leaving protected words whole."""
+"""Surface noise: typing errors, outside protected words."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Checks a text against the closed world: which facts it claims, which of them are right.
+"""Checks a text against the closed world: which facts it claims, and which of them are right.
 
-A claim is found by the wordings of `backends.wording`, right value or wrong; text in other words claims
+A claim is found by the wording of `demo.topics`, with a right or wrong value; text in other words claims
 nothing. A sentence speaks of the entity that it names first, or else of the one before; an entity named as a
 value (`orbits Jupiter`) does not count. A question claims nothing.
 """

@@ -1,6 +1,6 @@
-"""A start for small models that must copy: an induction circuit written into random weights.
+"""Initialises small models with an induction circuit, which copies tokens from the context.
 
-Distilling is copying: names and numbers of the inputs go into the answer. A transformer copies by an
+Distillation requires copying: names and numbers of the inputs go into the answer. A transformer copies by an
 induction circuit (Olsson et al. 2022, arXiv 2209.11895): a head of one layer tells each token what stood
 before it, and a head of the next looks for earlier tokens that followed the present one and copies them.
 Trained from random weights the circuit comes late; written in, it works from the first step, and training

@@ -81,7 +81,7 @@ def _nearest(index: int, group: Sequence[int], taken: Iterable[int], bundles: Se
 def merge(first: Bundle, second: Bundle, config: BuildConfig, rng: Random) -> Merged | None:
     """Merges two targets into one about both entities.
 
-    The merged target tells what the chosen variants tell, no more and no less, so nothing in it is made up.
+    The merged target states exactly the claims of the chosen variants, so nothing in it is invented.
 
     Args:
         first: The target that leads; a multiple-choice question asks what it asks.
@@ -118,7 +118,7 @@ def _asks(variant: Row, target: Row) -> bool:
 
 
 def _select_variants(variants: Sequence[Row], most: int, asked: Sequence[Claim]) -> list[Row]:
-    """The first variants that tell something new, up to `_MOST_CLAIMS` claims; `asked` must be one.
+    """The first variants with a new claim, up to `_MOST_CLAIMS` claims; `asked` must be among them.
 
     Two variants ask it where they share the options out: then both are needed.
     """

@@ -47,8 +47,8 @@ class Draft:
     Attributes:
         sample: The sample.
         cot: One short sentence of reasoning.
-        claims: What there is to tell, in order, and what the sample claims, unless it was to tell less; of a
-            multiple-choice question, what it asks for comes first.
+        claims: The claims in order; the sample states all of them unless `max_claims` was lower. In a
+            multiple-choice question, the claim that is asked for comes first.
         prompt: The prompt that a paragraph answers.
     """
 
@@ -81,8 +81,8 @@ def write_sample(
 
     Args:
         entity: What the sample is about; at least three of its facts must be known.
-        others: Entities whose values serve as wrong options and wrong claims, if of the same topic.
-        held_out: Whether to use the frames held out for the test split, instead of the others.
+        others: Entities whose values serve as wrong options and wrong claims, where of the same topic.
+        held_out: Whether to use the templates held out for the test split.
         max_claims: Most claims that the sample states; the draft lists the others as well.
 
     Returns:

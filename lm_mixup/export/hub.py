@@ -1,4 +1,4 @@
-"""Puts an exported folder on the Hugging Face Hub."""
+"""Uploads an exported folder to the Hugging Face Hub."""
 
 from __future__ import annotations
 

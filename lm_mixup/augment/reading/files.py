@@ -53,7 +53,7 @@ _HEAD = 1 << 16  # bytes in which a file shows whether it is one array
 
 @dataclass(frozen=True)
 class Unit:
-    """What is read in one go.
+    """What one read returns.
 
     Attributes:
         uri: The file.

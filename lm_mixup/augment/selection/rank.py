@@ -1,4 +1,4 @@
-"""How the final set is chosen: rankings of candidates, and how many rows each side and stratum may give."""
+"""Rankings of candidates, and the quotas of sides and strata."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def rank(
       2402.04833). `random`: a seeded shuffle.
     * `alpagasus`: a seeded shuffle, since the method is a threshold that all candidates have passed (arXiv
       2307.08701).
-    * `deita`: highest quality × complexity first, the evol score of arXiv 2312.15685; `diverse.py` goes down
-      this order.
+    * `deita`: highest quality × complexity first, the evol score of arXiv 2312.15685; `deita.take_diverse`
+      follows this order.
     * `ds2`: highest curated score first, and among equal scores the farthest from its neighbours (arXiv
       2410.10877).
     * `perplexity`: by `take`: lowest first, highest first ("top-ppl"), or nearest in rank to the median first

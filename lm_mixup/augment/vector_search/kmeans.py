@@ -1,4 +1,4 @@
-"""Spherical k-means that cuts a large group of rows into cells small enough to be clustered exactly."""
+"""Spherical k-means, which splits a large group of rows into cells small enough for exact clustering."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _OVERSIZED = 1.5
 def spherical_kmeans(vectors: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Centres of unit vectors under the cosine.
 
-    A centre that loses all its rows moves to the row worst served by the others, so cells stay of like size.
+    An empty centre moves to the row with the lowest cosine to its own centre, which keeps cell sizes similar.
 
     Args:
         vectors: float32 [n, d], of length 1.
@@ -40,7 +40,7 @@ def spherical_kmeans(vectors: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def is_oversized(rows: int, cell_rows: int) -> bool:
-    """Whether a cell is to be split: a cell of somewhat more than `cell_rows` is better left whole."""
+    """Whether a cell must be split. A cell somewhat larger than `cell_rows` is left whole."""
     return rows > _OVERSIZED * cell_rows
 
 
