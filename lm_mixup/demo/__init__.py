@@ -102,9 +102,6 @@ def write_variant(
 
     Args:
         target: The sample: task_type, answer, entity, split.
-        claims: What the variant states.
-        fault: What is poor about it.
-        rng: Makes all choices.
         options: The options of the target's question, where the variant asks it.
         shown: The options that the variant shows; empty: all.
 
