@@ -126,11 +126,11 @@ class Pairs:
         if not self.embed.run.exists(path):
             return rows, nearest, None
         refused = self.embed.read_part(path, ["id", "reason", "match", "similarity"])
-        kept, left_out = split_refused(rows, refused)
+        kept, left_out = split_rejected(rows, refused)
         return kept, nearest, left_out
 
 
-def split_refused(rows: pa.Table, refused: pa.Table) -> tuple[pa.Table, pa.Table]:
+def split_rejected(rows: pa.Table, refused: pa.Table) -> tuple[pa.Table, pa.Table]:
     """The rows that are not among the refused ones {id, reason, match, similarity}, and those that are.
 
     The latter get the columns that say why.
@@ -172,8 +172,8 @@ def _estimate_noise(pairs: Pairs, shared: Any, config: CurateConfig) -> tuple[No
     if triples < MIN_TRIPLES:
         return None, {"triples": triples}
     noise = Noise(*fit_consensus(counts, max_iterations=config.steps))
-    told = {"transition": noise.transition.round(4).tolist(), "prior": noise.prior.round(4).tolist()}
-    return noise, {"triples": triples, **told}
+    estimate = {"transition": noise.transition.round(4).tolist(), "prior": noise.prior.round(4).tolist()}
+    return noise, {"triples": triples, **estimate}
 
 
 def make_work(

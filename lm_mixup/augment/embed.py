@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lm_mixup.augment.dedup.decontaminate_embeddings import EvalVectors, read_distinct_items, refuse_similar
+from lm_mixup.augment.dedup.decontaminate_embeddings import EvalVectors, read_distinct_items, reject_similar
 from lm_mixup.config import EmbedDecontaminateConfig, EmbedderConfig
 from lm_mixup.core import task_types
 from lm_mixup.core.errors import InputError
@@ -122,14 +122,14 @@ def make_work(
         vectors = embedder.embed([task_types.write_input(prompt, completion) for prompt, completion in pairs])
         if known is None:
             return PartResult(embedding_table(rows[id_column], vectors), rows_in=rows.num_rows)
-        return decontaminated(rows.rename_columns({id_column: "id"}), vectors, known, least)
+        return reject_contaminated(rows.rename_columns({id_column: "id"}), vectors, known, least)
 
     return work
 
 
-def decontaminated(rows: pa.Table, vectors: np.ndarray, evals: EvalVectors, least: float) -> PartResult:
+def reject_contaminated(rows: pa.Table, vectors: np.ndarray, evals: EvalVectors, least: float) -> PartResult:
     """The EMBED rows of the rows {id, prompt, completion} that are not close to an evaluation item."""
-    keep, refused, reached = refuse_similar(rows, vectors, evals, least)
+    keep, refused, reached = reject_similar(rows, vectors, evals, least)
     kept = embedding_table(rows["id"].filter(pa.array(keep)), vectors[keep])
     return PartResult(kept, refused, rows.num_rows, reached)
 

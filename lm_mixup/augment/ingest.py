@@ -1,10 +1,10 @@
-"""Reads the pool: every item becomes an instruction row or is refused with a reason, none is lost.
+"""Stage `ingest`: every item of the pool becomes an instruction row or is rejected with a reason.
 
-Two passes. The first (Ray tasks, one a unit of the pool) tells usable items from refused ones and hashes
-them, so that duplicates are found over the whole pool, whatever order the work is done in: of equal rows the
-first in order of file and place stays whose id no other row has taken (`repeats.settle`). The second writes
-the parts, `rows_per_part` items each. Between the two, near-duplicates and rows of evaluation sets are found,
-where the config asks for it (`sift`).
+Two passes. The first (one Ray task per group of units) separates usable items from rejected ones and hashes
+them, so that duplicates are found over the whole pool in any order of execution: of equal rows, the first in
+the order of the pool is kept whose id no earlier row has (`exact.find_duplicates`). The second pass writes
+the parts, `rows_per_part` items each. Near-duplicates and rows of evaluation sets are found between the two,
+where the config asks for it (`fuzzy_pass.find_matches`).
 """
 
 from __future__ import annotations
@@ -21,8 +21,17 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from lm_mixup.augment.dedup.exact import Finder, Places, by_unit, deal, keys_of, place, repeats, settle
-from lm_mixup.augment.dedup.fuzzy_pass import Match, sift
+from lm_mixup.augment.dedup.exact import (
+    Finder,
+    Places,
+    by_unit,
+    encode_places,
+    find_duplicates,
+    keys_of,
+    repeated_places,
+    split_by_bucket,
+)
+from lm_mixup.augment.dedup.fuzzy_pass import Match, find_matches
 from lm_mixup.augment.reading.files import Unit, list_units, read_unit
 from lm_mixup.augment.reading.rows import PoolRow, Reason, Refused, line_limit, raw_text, read_item
 from lm_mixup.config import DataConfig, IngestConfig
@@ -105,7 +114,7 @@ def ingest(out: StageDir, pool: str, config: IngestConfig, data: DataConfig, see
     if config.near_duplicates or config.decontaminate:
         left_out = _sorted([duplicates, duplicate_ids])
         usable = sum(scan.usable for scan in scans)
-        matches, figures = sift(units, reader, config, left_out, usable)
+        matches, figures = find_matches(units, reader, config, left_out, usable)
         found |= figures
         if usable == len(left_out) + sum(map(len, matches.values())):
             raise InputError(
@@ -128,8 +137,8 @@ def _nothing_usable(scans: Sequence[Scan]) -> str:
         reasons.update(scan.reasons)
     if not reasons:
         return "is empty; give a pool with at least one row"
-    told = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
-    return f"has no usable row ({told}); name its columns in ingest.columns, e.g. {{prompt: question}}"
+    counted = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
+    return f"has no usable row ({counted}); name its columns in ingest.columns, e.g. {{prompt: question}}"
 
 
 class Reader:
@@ -163,9 +172,9 @@ def scan_unit(number: int, unit: Unit, reader: Reader, buckets: int) -> list[Any
     """
     rows = [reader.row(raw, unit) for raw in reader.items(unit)]
     usable = [(index, row) for index, row in enumerate(rows) if isinstance(row, PoolRow)]
-    places = place(number, np.array([index for index, _ in usable], dtype=np.int64))
-    contents = deal(keys_of([bytes.fromhex(row.content) for _, row in usable]), places, buckets)
-    ids = deal(keys_of([_digest(row.id) for _, row in usable]), places, buckets)
+    places = encode_places(number, np.array([index for index, _ in usable], dtype=np.int64))
+    contents = split_by_bucket(keys_of([bytes.fromhex(row.content) for _, row in usable]), places, buckets)
+    ids = split_by_bucket(keys_of([_digest(row.id) for _, row in usable]), places, buckets)
     refused = Counter(str(row) for row in rows if not isinstance(row, PoolRow))
     gave_ids = any(row.given_id for _, row in usable)
     return [Scan(len(rows), len(usable), gave_ids, dict(refused)), *contents, *ids]
@@ -219,11 +228,11 @@ def _scan_pool(units: Sequence[Unit], reader: Reader, buckets: int) -> tuple[lis
     if not any(scan.gave_ids for scan in scans):  # then ids are contents
         nothing = np.zeros(0, np.uint64)
         return scans, same_content(nothing), nothing
-    return scans, *settle(same_content, finder(columns[buckets:]))
+    return scans, *find_duplicates(same_content, finder(columns[buckets:]))
 
 
 def _repeats_of(left_out: Places, *tables: npt.NDArray[np.uint64]) -> Places:
-    return repeats(tables, left_out)
+    return repeated_places(tables, left_out)
 
 
 def _sorted(places: Sequence[Places]) -> Places:

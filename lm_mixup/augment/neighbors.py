@@ -97,9 +97,9 @@ class Bank:
         indices, similarities = np.zeros((count, 0), np.int64), np.zeros((count, 0), np.float32)
         nobody = np.full(count, -1)
         for start, vectors in self._shards():
-            found, alike = top_k(queries, vectors, k + 1 + SLACK, device)
+            found, found_similarities = top_k(queries, vectors, k + 1 + SLACK, device)
             indices = np.concatenate([indices, found + start], axis=1)
-            similarities = np.concatenate([similarities, alike], axis=1)
+            similarities = np.concatenate([similarities, found_similarities], axis=1)
             indices, similarities = keep_best(indices, similarities, k + 1 + SLACK, nobody)
         in_bank = int((own >= 0).any())
         return keep_best(indices, similarities, min(k, len(self.ids) - in_bank), own)

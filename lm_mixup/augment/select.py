@@ -28,8 +28,10 @@ from lm_mixup.augment.selection.candidates import (
 )
 from lm_mixup.augment.selection.deita import take_diverse
 from lm_mixup.augment.selection.rank import budget_rows, fill, quotas, rank, strata_quotas
+from lm_mixup.augment.selection.score_cut import ScoreCut, find_cut
 from lm_mixup.augment.vector_search.neighbor_table import long_tail_scores
 from lm_mixup.config import SelectConfig
+from lm_mixup.config.section import share_of
 from lm_mixup.core import schemas
 from lm_mixup.core.draws import hash_of
 from lm_mixup.core.progress import say
@@ -121,7 +123,7 @@ def select(
     quota = quotas(budget, config.original_ratio)
 
     new = _choose(ours, quota.distilled, config, seed, "distilled", left_out, kept_of(distilled), None)
-    theirs = _unlike(new.rows, theirs, left_out)
+    theirs = _without_duplicates(new.rows, theirs, left_out)
     if config.method == "long_tail" and quota.original:
         theirs = _sampled(theirs, max(MOST_ORIGINALS, quota.original), seed, left_out)
         theirs = _with_long_tail(theirs, embed, config.neighbors)
@@ -179,13 +181,17 @@ def _both_sides(
         of_distilled = measured_perplexity(perplexity, 0)
         of_originals = measured_perplexity(perplexity, len(distilled.parts()))
     parents = curated if config.stratify_by == "source" else None
+    cut: ScoreCut | None = None
+    if share_of(config.min_score) is not None:
+        cut, high, rated = find_cut(curated, config.min_score)
+        say(f"  select: min_score {config.min_score} leaves {high} of {rated} rated rows of the pool")
     return (
-        candidates(distilled, "distilled", config, left_out, of_distilled, parents),
-        candidates(curated, "original", config, left_out, of_originals),
+        candidates(distilled, "distilled", config, left_out, of_distilled, parents, cut),
+        candidates(curated, "original", config, left_out, of_originals, cut=cut),
     )
 
 
-def _unlike(chosen: pa.Table, found: pa.Table, left_out: Counter[str]) -> pa.Table:
+def _without_duplicates(chosen: pa.Table, found: pa.Table, left_out: Counter[str]) -> pa.Table:
     """The originals whose text no chosen distilled row has."""
     fresh = found.filter(pc.invert(pc.is_in(found["content"], chosen["content"].combine_chunks())))
     left_out["original_duplicate"] += found.num_rows - fresh.num_rows
@@ -245,12 +251,12 @@ def _choose(
     left_out[f"{origin}_over_budget"] += found.num_rows - len(chosen) - too_similar
     given = np.bincount(strata[chosen], minlength=len(names))
     figures = zip(names.tolist(), counts.tolist(), room.tolist(), given.tolist(), strict=True)
-    told = {
+    by_stratum = {
         name: {"candidates": count, "quota": share, "rows": rows, "shortfall": share - rows}
         for name, count, share, rows in figures
         if config.stratify_by != "none"
     }
-    return Side(found.take(pa.array(chosen, pa.int64())), quota, told, vectors)
+    return Side(found.take(pa.array(chosen, pa.int64())), quota, by_stratum, vectors)
 
 
 def _fetch(stage: StageDir, chosen: pa.Table, origin: str) -> list[dict[str, Any]]:

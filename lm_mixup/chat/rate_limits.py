@@ -44,7 +44,7 @@ class Ticket:
 
 
 @dataclass
-class _Claim:
+class _InFlight:
     start: float
     expires: float
     tokens: float
@@ -73,7 +73,7 @@ class Limits:
         self._lease = config.timeout_s + _LEASE_S
         self._limited = self._given_up = 0  # in succession
         self._reason = ""
-        self._claims: dict[str, _Claim] = {}
+        self._claims: dict[str, _InFlight] = {}
         self._seen: set[str] = set()
         self._read_bytes, self._read_tokens = 0, 0.0
         self._spent = spent(config, ReplyLog(run, folder).totals()) if run else 0.0
@@ -102,7 +102,7 @@ class Limits:
                 return Ticket("later", _POLL_S) if self._claims else Ticket("spent", spent=self._spent)
         tokens += self._longest
         start = self._place(tokens)
-        self._claims[key] = _Claim(start, start + self._lease, tokens, cost, prompt_bytes)
+        self._claims[key] = _InFlight(start, start + self._lease, tokens, cost, prompt_bytes)
         return Ticket("go", start - now)
 
     def _place(self, tokens: float) -> float:

@@ -31,7 +31,7 @@ _LABELS: Final = {
 }
 
 
-def census(rows: pa.Table) -> Counter[str]:
+def count_values(rows: pa.Table) -> Counter[str]:
     """Counts a table's rows by split and value.
 
     Args:
@@ -49,21 +49,21 @@ def census(rows: pa.Table) -> Counter[str]:
         chosen = rows.filter(pc.equal(splits, split))
         for column, values in _columns(chosen).items():
             for value, count in _occurrences(values):
-                counts[f"{_PREFIX}{split}/{column}/{_told(value)}"] = count
+                counts[f"{_PREFIX}{split}/{column}/{_label_of(value)}"] = count
     return counts
 
 
 def splits_in(figures: Mapping[str, Any]) -> dict[str, int]:
     """The rows of each split among the figures, in the order in which splits are used."""
     found = {key.removeprefix(_PREFIX): int(n) for key, n in figures.items() if key.startswith(_PREFIX)}
-    return {split: found[split] for split in sorted(found, key=_place) if "/" not in split}
+    return {split: found[split] for split in sorted(found, key=_split_order) if "/" not in split}
 
 
 def tables_of(figures: Mapping[str, Any]) -> dict[str, list[tuple[str, list[int]]]]:
     """The figures as tables.
 
     Args:
-        figures: Those of `census`, among others or alone.
+        figures: The result of `count_values`, possibly among other metrics.
 
     Returns:
         For each column by its label the lines: a value and its rows in each of the splits of `splits_in`.
@@ -77,14 +77,14 @@ def tables_of(figures: Mapping[str, Any]) -> dict[str, list[tuple[str, list[int]
             found[column].setdefault(value, Counter())[split] += int(count)
     return {
         _LABELS[column]: [
-            (value, [lines[value][split] for split in splits]) for value in sorted(lines, key=_in_order)
+            (value, [lines[value][split] for split in splits]) for value in sorted(lines, key=_value_order)
         ]
         for column, lines in found.items()
         if set(lines) - {NOT_STATED}
     }
 
 
-def without_census(figures: Mapping[str, Any]) -> dict[str, Any]:
+def without_value_counts(figures: Mapping[str, Any]) -> dict[str, Any]:
     """The other figures."""
     return {key: value for key, value in figures.items() if not key.startswith(_PREFIX)}
 
@@ -102,16 +102,16 @@ def _occurrences(values: Any) -> list[tuple[Any, int]]:
     return [(entry["values"], entry["counts"]) for entry in pc.value_counts(values).to_pylist()]
 
 
-def _told(value: Any) -> str:
+def _label_of(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return NOT_STATED if value is None else str(value)
 
 
-def _place(split: str) -> tuple[int, str]:
+def _split_order(split: str) -> tuple[int, str]:
     return (_SPLITS.index(split) if split in _SPLITS else len(_SPLITS), split)
 
 
-def _in_order(value: str) -> tuple[int, float, str]:
+def _value_order(value: str) -> tuple[int, float, str]:
     """Numbers by size, then words."""
     return (0, float(value), "") if re.fullmatch(r"-?\d+", value) else (1, 0.0, value)

@@ -43,12 +43,12 @@ def attribute_of(entity: Entity, attribute: str) -> Attribute:
     return TOPICS[entity.topic].attributes[attribute]
 
 
-def listed(items: Sequence[str]) -> str:
+def join_words(items: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     *head, last = items
     return f"{', '.join(head)} and {last}" if head else last
 
 
-def capitalised(text: str) -> str:
+def capitalized(text: str) -> str:
     """With a capital first letter, the rest as it was."""
     return text[:1].upper() + text[1:]

@@ -14,8 +14,8 @@ _MOST_BLOCKS = 512
 T = TypeVar("T")
 
 
-def returning(count: int, function: Callable[..., list[Any]]) -> Any:
-    """A Ray task of the `count` results that a function lists; `listed` gives the references to them."""
+def remote_with_returns(count: int, function: Callable[..., list[Any]]) -> Any:
+    """A Ray task of the `count` results that a function lists; `as_refs` gives the references to them."""
     import ray
 
     def alone(*args: Any) -> Any:
@@ -24,7 +24,7 @@ def returning(count: int, function: Callable[..., list[Any]]) -> Any:
     return ray.remote(function if count > 1 else alone).options(num_returns=count)
 
 
-def listed(result: Any) -> list[Any]:
+def as_refs(result: Any) -> list[Any]:
     """References to the results of a task: a task of one result gives its reference bare."""
     return result if isinstance(result, list) else [result]
 
@@ -68,7 +68,7 @@ def run_tasks(
         if len(running) >= limit:
             wait_for_one()
         results.append(call())
-        running.append(listed(results[-1])[0])
+        running.append(as_refs(results[-1])[0])
     while running:
         wait_for_one()
     return results

@@ -35,7 +35,7 @@ class Subset:
 
     Attributes:
         name: `mixture` or `training_set`.
-        figures: Its census.
+        figures: Its value counts.
     """
 
     name: str

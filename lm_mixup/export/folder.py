@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from lm_mixup.core.errors import InputError
 from lm_mixup.core.run_dir import RunDir, StageDir
-from lm_mixup.core.value_counts import census
+from lm_mixup.core.value_counts import count_values
 from lm_mixup.export.card import Subset, write_card
 
 MIXTURE: Final = "mixture"
@@ -99,7 +99,7 @@ def write_subset(name: str, stage: StageDir, folder: Path, rows_per_file: int = 
                     files[split] = SplitFiles(folder, split, part.schema, rows_per_file)
                     opened.callback(files[split].close)
                 files[split].write(rows)
-            subset.figures.update(census(part))
+            subset.figures.update(count_values(part))
     return subset
 
 

@@ -55,6 +55,6 @@ def push(folder: Path, name: str, *, public: bool) -> str:
             delete_patterns=[f"{subset}/*.parquet" for subset in SUBSETS],
         )
     except (OSError, ValueError) as error:
-        told = " ".join(str(error).split()).replace(token, "…")[:200]
-        raise InputError(f"--push-to-hub {name}: {told}; check name, token and network") from None
+        reason = " ".join(str(error).split()).replace(token, "…")[:200]
+        raise InputError(f"--push-to-hub {name}: {reason}; check name, token and network") from None
     return str(made)

@@ -97,8 +97,8 @@ def rollout_metrics(first: ScoredBatch, refills: Sequence[ScoredBatch], step: in
     # The share of a group's completions that repeat another one of the group.
     duplicates = [1 - len({tuple(c.token_ids) for c in g.completions}) / len(g.completions) for g in groups]
     return {
-        "reward": float(scores.total.mean()),
-        "reward_std": float(scores.total.std(ddof=1)),
+        "reward": float(scores.reported.mean()),
+        "reward_std": float(scores.reported.std(ddof=1)),
         **{f"rewards/{name}/mean": float(values.mean()) for name, values in scores.components.items()},
         "frac_reward_zero_std": float(first.zero_std.mean()),
         "refilled_groups": float(sum((~batch.zero_std).sum() for batch in refills)),

@@ -48,6 +48,7 @@ def reward_batch(groups: Sequence[Group]) -> RewardBatch:
         references=[prompt.reference for _, prompt, _ in flat],
         groups=[index for index, _, _ in flat],
         inputs=[prompt.inputs for _, prompt, _ in flat],
+        finished=[completion.finished for _, _, completion in flat],
     )
 
 
@@ -95,12 +96,13 @@ def join_refills(
     n = first.advantages.shape[1]
     rows = [(batch.scores, slice(g * n, (g + 1) * n)) for batch, g in chosen]
     total = np.concatenate([scores.total[row] for scores, row in rows])
+    weighted = np.concatenate([scores.reported[row] for scores, row in rows])
     components = {
         name: np.concatenate([scores.components[name][row] for scores, row in rows])
         for name in component_names(rewards)
     }
     groups = [batch.groups[g] for batch, g in chosen]
-    return make_batch(groups, RewardScores(total, components), rewards, config)
+    return make_batch(groups, RewardScores(total, components, weighted), rewards, config)
 
 
 def apply_kl_penalty(batch: ScoredBatch, learner: Learner, config: GrpoConfig) -> ScoredBatch:

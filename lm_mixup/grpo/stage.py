@@ -79,7 +79,7 @@ def grpo(
     items = [(mixture, part) for part in mixture.parts()]
     policy = str(sft.local / "model")
     map_parts(out, items, _make_encode, {"policy": policy, "model": model, "limit": config.max_prompt_length})
-    prompts, held_out, others = _read_prompts(out, config.eval_prompts, with_inputs=bool(rewards.custom))
+    prompts, held_out, others = _read_prompts(out, config.eval_prompts)
     if not prompts:
         raise InputError(
             f"{mixture.run.uri}/mixture: no row of the grpo split fits in grpo.max_prompt_length="
@@ -128,15 +128,9 @@ def _make_encode(policy: str, model: ModelConfig, limit: int) -> Callable[[tuple
     return encode
 
 
-def _read_prompts(
-    out: StageDir, eval_prompts: int, *, with_inputs: bool
-) -> tuple[list[Prompt], list[Prompt], int]:
-    """The grpo prompts by id, the first test prompts for validation, and the number of other test prompts.
-
-    The texts of the inputs are read only if custom rewards need them.
-    """
-    columns = [name for name in PROMPT.names if with_inputs or name != "inputs"]
-    rows = out.read(columns).sort_by("id")
+def _read_prompts(out: StageDir, eval_prompts: int) -> tuple[list[Prompt], list[Prompt], int]:
+    """The grpo prompts by id, the first test prompts for validation, and the number of other test prompts."""
+    rows = out.read(PROMPT.names).sort_by("id")
     test = rows.filter(pc.equal(rows["split"], "test"))
     return (
         _prompts(rows.filter(pc.equal(rows["split"], "grpo"))),
@@ -153,7 +147,7 @@ def _prompts(rows: pa.Table) -> list[Prompt]:
             row["token_ids"],
             row["reference"],
             tuple(row["entities"]),
-            tuple(row.get("inputs", ())),
+            tuple(row["inputs"]),
         )
         for row in rows.to_pylist()
     ]

@@ -44,7 +44,7 @@ class Prompt:
         token_ids: The encoded prompt.
         reference: The target's answer text.
         entities: What the row is about.
-        inputs: The low-quality texts to merge; kept only if custom rewards may read them.
+        inputs: The low-quality texts to merge, which faithfulness is measured against.
     """
 
     id: str

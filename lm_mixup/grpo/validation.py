@@ -51,7 +51,7 @@ class Validation:
             return
         groups = self._actors.rollout.generate(self._prompts, range(len(self._prompts)), validation=True)
         scores = self._actors.rewards.score(reward_batch(groups))
-        line: dict[str, Any] = {"step": step, "reward": float(scores.total.mean())}
+        line: dict[str, Any] = {"step": step, "reward": float(scores.reported.mean())}
         line |= {f"rewards/{name}/mean": float(values.mean()) for name, values in scores.components.items()}
         line["format/compliance"] = float((scores.components["format"] >= 1.0).mean())
         line |= fact_recall(groups)

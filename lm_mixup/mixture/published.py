@@ -26,7 +26,7 @@ from lm_mixup.core.errors import InputError
 from lm_mixup.core.run_dir import Outcome, StageDir
 from lm_mixup.core.schemas import content_id, extend, table
 from lm_mixup.core.task_types import INSTRUCTIONS, TASK_TYPES, TaskType
-from lm_mixup.core.value_counts import census, splits_in
+from lm_mixup.core.value_counts import count_values, splits_in
 from lm_mixup.distributed.map_parts import PartResult, receipt_of
 from lm_mixup.mixture.assemble import SCHEMA as ASSEMBLED
 from lm_mixup.mixture.published_text import Unreadable, bounded, canonical, split_inputs
@@ -199,7 +199,7 @@ def published_part(batch: Sequence[Item], seen: Seen, separator: str | None) -> 
         kept.append(row | {"published_id": given})
         figures[f"inputs/{way}"] += 1
     rows = table(kept, SCHEMA)
-    metrics = figures + census(rows)
+    metrics = figures + count_values(rows)
     return PartResult(rows, table(rejected, REJECTED), rows_in=len(batch), metrics=metrics)
 
 

@@ -84,6 +84,53 @@ class Embedder:
             raise RuntimeError(f"embedder {self.name}: a vector is not finite; check the model")
         return vectors[[position[text] for text in texts]]
 
+    def embed_whole(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeds texts of any length, nothing cut: as `embed`, and what is too long window by window.
+
+        A vector of a long text is the mean of its windows', weighted by their tokens: so a tail behind
+        `max_length` counts as much as it is long. Models without a tokenizer of transformers cut, as `embed`.
+
+        Args:
+            texts: N texts.
+
+        Returns:
+            float32 [N, dimension], rows of length 1, in the order of the texts.
+        """
+        if not self._pads or not texts:
+            return self.embed(texts)
+        most = int(self._model.max_seq_length or 0)
+        full = self.lengths(list(texts)) >= most
+        pieces, sizes, owners = [], [], []
+        for row, text in enumerate(texts):
+            windows = self._windows(text, most) if full[row] else [(text, 1)]
+            for piece, size in windows:
+                pieces.append(piece)
+                sizes.append(size)
+                owners.append(row)
+        vectors = self.embed(pieces) * np.array(sizes, dtype=np.float32)[:, None]
+        summed = np.zeros((len(texts), self.dimension), dtype=np.float32)
+        np.add.at(summed, np.array(owners), vectors)
+        norms = np.linalg.norm(summed, axis=1, keepdims=True)
+        # what fits keeps its bits: dividing by its own length would round it once more
+        return np.where(full[:, None], summed / np.maximum(norms, np.float32(1e-12)), summed)
+
+    def _windows(self, text: str, most: int) -> list[tuple[str, int]]:
+        """A text cut into pieces that fit, with their numbers of tokens."""
+        encoded = self._model.tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False
+        )
+        offsets = encoded["offset_mapping"]
+        size = max(1, most - self._model.tokenizer.num_special_tokens_to_add())
+        if len(offsets) <= size:
+            return [(text, max(1, len(offsets)))]
+        return [
+            (
+                text[offsets[at][0] : offsets[min(at + size, len(offsets)) - 1][1]],
+                min(size, len(offsets) - at),
+            )
+            for at in range(0, len(offsets), size)
+        ]
+
     def _encode(self, texts: list[str]) -> np.ndarray:
         """Unit vectors in float32. The vector of a text does not depend on the other texts.
 

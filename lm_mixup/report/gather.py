@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from lm_mixup.core.run_dir import Kind, Manifest, RunDir, StageDir
 from lm_mixup.core.schemas import content_id
+from lm_mixup.core.task_types import read_input
 from lm_mixup.grpo.metrics import alarm_history
 from lm_mixup.stages import GROUPS
 
@@ -266,7 +267,7 @@ def _mixtures(stage: StageDir, limit: int) -> list[Example]:
             cot=row["cot"] or "",
             score=row["score"],
             long_tail=None,
-            parents=[Parent(prompt="", completion=text, score=None) for text in row["inputs"]],
+            parents=[Parent(*read_input(text), score=None) for text in row["inputs"]],
             rated=False,
         )
         for row in rows

@@ -20,7 +20,8 @@ class RewardBatch:
         completions: The policy's raw texts.
         references: The answer texts of the targets (`task_types.write_answer`).
         groups: Equal for completions of one prompt.
-        inputs: The low-quality texts of each prompt; empty unless a custom reward may read them.
+        inputs: The low-quality texts of each prompt (`task_types.write_input`).
+        finished: Whether the policy ended each completion by itself; empty: all did.
     """
 
     task_types: Sequence[TaskType]
@@ -28,10 +29,13 @@ class RewardBatch:
     references: Sequence[str]
     groups: Sequence[int]
     inputs: Sequence[Sequence[str]] = ()
+    finished: Sequence[bool] = ()
 
     def __post_init__(self) -> None:
         columns = [self.task_types, self.completions, self.references, self.groups]
-        lengths = {len(column) for column in (*columns, self.inputs or self.groups)}
+        lengths = {
+            len(column) for column in (*columns, self.inputs or self.groups, self.finished or self.groups)
+        }
         if len(lengths) != 1:
             raise ValueError(
                 f"the lists of a reward batch have lengths {sorted(lengths)}; they must be equal"
@@ -50,12 +54,22 @@ class RewardScores:
     """Rewards in the order of the batch.
 
     Attributes:
-        total: float64 [N].
-        components: `quality`, `alignment`, `format` and the custom ones, before weights, float64 [N] each.
+        total: What the policy learns from, float64 [N]: the weighted sum, or under `normalize_then_sum` the sum of
+            normalised components, whose mean is 0 in every group.
+        components: `quality`, `alignment`, `format`, `faithfulness` and the custom ones, before weights, float64
+            [N] each.
+        weighted: The weighted sum of the components under any composition, float64 [N]: what is logged and
+            compared between steps. Default: `total`.
     """
 
     total: Floats
     components: dict[str, Floats] = field(default_factory=dict)
+    weighted: Floats | None = None
+
+    @property
+    def reported(self) -> Floats:
+        """The weighted sum, float64 [N]."""
+        return self.total if self.weighted is None else self.weighted
 
 
 def whole_groups(groups: Sequence[int], size: int) -> list[slice]:

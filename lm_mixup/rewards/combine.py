@@ -16,7 +16,7 @@ _EPSILON = 1e-4
 
 
 def component_names(config: RewardsConfig) -> tuple[str, ...]:
-    """The components of the reward: the three built-in ones, then the custom ones in the config's order."""
+    """The components of the reward: the four built-in ones, then the custom ones in the config's order."""
     return (*RewardWeights.model_fields, *config.custom)
 
 
@@ -42,8 +42,8 @@ def combine(
     task_types: Sequence[TaskType],
     groups: Sequence[int],
     config: RewardsConfig,
-) -> Floats:
-    """The total reward of each completion, by the composition of the config.
+) -> tuple[Floats, Floats]:
+    """The total reward of each completion by the composition of the config, and the weighted sum to be logged.
 
     Args:
         components: The rewards named by `component_names`, float64 [N] each.
@@ -52,13 +52,14 @@ def combine(
         config: Weights and composition.
 
     Returns:
-        float64 [N].
+        float64 [N] each, equal under `weighted_sum`.
     """
     stacked = np.stack([components[name] for name in component_names(config)])
     weights = weight_matrix(task_types, config)
+    total = weighted_sum(stacked, weights)
     if config.composition == "weighted_sum":
-        return weighted_sum(stacked, weights)
-    return normalize_then_sum(stacked, weights, np.asarray(groups))
+        return total, total
+    return normalize_then_sum(stacked, weights, np.asarray(groups)), total
 
 
 def weighted_sum(components: Floats, weights: Floats) -> Floats:

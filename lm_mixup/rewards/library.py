@@ -183,7 +183,7 @@ def _make_embed(embedder: EmbedderConfig) -> Callable[[list[dict[str, Any]]], Pa
     model = Embedder(embedder)
 
     def embed(rows: list[dict[str, Any]]) -> PartResult:
-        vectors = model.embed([row["answer"] for row in rows])
+        vectors = model.embed_whole([row["answer"] for row in rows])
         table = pa.Table.from_pylist(rows).append_column(
             "embedding", pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), model.dimension)
         )

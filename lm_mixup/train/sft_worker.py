@@ -44,7 +44,7 @@ def train(job: SftJob) -> None:
     import torch.distributed as dist
 
     torch.set_num_threads(max(1, int(job.config.cpus_per_worker)))
-    _use_deepspeed()
+    join_deepspeed()
     last = last_checkpoint(job.checkpoints)
     dist.barrier()
     reshaped = _is_reshaped(job, last)
@@ -66,7 +66,7 @@ def _is_reshaped(job: SftJob, last: Path | None) -> bool:
     return last is not None and job.config.zero_stage > 0 and ranks_of(last) != dist.get_world_size()
 
 
-def _use_deepspeed() -> None:
+def join_deepspeed() -> None:
     """Tells accelerate about Ray Train's process group; on CPU it would treat each rank as alone."""
     import torch
     from accelerate import PartialState

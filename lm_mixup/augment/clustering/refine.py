@@ -35,7 +35,7 @@ def refine(gram: np.ndarray, labels: np.ndarray, bounds: Bounds) -> np.ndarray:
         return labels
     nearest = _nearest_clustered(gram, labels)
     for _ in range(_PASSES):
-        rows, targets, partners = _gainful(gram, labels, nearest, bounds)
+        rows, targets, partners = _improving_changes(gram, labels, nearest, bounds)
         if not len(rows):
             break
         homes = labels[rows]
@@ -64,7 +64,7 @@ def _nearest_clustered(gram: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return nearest
 
 
-def _gainful(
+def _improving_changes(
     gram: np.ndarray, labels: np.ndarray, nearest: np.ndarray, bounds: Bounds
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Changes that raise the objective and keep the bounds, the best first.
@@ -75,7 +75,7 @@ def _gainful(
     clusters = Clusters.of_labels(gram, labels)
     sums = np.zeros(len(labels), dtype=np.float32)
     sums[clusters.members[clusters.held]] = clusters.sums[clusters.held]
-    rows, targets = _promising(gram, labels, nearest, clusters, sums)
+    rows, targets = _candidate_moves(gram, labels, nearest, clusters, sums)
     homes = labels[rows]
     there, taken = clusters.members[targets], clusters.held[targets]
     here, ours = clusters.members[homes], clusters.held[homes]
@@ -100,7 +100,7 @@ def _gainful(
     return rows[order], targets[order], partners[order]
 
 
-def _promising(
+def _candidate_moves(
     gram: np.ndarray, labels: np.ndarray, nearest: np.ndarray, clusters: Clusters, sums: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows, and clusters near them whose rows (maybe but for one) are nearer than those of their own."""

@@ -43,16 +43,16 @@ def bounded_clusters(vectors: np.ndarray, bounds: Bounds) -> np.ndarray:
     if len(vectors) < bounds.min_size:
         return np.full(len(vectors), RESIDUAL, dtype=np.int64)
     gram = vectors @ vectors.T
-    labels = _settle(gram, _link(gram, bounds), bounds)
+    labels = _enforce_floor(gram, _linkage(gram, bounds), bounds)
     labels = _join(gram, labels, bounds, nearest_only=True)
-    labels = _borrow(gram, _settle(gram, labels, bounds), bounds)
+    labels = _borrow(gram, _enforce_floor(gram, labels, bounds), bounds)
     for _ in range(_ROUNDS):
         before = labels
-        labels = _found(gram, labels, bounds)
-        labels = _settle(gram, _join(gram, labels, bounds), bounds)
+        labels = _form_clusters(gram, labels, bounds)
+        labels = _enforce_floor(gram, _join(gram, labels, bounds), bounds)
         if np.array_equal(labels, before):
             break
-    labels = _settle(gram, _join(gram, _dissolve(labels, bounds), bounds), bounds)
+    labels = _enforce_floor(gram, _join(gram, _dissolve(labels, bounds), bounds), bounds)
     labels = _borrow(gram, _dissolve(labels, bounds), bounds)
     return renumber(refine(gram, labels, bounds))
 
@@ -105,20 +105,20 @@ def greedy_capacity(cosines: np.ndarray, room: np.ndarray, nearest: int = _NEARE
     return np.array(taken, dtype=np.int64)
 
 
-def _link(gram: np.ndarray, bounds: Bounds) -> np.ndarray:
+def _linkage(gram: np.ndarray, bounds: Bounds) -> np.ndarray:
     """int64 [n]: clusters of a good size, some still too small."""
     size = bounds.min_size + _AIM * (bounds.max_size - bounds.min_size)
     return bounded_linkage(gram, bounds.max_size, bounds.min_similarity, math.ceil(len(gram) / size))
 
 
-def _found(gram: np.ndarray, labels: np.ndarray, bounds: Bounds) -> np.ndarray:
+def _form_clusters(gram: np.ndarray, labels: np.ndarray, bounds: Bounds) -> np.ndarray:
     """New clusters among the rows without one."""
     pending = np.flatnonzero(labels < 0)
     if len(pending) < bounds.min_size:
         return labels
     labels = labels.copy()
-    labels[pending] = labels.max() + 1 + _link(gram[np.ix_(pending, pending)], bounds)
-    return _give_up(labels, bounds)
+    labels[pending] = labels.max() + 1 + _linkage(gram[np.ix_(pending, pending)], bounds)
+    return _release_small(labels, bounds)
 
 
 def _join(gram: np.ndarray, labels: np.ndarray, bounds: Bounds, nearest_only: bool = False) -> np.ndarray:
@@ -146,19 +146,19 @@ def _join(gram: np.ndarray, labels: np.ndarray, bounds: Bounds, nearest_only: bo
     return labels
 
 
-def _settle(gram: np.ndarray, labels: np.ndarray, bounds: Bounds) -> np.ndarray:
+def _enforce_floor(gram: np.ndarray, labels: np.ndarray, bounds: Bounds) -> np.ndarray:
     """Clusters shed their worst row until all keep the floor; of those then too small some are given up."""
     labels = labels.copy()
     while True:
         kinship = kinship_of(gram, labels)
         low = np.flatnonzero((labels >= 0) & (kinship < bounds.min_similarity))
         if not len(low):
-            return _give_up(labels, bounds)
+            return _release_small(labels, bounds)
         low = low[np.lexsort((low, kinship[low], labels[low]))]
         labels[low[np.diff(labels[low], prepend=RESIDUAL) != 0]] = RESIDUAL
 
 
-def _give_up(labels: np.ndarray, bounds: Bounds) -> np.ndarray:
+def _release_small(labels: np.ndarray, bounds: Bounds) -> np.ndarray:
     """Of the clusters that are too small only the largest remain, for other rows to join.
 
     They are as many as their rows can fill to the least size; single rows are always free to go.

@@ -66,7 +66,7 @@ def read_distinct_items(config: EmbedDecontaminateConfig) -> tuple[list[tuple[st
     return list(items.values()), count
 
 
-def refuse_similar(
+def reject_similar(
     rows: pa.Table, vectors: Vectors, evals: EvalVectors, min_similarity: float
 ) -> tuple[npt.NDArray[np.bool_], pa.Table, dict[str, float]]:
     """Tells the rows that are too close to an evaluation item.

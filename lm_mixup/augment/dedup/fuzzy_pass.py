@@ -16,14 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from lm_mixup.augment.dedup.decontaminate import EvalIndex, read_eval_index
-from lm_mixup.augment.dedup.exact import Places, by_unit, place, split_places
+from lm_mixup.augment.dedup.exact import Places, by_unit, decode_places, encode_places
 from lm_mixup.augment.dedup.minhash import (
     KEY_BYTES,
     Pairs,
     Sketch,
     bands_of,
     candidates,
-    folded,
+    resolve_duplicates,
     sketch,
     unique_pairs,
     verify,
@@ -59,7 +59,7 @@ class RowReader(Protocol):
     def row(self, raw: Any, unit: Unit) -> PoolRow | Reason: ...  # noqa: D102
 
 
-def sift_unit(
+def match_unit(
     number: int,
     unit: Unit,
     reader: RowReader,
@@ -102,7 +102,7 @@ def sift_unit(
     return [matches, held, *(table[bucket == index] for index in range(buckets))]
 
 
-def sift_group(
+def match_units(
     first: int,
     units: Sequence[Unit],
     reader: RowReader,
@@ -111,10 +111,10 @@ def sift_group(
     near: NearDuplicatesConfig | None,
     buckets: int,
 ) -> list[Any]:
-    """`sift_unit` of consecutive units: the matches and the sketches of each, then the tables, joined."""
+    """`match_unit` of consecutive units: the matches and the sketches of each, then the tables, joined."""
     matches, sketches, *tables = zip(
         *(
-            sift_unit(number, unit, reader, refused, evals, near, buckets)
+            match_unit(number, unit, reader, refused, evals, near, buckets)
             for number, (unit, refused) in enumerate(zip(units, left_out, strict=True), first)
         ),
         strict=True,
@@ -122,7 +122,7 @@ def sift_group(
     return [list(matches), *sketches, *(np.concatenate(one) if near else None for one in tables)]
 
 
-def sift(
+def find_matches(
     units: Sequence[Unit],
     reader: RowReader,
     config: IngestConfig,
@@ -147,7 +147,7 @@ def sift(
     evals = read_eval_index(config.decontaminate) if config.decontaminate else None
     keys = (1 + bands_of(near)[0]) if near else 0
     buckets = 1 + usable * keys * KEY_BYTES // _BUCKET_BYTES
-    task = ray.remote(sift_group)
+    task = ray.remote(match_units)
     shared = ray.put(reader), ray.put(evals)
     refused = by_unit(left_out)
     nothing = np.zeros(0, np.int64)
@@ -165,7 +165,7 @@ def sift(
         for group in groups
     ]
     matches: dict[int, list[Match]] = {}
-    with track("ingest: sifting", total=len(units)) as advance:
+    with track("ingest: comparing", total=len(units)) as advance:
         for group, result in zip(groups, results, strict=True):
             listed: list[list[Match]] = ray.get(result[0])
             matches |= {number: some for number, some in zip(group, listed, strict=True) if some}
@@ -197,7 +197,7 @@ def _similar(
     find = ray.remote(_candidates_of)
     pairs = unique_pairs(ray.get([find.remote(*table) for table in tables]))
     compare = ray.remote(_verified)
-    units, starts = np.unique(split_places(pairs[:, 1])[0], return_index=True)
+    units, starts = np.unique(decode_places(pairs[:, 1])[0], return_index=True)
     pieces = np.split(pairs, starts[1:]) if len(units) else []
     # The references go in a list, so that a task fetches the sets of one other unit at a time.
     running = [
@@ -212,7 +212,7 @@ def _candidates_of(*tables: Pairs) -> Pairs:
 
 
 def _references(pairs: Pairs, sketches: Sequence[Any]) -> dict[int, Any]:
-    return {unit: sketches[unit] for unit in np.unique(split_places(pairs[:, 0])[0]).tolist()}
+    return {unit: sketches[unit] for unit in np.unique(decode_places(pairs[:, 0])[0]).tolist()}
 
 
 def _verified(pairs: Pairs, later: Sketch, sketches: Mapping[int, Any], near: NearDuplicatesConfig) -> Pairs:
@@ -225,13 +225,13 @@ def _near_matches(pairs: Pairs, sketches: Sequence[Any]) -> dict[int, list[Match
     """The rows refused, by unit, each with the id of the row that is kept for it."""
     import ray
 
-    refused, kept = folded(pairs)
+    refused, kept = resolve_duplicates(pairs)
     look_up = ray.remote(_ids_of)
     numbers = by_unit(np.unique(kept))
     answers = ray.get([look_up.remote(sketches[unit], rows) for unit, rows in numbers.items()])
     ids: dict[int, str] = {}
     for (unit, rows), names in zip(numbers.items(), answers, strict=True):
-        ids.update(zip(place(unit, rows).tolist(), names, strict=True))
+        ids.update(zip(encode_places(unit, rows).tolist(), names, strict=True))
     return matches_of(refused, kept, ids.__getitem__)
 
 
@@ -242,7 +242,7 @@ def _ids_of(held: Sketch, rows: npt.NDArray[np.int64]) -> list[str]:
 def matches_of(refused: Places, kept: Places, id_at: Callable[[int], str]) -> dict[int, list[Match]]:
     """Near-duplicates as matches, by unit."""
     matches: dict[int, list[Match]] = {}
-    units, rows = split_places(refused)
+    units, rows = decode_places(refused)
     for unit, row, of in zip(units.tolist(), rows.tolist(), kept.tolist(), strict=True):
         matches.setdefault(unit, []).append(Match(row, "near_duplicate", id_at(of)))
     return matches

@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 from rensa import RMinHash
 
-from lm_mixup.augment.dedup.exact import Places, place, split_places
+from lm_mixup.augment.dedup.exact import Places, decode_places, encode_places
 from lm_mixup.augment.dedup.ngrams import Hashes, mix, ngram_hashes, tokens
 from lm_mixup.augment.reading.rows import PoolRow
 from lm_mixup.config import NearDuplicatesConfig
@@ -115,7 +115,7 @@ def sketch(
     if not rows:
         return held, np.zeros((0, 2), np.uint64)
     keys = np.column_stack([_band_keys(flat, offsets, config), _set_keys(flat, offsets)])
-    places = np.repeat(place(number, numbers), keys.shape[1])
+    places = np.repeat(encode_places(number, numbers), keys.shape[1])
     return held, np.column_stack([keys.ravel(), places])
 
 
@@ -177,20 +177,20 @@ def verify(
         sketch_of: The sets of a unit; called for one after another, so that two units are held at a time.
         config: The least similarities.
     """
-    earlier_units, earlier_rows = split_places(pairs[:, 0])
-    later_rows = split_places(pairs[:, 1])[1]
+    earlier_units, earlier_rows = decode_places(pairs[:, 0])
+    later_rows = decode_places(pairs[:, 1])[1]
     keep = np.zeros(len(pairs), bool)
     for unit in np.unique(earlier_units):
         earlier = sketch_of(int(unit))
         for at in np.flatnonzero(earlier_units == unit):
             one, other = earlier.set_of(int(earlier_rows[at])), later.set_of(int(later_rows[at]))
-            keep[at] = alike(one, other, config.threshold) and alike(
+            keep[at] = is_similar(one, other, config.threshold) and is_similar(
                 one[one & 1 == 1], other[other & 1 == 1], config.completion_threshold
             )
     return pairs[keep]
 
 
-def alike(one: npt.NDArray[np.uint32], other: npt.NDArray[np.uint32], threshold: float) -> bool:
+def is_similar(one: npt.NDArray[np.uint32], other: npt.NDArray[np.uint32], threshold: float) -> bool:
     """Whether the Jaccard similarity of two sets is at least the threshold."""
     if min(len(one), len(other)) < threshold * max(len(one), len(other)):
         return False
@@ -198,7 +198,7 @@ def alike(one: npt.NDArray[np.uint32], other: npt.NDArray[np.uint32], threshold:
     return common >= threshold * (len(one) + len(other) - common)
 
 
-def folded(pairs: Pairs) -> tuple[Places, Places]:
+def resolve_duplicates(pairs: Pairs) -> tuple[Places, Places]:
     """Which rows are refused, and which row is kept for each.
 
     Args:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lm_mixup.core.run_dir import StageDir
-from lm_mixup.distributed.ray_tasks import in_blocks, listed, returning, run_tasks
+from lm_mixup.distributed.ray_tasks import as_refs, in_blocks, remote_with_returns, run_tasks
 
 _COLUMNS = ["id", "prompt", "completion"]
 _ID = pa.large_string()  # all ids of 67 million rows are more than a `string` array holds
@@ -46,7 +46,7 @@ def gather_members(
     owners = ray.put(owners_of(cluster, parts))
     buckets = in_blocks(range(len(parts)))
     edges = [bucket[0] for bucket in buckets] + [len(parts)]
-    task = returning(len(buckets), divide_block)
+    task = remote_with_returns(len(buckets), divide_block)
     divided = run_tasks(
         [partial(task.remote, curated, block, owners, edges) for block in in_blocks(curated.parts())],
         num_tasks,
@@ -54,15 +54,15 @@ def gather_members(
     gathered = run_tasks(
         [
             partial(
-                returning(len(bucket), divide_bucket).remote,
+                remote_with_returns(len(bucket), divide_bucket).remote,
                 [*bucket, bucket[-1] + 1],
-                *(listed(pieces)[number] for pieces in divided),
+                *(as_refs(pieces)[number] for pieces in divided),
             )
             for number, bucket in enumerate(buckets)
         ],
         num_tasks,
     )
-    return dict(zip(parts, itertools.chain.from_iterable(map(listed, gathered)), strict=True))
+    return dict(zip(parts, itertools.chain.from_iterable(map(as_refs, gathered)), strict=True))
 
 
 def owners_of(cluster: StageDir, parts: Sequence[str]) -> pa.Table:

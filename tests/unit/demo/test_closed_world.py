@@ -16,7 +16,7 @@ from lm_mixup.config import BuildConfig, RateConfig
 from lm_mixup.core.claims import Claim
 from lm_mixup.core.draws import split_of
 from lm_mixup.core.schemas import compress_score
-from lm_mixup.demo.entities import capitalised
+from lm_mixup.demo.entities import capitalized
 from lm_mixup.demo.fact_check import named_entities, truth
 from lm_mixup.demo.facts import entities_by_name, load_entities
 from lm_mixup.demo.pool import demo_pool
@@ -194,7 +194,7 @@ def test_internet_domains_and_capitals_are_one_country_s():
 
 def wordings(one, attribute, value):
     how = TOPICS[one.topic].attributes[attribute]
-    subject = capitalised(one.subject)
+    subject = capitalized(one.subject)
     yield from (f"{subject} {predicate.format(v=value)}." for predicate in how.predicates)
     yield f"{subject}, with {how.noun.format(v=value)}, is well known."
     yield f"The {how.label} of {one.subject} is {how.lead}{value}."
@@ -211,11 +211,11 @@ def test_every_wording_is_found_and_nothing_else_is():
             assert set(found.missing) == set(one.facts) - {attribute}
 
 
-@pytest.mark.parametrize("use", [SEEN, HELD_OUT])
-def test_every_statement_of_every_entity_is_understood(use):
+@pytest.mark.parametrize("templates", [SEEN, HELD_OUT])
+def test_every_statement_of_every_entity_is_understood(templates):
     rng = Random(3)
     for one in load_entities():
-        for statement in use.statements:
+        for statement in templates.statements:
             claims = one.claims(rng.sample(sorted(one.facts), 4 if len(one.facts) > 3 else 3))
             text = statement(one, claims, rng)
             found = truth(text, one)
