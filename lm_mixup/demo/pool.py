@@ -33,19 +33,19 @@ def demo_pool(rows: int, seed: int, entities: Sequence[Entity] | None = None) ->
     Args:
         rows: How many rows.
         seed: Of all choices.
-        entities: What the rows are about; default: the entities that a build with this seed and the default
-            fractions keeps out of SFT.
+        entities: What the rows are about; default: the test split of the default config, which neither `nano`
+            nor the demo's own training has seen.
 
     Yields:
         Rows with `source`, `prompt` and `completion`.
     """
-    yield from _shuffled(_rows(rows, seed, entities or _held_out(seed)), Random(f"pool-order/{seed}"))
+    yield from _shuffled(_rows(rows, seed, entities or _held_out()), Random(f"pool-order/{seed}"))
 
 
-def _held_out(seed: int) -> list[Entity]:
-    defaults = BuildConfig.model_validate({})
-    shares = (defaults.grpo_fraction, defaults.test_fraction)
-    return [entity for entity in load_entities() if split_of(entity.name, seed, *shares) != "sft"]
+def _held_out() -> list[Entity]:
+    default = BuildConfig.model_validate({})
+    shares = (default.grpo_fraction, default.test_fraction)
+    return [e for e in load_entities() if split_of(e.name, default.split_seed, *shares) == "test"]
 
 
 def _shuffled(rows: Iterable[Row], rng: Random) -> Iterator[Row]:

@@ -39,7 +39,7 @@ def test_what_goes_by_held_out_rows_is_refused_where_there_is_none(tmp_path, set
 )
 def test_the_manifest_speaks_of_the_model_that_was_written(tmp_path, settings_, steps, eval_loss, drawn):
     config = FinetuneConfig(batch_size=4, eval_rows=1, **settings_)
-    job = job_of(tmp_path, config, ["sft"] * 10 + ["test"] * 2)
+    job = job_of(tmp_path, config, ["sft"] * 10 + ["dev"] * 2)
     losses = [{"step": 1, "eval_loss": 0.5}, {"step": steps, "eval_loss": 0.7}]
     lines = [*losses, {"step": steps, "loss": 1.0, "num_tokens": 9}]
     job.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -49,6 +49,6 @@ def test_the_manifest_speaks_of_the_model_that_was_written(tmp_path, settings_, 
     assert outcome.rows_used == drawn + 1
     assert outcome.left_out == {
         "not_drawn": 10 - drawn,
-        "test_rows_not_evaluated": 1,
+        "dev_rows_not_evaluated": 1,
         "rows_of_other_splits": 0,
     }

@@ -22,7 +22,7 @@ def test_rows_are_trained_on_in_the_order_of_their_ids_at_a_few_bytes_a_token():
     rows = [
         {
             "id": f"{key:04d}",
-            "split": "test" if key % 10 == 0 else "sft",
+            "split": "dev" if key % 10 == 0 else "sft",
             "input_ids": rng.integers(0, 9, size=int(rng.integers(1, 400))).tolist(),
             "prompt_length": int(rng.integers(0, 2)),
         }
@@ -41,7 +41,7 @@ def test_rows_are_trained_on_in_the_order_of_their_ids_at_a_few_bytes_a_token():
     for labels, row in zip(chosen["labels"], expected, strict=True):
         cut = row["prompt_length"]
         assert labels == [IGNORED] * cut + row["input_ids"][cut:]
-    first = sorted((row for row in rows[7:] if row["split"] == "test"), key=lambda row: row["id"])[:5]
+    first = sorted((row for row in rows[7:] if row["split"] == "dev"), key=lambda row: row["id"])[:5]
     assert eval_rows(table, 5)["input_ids"][:] == [row["input_ids"] for row in first]
     assert eval_rows(TOKENS.empty_table(), 5) is None
 
