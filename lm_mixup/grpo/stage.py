@@ -97,7 +97,7 @@ def grpo(
         left_out={
             "not_drawn": max(0, len(prompts) - drawn),
             "held_out": len(held_out),
-            "test_rows_not_evaluated": others,
+            "dev_rows_not_evaluated": others,
         },
         files=[f"grpo/model/{path.name}" for path in sorted((out.local / "model").iterdir())],
     )

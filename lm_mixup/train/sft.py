@@ -41,7 +41,7 @@ def sft(
     Writes the encoded rows as parts, `metrics.jsonl`, `checkpoints/` and `model/` (Hugging Face format).
 
     Args:
-        mixture: The MIXTURE rows; split `sft` is trained on, split `test` is evaluated.
+        mixture: The MIXTURE rows; split `sft` is trained on, split `dev` is evaluated.
         out: The stage directory.
         config: The `sft` section.
         model: The `model` section: what training starts from.

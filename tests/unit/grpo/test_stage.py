@@ -1,4 +1,4 @@
-"""The prompts of GRPO: encoded, refused where too long, with their poor texts where rewards ask for them."""
+"""The prompts of the stage: encoded, rejected if too long, with their inputs if custom rewards need them."""
 
 from __future__ import annotations
 
