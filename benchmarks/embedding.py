@@ -61,10 +61,10 @@ def load(dtype: str = "float32", attention: str = "sdpa") -> Any:
     import torch
     from sentence_transformers import SentenceTransformer
 
-    from lm_mixup.models.embedder import resolve_path
+    from lm_mixup.models.resolve import embedder_folder
 
     kwargs = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
-    model = SentenceTransformer(resolve_path("minilm"), device="cpu", model_kwargs=kwargs)
+    model = SentenceTransformer(embedder_folder("minilm"), device="cpu", model_kwargs=kwargs)
     model.max_seq_length = MAX_LENGTH
     return model
 

@@ -104,7 +104,7 @@ class Vowels:
         from lm_mixup.rewards.workers import RewardScores
 
         total = np.array([vowels(text) for text in batch.completions])
-        return RewardScores(total, {"quality": total, "alignment": 0 * total, "format": 0 * total})
+        return RewardScores(total, {"quality": total, "alignment": 0 * total, "format": 0 * total, "faithfulness": 0 * total})
 
 
 def run_ours(args: argparse.Namespace) -> dict[str, Any]:
@@ -112,11 +112,11 @@ def run_ours(args: argparse.Namespace) -> dict[str, Any]:
     from lm_mixup.distributed.ray_cluster import start_ray
     from lm_mixup.grpo.checkpoint import Progress
     from lm_mixup.grpo.learner.learner import Learner
-    from lm_mixup.grpo.loop import Parts, train
+    from lm_mixup.grpo.loop import Actors, train
     from lm_mixup.grpo.placement import reserve
     from lm_mixup.grpo.rollout.pool import RolloutPool
     from lm_mixup.grpo.types import Prompt
-    from lm_mixup.models.policy import model_folder
+    from lm_mixup.models.resolve import model_folder
 
     os.environ.setdefault("RAY_worker_niceness", "0")  # as TRL's process has it; by default Ray's yield
     start_ray(RayConfig())
@@ -140,9 +140,9 @@ def run_ours(args: argparse.Namespace) -> dict[str, Any]:
     prompts = [Prompt(str(i), "qa", ids, "") for i, ids in enumerate(prompt_ids(args))]
     rollout = RolloutPool(folder, model, config, placement)
     learner = Learner(folder, model, config, 0, placement)
-    parts = Parts(rollout, Vowels(), learner, rewards, probe=prompts[0].token_ids[:128])  # type: ignore[arg-type]
+    actors = Actors(rollout, Vowels(), learner, rewards, probe=prompts[0].token_ids[:128])  # type: ignore[arg-type]
     lines: list[dict[str, Any]] = []
-    train(parts, prompts, config, 0, Progress(), lambda step: None, lambda done, line: lines.append(line))
+    train(actors, prompts, config, 0, Progress(), lambda step: None, lambda done, line: lines.append(line))
     kept = lines[WARM_UP:]
     keys = ("step", "rollout", "reward", "update", "sync")
     return {
@@ -208,7 +208,7 @@ def run_trl(args: argparse.Namespace) -> dict[str, Any]:
 def run_vllm(args: argparse.Namespace) -> dict[str, Any]:
     from vllm import LLM, SamplingParams
 
-    from lm_mixup.models.policy import model_folder
+    from lm_mixup.models.resolve import model_folder
 
     engine = LLM(  # type: ignore[call-arg]
         model=model_folder(args.model),

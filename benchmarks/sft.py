@@ -67,7 +67,8 @@ def encode(args: Any) -> dict[str, Any]:
     from lm_mixup.config import ModelConfig
     from lm_mixup.core.run_dir import RunDir
     from lm_mixup.distributed.map_parts import receipt_of
-    from lm_mixup.models.policy import load_tokenizer, model_folder
+    from lm_mixup.models.policy import load_tokenizer
+    from lm_mixup.models.resolve import model_folder
     from lm_mixup.train.tokenize import COLUMNS, encode_rows
 
     mixture = RunDir(args.run_dir).stage("mixture")
@@ -90,8 +91,8 @@ def make_job(args: Any) -> Any:
     """What the workers of the `sft` stage are given."""
     from lm_mixup.config import ModelConfig, SftConfig
     from lm_mixup.core.run_dir import RunDir
-    from lm_mixup.models.policy import model_folder
-    from lm_mixup.train.job import SftJob
+    from lm_mixup.models.resolve import model_folder
+    from lm_mixup.train.checkpoint import SftJob
 
     config = SftConfig(
         max_steps=args.warm_up + args.steps,
@@ -161,7 +162,7 @@ def run_trl(args: Any) -> None:
 
 def in_processes_of_its_own(side: str, args: Any, argv: list[str]) -> dict[str, float]:
     """Runs a side and reads its log, which both sides' trainers write in the same way."""
-    from lm_mixup.train.checkpoint import read_metrics
+    from lm_mixup.train.tracking import read_metrics
 
     ranks = args.workers if side == "ours" or on_gpu() else 1
     env = os.environ | {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": str(args.workers // ranks)}

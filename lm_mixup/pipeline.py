@@ -104,7 +104,7 @@ def chosen_stages(verb: str, config: Config, options: Options) -> dict[str, Stag
 
 def _check_inputs(stages: Mapping[str, Stage], config: Config, run: RunDir) -> None:
     """Refuses at once what would fail after minutes: missing inputs, models and pools."""
-    from lm_mixup.models.policy import check_model_path
+    from lm_mixup.models.resolve import check_model_path
 
     check_model_path(config.model.path)
     for stage in stages.values():

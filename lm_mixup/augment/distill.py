@@ -1,9 +1,9 @@
-"""The distill stage: one dense row from each cluster, written by the trained policy (paper section 3.4)."""
+"""Stage `distill`: the trained policy writes one dense row from each cluster (paper section 3.4)."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from lm_mixup.core.task_types import (
     write_input,
 )
 from lm_mixup.distributed.map_parts import PartResult, map_parts
+from lm_mixup.models.resolve import model_folder, portable_path
 
 DEMONSTRATION_NOTICE = (
     "this policy is the demonstration model: it has read the closed world only and does not understand open "
@@ -39,23 +40,16 @@ def distill(
     config: DistillConfig,
     model: ModelConfig,
 ) -> Outcome:
-    """Writes one row a cluster.
+    """Writes one row per cluster.
 
     Clusters whose prompt is too long, or whose output does not parse, are rejected with a reason and the raw
     text. Each part of clusters is one unit of work; an actor holds one engine. The members of the clusters
-    still to be distilled are gathered first (`members.gather_members`).
-
-    Args:
-        cluster: Clusters (`records.CLUSTER`).
-        curated: The rows they are made of.
-        out: Where distilled rows go.
-        policy: Folder or Hub name of the trained distiller.
-        config: The `distill` section.
-        model: How model files are loaded.
+    still to be distilled are gathered first (`gather_members`).
     """
     from lm_mixup.distributed.ray_cluster import has_gpu
     from lm_mixup.models.engine import engine_environment
 
+    policy = portable_path(policy)
     parts, done = cluster.parts(), out.receipts()
     pending = [part for number, part in enumerate(parts) if number not in done]
     members = gather_members(cluster, curated, pending, config.num_tasks) if pending else {}
@@ -86,8 +80,8 @@ def distill_with_trained(
 
 
 def is_demonstration(policy: str) -> bool:
-    """Whether a model folder holds the embedded demonstration model or what was trained from it."""
-    config = Path(policy) / "config.json"
+    """Whether a model is the embedded demonstration model, or was trained from it."""
+    config = Path(model_folder(policy)) / "config.json"
     return config.is_file() and "lm_mixup_demonstration" in json.loads(config.read_text(encoding="utf-8"))
 
 
@@ -97,26 +91,26 @@ def make_distiller(
     """Loads the policy into an engine; returns the function that distils one part of clusters.
 
     Args:
-        cluster: Clusters.
         members: For each part of clusters a reference to its members.
-        policy: Folder or Hub name of the trained distiller.
-        config: The `distill` section.
-        model: How model files are loaded.
     """
     import ray
 
     from lm_mixup.models.engine import Engine, Sampling
-    from lm_mixup.models.policy import encode_prompt, load_tokenizer, policy_dtype
+    from lm_mixup.models.policy import encode_prompt, load_tokenizer
 
     tokenizer = load_tokenizer(policy, model)
-    engine = Engine(
+    engine = Engine.from_config(
         policy,
-        dtype=str(policy_dtype(model)).removeprefix("torch."),
+        model,
         max_model_len=config.max_prompt_length + config.max_completion_length,
         tensor_parallel_size=config.tensor_parallel_size,
-        trust_remote_code=model.trust_remote_code,
     )
-    sampling = Sampling(n=1, temperature=config.temperature, max_tokens=config.max_completion_length)
+    sampling = Sampling(
+        n=1,
+        temperature=config.temperature,
+        max_tokens=config.max_completion_length,
+        repetition_penalty=config.repetition_penalty,
+    )
 
     def work(part: str) -> PartResult:
         clusters = cluster.read_part(part).to_pylist()
@@ -128,14 +122,16 @@ def make_distiller(
             if len(token_ids) > config.max_prompt_length:
                 rejected.append(_reject(row, "prompt_too_long", ""))
             else:
-                prompts.append((row, token_ids))
-        seeds = [int(row["cluster_id"][:7], 16) for row, _ in prompts]
-        drawn = engine.generate([token_ids for _, token_ids in prompts], sampling, seeds)
+                prompts.append((row, inputs, token_ids))
+        seeds = [int(row["cluster_id"][:7], 16) for row, _, _ in prompts]
+        drawn = engine.generate([token_ids for _, _, token_ids in prompts], sampling, seeds)
         rows = []
-        for (row, _), (completion,) in zip(prompts, drawn, strict=True):
+        for (row, inputs, _), (completion,) in zip(prompts, drawn, strict=True):
             central = texts[row["central_id"]]["prompt"]
             try:
-                rows.append(distilled_row(row, completion.text, central, finished=completion.finished))
+                rows.append(
+                    distilled_row(row, completion.text, central, inputs, finished=completion.finished)
+                )
             except FormatError as error:
                 rejected.append(_reject(row, str(error), completion.text))
         return PartResult(
@@ -148,14 +144,15 @@ def make_distiller(
 
 
 def distilled_row(
-    cluster: dict[str, Any], raw: str, central_prompt: str, *, finished: bool
+    cluster: dict[str, Any], raw: str, central_prompt: str, inputs: Sequence[str], *, finished: bool
 ) -> dict[str, Any]:
     """The distilled row that the policy's text stands for.
 
     Args:
-        cluster: A row of `records.CLUSTER`, with `task_type`.
+        cluster: A row of `schemas.CLUSTER`, with `task_type`.
         raw: The policy's text.
         central_prompt: The prompt of the cluster's most central member, which a paragraph answers.
+        inputs: What the policy was shown, which its text is measured against.
         finished: Whether the policy ended by itself.
 
     Raises:
@@ -174,6 +171,7 @@ def distilled_row(
         "cot": output.cot,
         "raw": raw,
         "parent_ids": cluster["member_ids"],
+        "inputs": list(inputs),
     }
 
 

@@ -30,7 +30,9 @@ class AugmentConfig(Section):
         "`hf:ORG/NAME[:CONFIG][@SPLIT]`; `world`: the demo pool.",
     )
     policy: str | None = Field(
-        None, description="Distiller to use; default: grpo/model of this run, else sft/model."
+        None,
+        description="Distiller to use: whatever `model.path` takes; default: grpo/model of this run, else "
+        "sft/model.",
     )
     demo_policy: bool = Field(
         False,
@@ -174,17 +176,33 @@ class DistillConfig(Section):
     max_prompt_length: int = Field(2400, ge=8, description="Tokens; longer prompts are refused.")
     max_completion_length: int = Field(2400, ge=8, description="Tokens; what is longer is cut off.")
     temperature: float = Field(0.0, ge=0, description="Of sampling; 0 is greedy.")
+    repetition_penalty: float = Field(
+        1.0,
+        gt=0,
+        description="Above 1: tokens that the prompt or the output holds are less likely (paper: 1.05).",
+    )
     num_tasks: int = resources(2, ge=1, description="Tasks at a time that gather the members of clusters.")
     num_actors: int = resources(1, ge=1, description="Actors that work at a time.")
     num_cpus: float = resources(1.0, gt=0, description="CPUs (and CPU threads) of an actor.")
     tensor_parallel_size: int = resources(1, ge=1, description="GPUs of one engine.")
 
 
+class RateDistilledConfig(Section):
+    """The gate that distilled rows pass before they are rated."""
+
+    min_faithfulness: float = Field(
+        0.6, ge=0, le=1, description="Least faithfulness to the inputs; one unsupported fact gives 0.5 at most."
+    )
+    min_coverage: float = Field(
+        0.5, ge=0, le=1, description="Least share of the inputs' information that a distilled row carries."
+    )
+
+
 class PerplexityConfig(Section):
     """The pass over all rows that `select.method: perplexity` asks for, and no other method."""
 
     model: str | None = Field(
-        None, description="Whose perplexity: a Hub name, folder or `nano`; default: model.path."
+        None, description="Whose perplexity: whatever `model.path` takes; default: model.path."
     )
     take: Literal["low", "mid", "high"] = Field(
         "mid", description="Lowest first, nearest to the median first, or highest first."

@@ -13,7 +13,9 @@ class ModelConfig(Section):
     """The policy model that is trained to distil."""
 
     path: str = Field(
-        "nano", description="Hub name, local folder, `nano` (the packaged model) or `nano-untrained`."
+        "nano",
+        description="Hub name, local folder, `smollm2` (SmolLM2-135M-Instruct), `smollm2-distiller`, `nano` "
+        "(the packaged model of the demo) or `nano-untrained`.",
     )
     revision: str | None = Field(None, description="Hub revision: a branch, tag or commit.")
     trust_remote_code: bool = Field(
@@ -85,7 +87,7 @@ class ChatConfig(Section):
     base_url: UrlWithoutQuery | None = Field(
         None, description="Of the server, for backend `openai`; default: OpenAI's."
     )
-    model: str | None = Field(None, description="Name on the server; for `vllm` a folder or Hub name.")
+    model: str | None = Field(None, description="Name on the server; for `vllm` whatever `model.path` takes.")
     api_key_env: KeyVariable | None = resources(
         None, description="Name of the environment variable that holds the key."
     )
@@ -154,6 +156,19 @@ class ChatConfig(Section):
 
 class RateConfig(ChatConfig):
     """The judge."""
+
+    relevance: bool = Field(
+        True,
+        description="Offline: embed prompt and answer, and rate low what answers another prompt; off: many "
+        "times as fast.",
+    )
+
+    def unused(self) -> list[str]:
+        """As of every chat model; relevance is the offline judge's."""
+        return [
+            *super().unused(),
+            *(["relevance"] if self.backend != "offline" and not self.relevance else []),
+        ]
 
 
 class TeacherConfig(ChatConfig):

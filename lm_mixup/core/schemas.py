@@ -39,6 +39,10 @@ RATING = pa.schema(
     ]
 )
 
+# Of a judge that was shown a distilled row's sources: how far they bear out what it says, 1 to 10, and what
+# it quotes of the row as not borne out. Null where no judge was shown them.
+SOURCE_RATING = pa.schema([("faithfulness_rating", pa.int8()), ("unsupported_quotes", _STRINGS)])
+
 CURATION = pa.schema([("curated_score", pa.int8()), ("confidence", pa.float32())])
 
 CLUSTER = pa.schema(
@@ -75,6 +79,18 @@ DISTILLED = pa.schema(
         ("cot", pa.string()),
         ("raw", pa.string()),
         ("parent_ids", _STRINGS),
+        ("inputs", _STRINGS),
+    ]
+)
+
+# How far a distilled row's inputs bear it out, and the spans of prompt and completion that they do not, each with
+# its kind (`rewards.faithfulness.Span`).
+FAITHFULNESS = pa.schema(
+    [
+        ("faithfulness", pa.float32()),
+        ("coverage", pa.float32()),
+        ("unsupported", _STRINGS),
+        ("unsupported_kinds", _STRINGS),
     ]
 )
 

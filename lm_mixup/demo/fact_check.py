@@ -1,6 +1,6 @@
-"""Checks a text against the closed world: which facts it claims, which of them are right.
+"""Checks a text against the closed world: which facts it claims, and which of them are right.
 
-A claim is found by the wordings of `backends.wording`, right value or wrong; text in other words claims
+A claim is found by the wording of `demo.topics`, with a right or wrong value; text in other words claims
 nothing. A sentence speaks of the entity that it names first, or else of the one before; an entity named as a
 value (`orbits Jupiter`) does not count. A question claims nothing.
 """
@@ -52,7 +52,6 @@ def truth(text: str, entity: Entity) -> Truth:
     Args:
         text: A pair's or an answer's text: prose, or any of the five task formats. Options of a
             multiple-choice question count as claims only where the answer picks them.
-        entity: The entity of the closed world.
     """
     stated = [claim for named, claim in _claims(text) if named in (None, entity)]
     claimed = tuple(
@@ -199,10 +198,7 @@ def recall(task_type: TaskType, completion: str, reference: str, entities: Seque
     """Compares the claims of a completion with those of its reference.
 
     Args:
-        task_type: The task of both.
         completion: The policy's raw text, tags included. One that does not parse claims nothing.
-        reference: The target's answer text.
-        entities: Names of what the reference is about.
     """
     answer = answer_of(task_type, completion)
     wanted = _claims_about(reference, entities)

@@ -17,7 +17,7 @@ from lm_mixup.core.nearest import knn
 from lm_mixup.core.run_dir import Outcome, StageDir
 from lm_mixup.core.schemas import content_id, table
 from lm_mixup.core.task_types import INSTRUCTIONS
-from lm_mixup.core.value_counts import census
+from lm_mixup.core.value_counts import count_values
 from lm_mixup.distributed.map_parts import PartResult, Work, map_parts
 from lm_mixup.mixture.assemble import SCHEMA
 from lm_mixup.mixture.degradation.compose import Composed, GoodRow, Unfit, merge, union, with_noise
@@ -214,7 +214,7 @@ def compose_part(
         rows_made,
         table(rejected, REJECTED),
         rows_in=len(made) + len(rejected),
-        metrics={"inputs": sum(len(row["inputs"]) for row in made), **census(rows_made)},
+        metrics={"inputs": sum(len(row["inputs"]) for row in made), **count_values(rows_made)},
     )
 
 

@@ -6,9 +6,7 @@ inference exactly as it was trained. Weights are read from safetensors only.
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from lm_mixup.config import ModelConfig
 from lm_mixup.core.errors import InputError
 from lm_mixup.core.task_types import write_output, write_prompt
+from lm_mixup.models.resolve import UNTRAINED_NANO, check_model_path, model_folder
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-NANO, UNTRAINED_NANO = "nano", "nano-untrained"
 IM_START, IM_END, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 CHATML = (
@@ -32,87 +30,11 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_PACKAGED = Path(__file__).parent / "nano"
 
-
-def check_model_path(path: str) -> None:
-    """Refuses a path that can be neither a model folder nor a Hub name, before anything heavy starts.
-
-    Args:
-        path: Hub name, local folder, `nano` or `nano-untrained`.
-
-    Raises:
-        InputError: No such folder, or the folder holds no model.
-    """
-    if path in (NANO, UNTRAINED_NANO):
-        return
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise InputError(
-                f"model.path {path}: the folder holds no config.json; give a Hugging Face model folder"
-            )
-    elif not _HUB_NAME.fullmatch(path):
-        raise InputError(
-            f"model.path {path}: no such folder; give a model folder, a Hub name (org/name) or `{NANO}`"
-        )
-
-
-def context_length(model: ModelConfig) -> int | None:
-    """Tokens that a model was made to read, by its config.json; None where that does not tell.
-
-    It does not where positions are stretched (rope scaling), nor where a Hub model cannot be reached now:
-    loading it will say so.
-    """
-    folder = Path(model_folder(model.path))
-    if model.path == UNTRAINED_NANO:
-        return None
-    if not folder.is_dir():
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-        try:
-            folder = Path(hf_hub_download(model.path, "config.json", revision=model.revision)).parent
-        except (HfHubHTTPError, LocalEntryNotFoundError):
-            return None
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if rope.get("rope_type", rope.get("type", "default")) != "default":
-        return None
-    length: int | None = config.get("max_position_embeddings")
-    return length
-
-
-def check_length(model: ModelConfig, tokens: int, keys: str) -> None:
-    """Refuses sequences that are longer than the model reads.
-
-    Args:
-        model: The model.
-        tokens: Tokens of the longest sequence.
-        keys: The config keys that ask for them.
-
-    Raises:
-        InputError: They are too many.
-    """
-    limit = context_length(model)
-    if limit is not None and tokens > limit:
-        raise InputError(f"{keys}: {tokens} tokens, but {model.path} reads {limit} at most; lower it")
-
-
-def model_folder(path: str) -> str:
-    """The Hub name or folder of a model: `nano` is the one that the package carries.
-
-    A folder is made absolute, because Ray Train's workers have another working directory.
-    """
-    if path == NANO:
-        return str(_PACKAGED)
-    folder = Path(path).expanduser()
-    return str(folder.resolve()) if folder.is_dir() else path
-
-
-def load_tokenizer(path: str | Path, model: ModelConfig) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: str | Path, model: ModelConfig, key: str = "model.path") -> PreTrainedTokenizerBase:
     """The tokenizer at a Hub name or folder, with a chat template, an end-of-sequence and a padding token.
+
+    `key` is the config key that names the model, for messages.
 
     Raises:
         InputError: It cannot be loaded, or lacks a chat template or an end-of-sequence token.
@@ -120,13 +42,11 @@ def load_tokenizer(path: str | Path, model: ModelConfig) -> PreTrainedTokenizerB
     from transformers import AutoTokenizer
 
     options = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
-    tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, path, **options)
+    tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, path, key, **options)
     if tokenizer.chat_template is None:
-        raise InputError(
-            f"model.path {path}: its tokenizer has no chat template; use an instruction-tuned model"
-        )
+        raise InputError(f"{key} {path}: its tokenizer has no chat template; use an instruction-tuned model")
     if tokenizer.eos_token_id is None:
-        raise InputError(f"model.path {path}: no end-of-sequence token; set eos_token in its tokenizer")
+        raise InputError(f"{key} {path}: no end-of-sequence token; set eos_token in its tokenizer")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -147,6 +67,7 @@ def load_policy(path: str | Path, model: ModelConfig) -> PreTrainedModel:
     policy: PreTrainedModel = _load(
         AutoModelForCausalLM,
         path,
+        "model.path",
         revision=model.revision,
         trust_remote_code=model.trust_remote_code,
         dtype=policy_dtype(model),
@@ -165,17 +86,17 @@ def policy_dtype(model: ModelConfig) -> torch.dtype:
     return dtype
 
 
-def _load(auto_class: Any, path: str | Path, **options: Any) -> Any:
-    check_model_path(str(path))
+def _load(auto_class: Any, path: str | Path, key: str, **options: Any) -> Any:
+    check_model_path(str(path), key)
     if str(path) == UNTRAINED_NANO:
-        raise InputError(f"model.path {path}: has no weights before the sft stage has made them")
+        raise InputError(f"{key} {path}: has no weights before the sft stage has made them")
     folder = Path(model_folder(str(path)))
     try:
         return auto_class.from_pretrained(folder if folder.is_dir() else str(path), **options)
     except (OSError, ValueError) as error:
         where = "" if folder.is_dir() else " (no such folder here, and not loaded from the Hub)"
         reason = " ".join(str(error).split())
-        raise InputError(f"model.path {path}{where}: {reason:.300}") from error
+        raise InputError(f"{key} {path}{where}: {reason:.300}") from error
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, instruction: str, inputs: Sequence[str]) -> list[int]:

@@ -20,7 +20,7 @@ from markupsafe import Markup
 
 from lm_mixup.config import ReportConfig
 from lm_mixup.core.run_dir import Outcome, RunDir
-from lm_mixup.core.value_counts import splits_in, tables_of, without_census
+from lm_mixup.core.value_counts import splits_in, tables_of, without_value_counts
 from lm_mixup.report import figures
 from lm_mixup.report.charts import Chart, draw_charts
 from lm_mixup.report.gather import RunFacts, gather
@@ -160,9 +160,9 @@ def _clip(text: str) -> str:
 
 
 def _flat(metrics: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested metrics as (dotted name, value), lists cut to something that fits a line; no census."""
+    """Nested metrics as (dotted name, value), lists cut to something that fits a line; no value counts."""
     pairs: list[tuple[str, Any]] = []
-    for key, value in without_census(metrics).items():
+    for key, value in without_value_counts(metrics).items():
         if isinstance(value, dict):
             pairs += _flat(value, f"{prefix}{key}.")
         else:

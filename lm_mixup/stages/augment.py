@@ -6,7 +6,8 @@ from typing import Any
 
 from lm_mixup.config import Config
 from lm_mixup.core.errors import InputError
-from lm_mixup.stages.stage import Stage, file_versions
+from lm_mixup.models.resolve import check_model_path, model_version
+from lm_mixup.stages.stage import Stage, file_versions, section_identity
 
 
 def _check_pool(config: Config) -> None:
@@ -38,12 +39,11 @@ def _eval_versions(config: Config) -> list[list[str]]:
 def _check_policy(config: Config) -> None:
     """Refuses a distiller that is not there, and the demonstration model on a pool that it cannot read."""
     from lm_mixup.augment.distill import is_demonstration
-    from lm_mixup.models.policy import check_model_path, model_folder
 
     policy = config.augment.policy or config.model.path
-    check_model_path(policy)
+    check_model_path(policy, "model.path" if config.augment.policy is None else "augment.policy")
     own = config.augment.pool != "world" and not config.augment.demo_policy
-    if own and is_demonstration(model_folder(policy)):
+    if own and is_demonstration(policy):
         raise InputError(
             f"augment.policy: {policy} is the demonstration model, which understands the closed world alone; "
             "what it writes about other pools is wrong. Name a real model, or set augment.demo_policy=true "
@@ -52,7 +52,8 @@ def _check_policy(config: Config) -> None:
 
 
 def _policy_versions(config: Config) -> list[str]:
-    return file_versions(config.augment.policy) if config.augment.policy is not None else []
+    policy = config.augment.policy
+    return [] if policy is None else model_version(policy) or file_versions(policy)
 
 
 def _by_perplexity(config: Config) -> bool:
@@ -70,7 +71,7 @@ def _perplexity_identity(config: Config) -> Any:
     from lm_mixup.augment.perplexity import measuring_model
 
     measured = config.select.perplexity
-    return [measuring_model(measured, config.model).identity(), measured.max_length]
+    return [section_identity(measuring_model(measured, config.model)), measured.max_length]
 
 
 def _perplexity_versions(config: Config) -> list[str]:
@@ -139,7 +140,7 @@ STAGES = (
         "rate_distilled",
         "lm_mixup.augment.rate_distilled:rate_distilled",
         inputs=("distill",),
-        settings=("rate", "embedder", "select.neighbors", "select.min_score"),
+        settings=("rate", "embedder", "select.neighbors", "select.min_score", "rate_distilled"),
     ),
     Stage(
         "perplexity",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from lm_mixup.config import Config
 from lm_mixup.core.errors import InputError
+from lm_mixup.models.resolve import model_version
 from lm_mixup.stages.stage import Stage, file_versions
 
 
 def _check_finetune(config: Config) -> None:
-    from lm_mixup.models.policy import check_length
+    from lm_mixup.models.resolve import check_length
     from lm_mixup.train.finetune import check_base
     from lm_mixup.train.tracking import check_tracking
 
@@ -20,8 +21,10 @@ def _check_finetune(config: Config) -> None:
     check_tracking(config.tracking)
 
 
-def _train_versions(config: Config) -> list[str]:
-    return file_versions(config.finetune.train) if config.finetune.train is not None else []
+def _versions(config: Config) -> list[list[str]]:
+    chosen = config.finetune
+    rows = file_versions(chosen.train) if chosen.train is not None else []
+    return [rows, model_version((chosen.model or config.model).path)]
 
 
 _SETTINGS = ("finetune", "model", "data", "seed", "tracking")
@@ -34,6 +37,7 @@ STAGES = (
         settings=_SETTINGS,
         when=lambda config: config.finetune.train is None,
         check=_check_finetune,
+        versions=_versions,
     ),
     Stage(
         "finetune",
@@ -41,6 +45,6 @@ STAGES = (
         settings=("finetune.train", *_SETTINGS),
         when=lambda config: config.finetune.train is not None,
         check=_check_finetune,
-        versions=_train_versions,
+        versions=_versions,
     ),
 )

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from lm_mixup.config import Config, Section
+from lm_mixup.config import ChatConfig, Config, ModelConfig, Section
 from lm_mixup.core.errors import InputError
 from lm_mixup.core.run_dir import Outcome, RunDir, StageDir
+from lm_mixup.models.resolve import model_version
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,20 @@ def _identity(config: Config, key: str) -> Any:
     if isinstance(extra, dict) and extra.get("resources"):
         return None
     value = getattr(section, name)
-    return value.identity() if isinstance(value, Section) else value
+    return section_identity(value) if isinstance(value, Section) else value
+
+
+def section_identity(section: Section) -> Any:
+    """A section's identity; of one that calls a model by a name of the package, the model's digests too.
+
+    Where such a model lies, and since when, is no part of it.
+    """
+    named: list[str] = []
+    if isinstance(section, ModelConfig):
+        named = model_version(section.path)
+    elif isinstance(section, ChatConfig) and section.backend == "vllm" and section.model:
+        named = model_version(section.model)
+    return [section.identity(), named] if named else section.identity()
 
 
 def file_versions(path: str, key: str = "augment.pool") -> list[str]:

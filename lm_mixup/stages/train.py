@@ -14,7 +14,7 @@ def _check_tracking(config: Config) -> None:
 
 
 def _check_sft(config: Config) -> None:
-    from lm_mixup.models.policy import check_length
+    from lm_mixup.models.resolve import check_length
 
     check_length(config.model, config.sft.max_length, "sft.max_length")
     _check_tracking(config)
@@ -22,7 +22,7 @@ def _check_sft(config: Config) -> None:
 
 def _check_grpo(config: Config) -> None:
     from lm_mixup.grpo.weights.transport import check_transport
-    from lm_mixup.models.policy import check_length
+    from lm_mixup.models.resolve import check_length
     from lm_mixup.rewards.custom import check_custom
 
     check_custom(config.rewards.custom)

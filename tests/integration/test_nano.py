@@ -11,7 +11,8 @@ import pytest
 
 from lm_mixup.augment.distill import is_demonstration
 from lm_mixup.config import ModelConfig
-from lm_mixup.models.policy import load_policy, load_tokenizer, model_folder
+from lm_mixup.models.policy import load_policy, load_tokenizer
+from lm_mixup.models.resolve import model_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 

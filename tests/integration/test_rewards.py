@@ -17,8 +17,8 @@ from lm_mixup.config import EmbedderConfig, LibraryConfig, RewardsConfig
 from lm_mixup.core.errors import InputError
 from lm_mixup.core.run_dir import RunDir, summarise
 from lm_mixup.core.schemas import content_id
-from lm_mixup.core.task_types import Qa, Tfq, write_answer, write_output
-from lm_mixup.models.embedder import resolve_path
+from lm_mixup.core.task_types import Qa, Tfq, write_answer, write_input, write_output
+from lm_mixup.models.resolve import embedder_folder
 from lm_mixup.rewards.library import library, load_library
 from lm_mixup.rewards.workers import RewardBatch, RewardFailed, RewardScores, RewardWorkers
 
@@ -51,6 +51,15 @@ def good_qa(name: str) -> str:
 def poor_qa(name: str, variant: int) -> str:
     answer = ["It is one.", "not sure, maybe a thing", "Something in the table I think."][variant]
     return write_answer(Qa(["what is it", f"{name}?", "tell me"][variant], f"{answer} ({name[:3]})"))
+
+
+def sources_of(name: str) -> list[str]:
+    symbol, number, kind = ELEMENTS[name]
+    return [
+        write_input(f"what is {name}", f"It is {kind}."),
+        write_input(f"symbol of {name}?", symbol),
+        write_input(f"atomic number of {name}", f"{number}, each of its atoms has {number} protons in the nucleus"),
+    ]
 
 
 def statement(name: str, holds: bool) -> str:
@@ -108,7 +117,7 @@ def made(ray_session, tmp_path_factory):
 @pytest.fixture(scope="module")
 def batch():
     names = list(ELEMENTS)[:8]
-    completions, references, task_types = [], [], []
+    completions, references, task_types, inputs = [], [], [], []
     for place, name in enumerate(names):
         texts = [
             write_output("The inputs agree.", good_qa(name)),
@@ -118,11 +127,14 @@ def batch():
         ]
         completions += texts
         references += [good_qa(name)] * len(texts)
+        inputs += [sources_of(name)] * len(texts)
         task_types += ["qa"] * len(texts)
     completions += [write_output("", statement("neon", True))]
     references += [statement("neon", True)]
+    inputs += [[write_input("True or false? The element neon has 10 protons.", "True")]]
     task_types += ["tfq"]
-    return RewardBatch(task_types, completions, references, [i // 4 for i in range(len(completions))])
+    groups = [i // 4 for i in range(len(completions))]
+    return RewardBatch(task_types, completions, references, groups, inputs)
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +182,7 @@ def test_a_damaged_library_is_refused(made, tmp_path):
     copy = RunDir(tmp_path)
     shutil.copytree(made.local, tmp_path / "library")
     (tmp_path / "library" / "qa.safetensors").write_bytes(b"cut short")
-    with pytest.raises(InputError, match="not what the stage wrote"):
+    with pytest.raises(InputError, match="was changed since it was written"):
         load_library(copy.stage("library"), EmbedderConfig(), ["qa"])
     (tmp_path / "library" / "library.json").unlink()
     with pytest.raises(InputError, match="run the stage `library` first"):
@@ -183,7 +195,9 @@ def test_rewards_tell_good_from_poor(expected, batch):
     np.testing.assert_array_equal(parts["alignment"], np.tile([1.0, 0.0, 0.0, 0.0], (8, 1)))
     np.testing.assert_array_equal(parts["quality"], np.tile([1.0, 0.0, 0.0, 0.0], (8, 1)))
     totals = expected.total[:32].reshape(8, 4)
-    np.testing.assert_allclose(totals, np.tile([1.0, 0.1, 0.05, 0.0], (8, 1)))
+    faithfulness = parts["faithfulness"]
+    assert (faithfulness[:, 0] > 0.9).all() and (faithfulness[:, 1:] < 0.4).all()
+    np.testing.assert_allclose(totals - 0.4 * faithfulness, np.tile([0.6, 0.1, 0.05, 0.0], (8, 1)), atol=1e-9)
 
 
 def test_two_actors_score_as_one_and_a_killed_one_is_replaced(ray_session, made, batch, expected):
@@ -198,7 +212,7 @@ def test_two_actors_score_as_one_and_a_killed_one_is_replaced(ray_session, made,
         assert all(held.base is None for held in workers._references.values()), "views pin Ray's objects"
         assert workers.score(RewardBatch([], [], [], [])).total.shape == (0,)
         with pytest.raises(InputError, match="task type cs"):
-            workers.score(RewardBatch(["cs"], ["x"], ["C: a\nS: b"], [0]))
+            workers.score(RewardBatch(["cs"], ["x"], ["C: a\nS: b"], [0], [["i"]]))
     finally:
         workers.shutdown()
 
@@ -231,7 +245,7 @@ def test_a_custom_reward_that_fails_stops_the_run_and_costs_no_actor(made, batch
     workers = RewardWorkers(made, rewards, EmbedderConfig())
     actors = list(workers._actors)
     try:
-        message = r"^rewards\.custom\.own: builtins:len gave a int in place of a list of numbers; tried once$"
+        message = r"custom\.own: builtins:len returned a int instead of a list of numbers; tried once$"
         with pytest.raises(InputError, match=message):
             workers.score(batch)
         assert workers._actors == actors
@@ -242,7 +256,7 @@ def test_a_custom_reward_that_fails_stops_the_run_and_costs_no_actor(made, batch
 def test_an_embedder_that_fails_stops_the_run(ray_session, made, batch, tmp_path):
     """A real model whose weights are not numbers: every embedding fails, and no completion gets a default."""
     folder = tmp_path / "model"
-    shutil.copytree(resolve_path("minilm"), folder)
+    shutil.copytree(embedder_folder("minilm"), folder)
     embedder = EmbedderConfig(path=str(folder))
     run = RunDir(tmp_path / "run")
     write_inputs(run)

@@ -261,7 +261,7 @@ def _true_false(row: GoodRow, inputs: int, rng: Random) -> tuple[list[_Variant],
     verdict = str(sample.answer)
     explanation = row.completion.removeprefix(f"{verdict}.").strip()
     answers = [f"{verdict}. {explanation}".strip(" ."), verdict, explanation or verdict, vague_answer(rng)]
-    kept = ({0, 1} if explanation else {0}, {0}, {1} if explanation else {0}, set())
+    kept: tuple[set[int], ...] = ({0, 1} if explanation else {0}, {0}, {1} if explanation else {0}, set())
     variants: list[_Variant] = []
     for number in range(min(inputs, len(kept))):
         way = rng.random()

@@ -272,3 +272,20 @@ def test_dr_grpo_divides_by_a_constant_and_grpo_by_the_length():
     torch.testing.assert_close(gradient("grpo"), torch.tensor([0.5, 0.5]))
     torch.testing.assert_close(gradient("dr_grpo"), torch.tensor([0.5, 0.125]))
     torch.testing.assert_close(gradient("dapo"), torch.tensor([0.8, 0.2]))
+
+
+def test_dual_clip_bounds_what_a_bad_completion_weighs_and_nothing_else():
+    """Ratios 5 and 2 at advantage −1 with c = 3: losses 3 (no gradient) and 2; at advantage 1 as without."""
+    ratios = torch.tensor([[5.0, 2.0]])
+    logp = ratios.log().requires_grad_()
+    zeros = torch.zeros(1, 2)
+    options = LossOptions(loss="dapo", beta=0.0, epsilon_high=0.3, importance_correction="none")
+    dual, counts = dataclasses.replace(options, dual_clip=3.0), GlobalCounts(2, 1, 2)
+    for advantage, plain, bounded in ((-1.0, 7.0, 5.0), (1.0, -2.6, -2.6)):
+        inputs = LossInputs(logp, zeros, zeros, None, torch.tensor([advantage]), torch.ones(1, 2))
+        assert policy_loss(inputs, options, counts)[0].item() == pytest.approx(plain / 2)
+        loss, _ = policy_loss(inputs, dual, counts)
+        assert loss.item() == pytest.approx(bounded / 2)
+        if advantage < 0:
+            (grad,) = torch.autograd.grad(loss, logp)
+            torch.testing.assert_close(grad, torch.tensor([[0.0, 1.0]]))

@@ -7,7 +7,8 @@ import pytest
 
 from lm_mixup.config import EmbedderConfig
 from lm_mixup.core.errors import InputError
-from lm_mixup.models.embedder import Embedder, batches, padded_lengths, resolve_path
+from lm_mixup.models.embedder import Embedder, batches, padded_lengths
+from lm_mixup.models.resolve import embedder_folder
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +116,7 @@ def test_text_past_max_length_is_cut():
 
 
 def test_the_packaged_model_loads_by_folder_too(embedder):
-    by_folder = Embedder(EmbedderConfig(path=resolve_path("minilm")))
+    by_folder = Embedder(EmbedderConfig(path=embedder_folder("minilm")))
     np.testing.assert_allclose(by_folder.embed(["gold"]), embedder.embed(["gold"]), atol=1e-6)
 
 
@@ -146,7 +147,7 @@ def test_a_pickled_checkpoint_is_not_read(tmp_path, embedder):
     from safetensors.torch import load_file
 
     folder = tmp_path / "model"
-    shutil.copytree(Path(resolve_path("minilm")), folder)
+    shutil.copytree(Path(embedder_folder("minilm")), folder)
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     with pytest.raises(InputError, match="safetensors"):

@@ -12,15 +12,13 @@ from lm_mixup.core.errors import InputError
 from lm_mixup.demo.nano import create_nano
 from lm_mixup.models.policy import (
     TAGS,
-    check_length,
-    check_model_path,
     encode_prompt,
     encode_target,
     load_policy,
     load_tokenizer,
-    model_folder,
     save_model,
 )
+from lm_mixup.models.resolve import check_length, check_model_path, model_folder
 
 INSTRUCTION = task_types.INSTRUCTIONS["qa"]
 INPUTS = ["What is gold?\nA metal.", "Gold's number?\n79, symbol Au – très brillant"]

@@ -18,8 +18,8 @@ from lm_mixup.core.errors import InputError
 from lm_mixup.demo.nano import create_nano
 from lm_mixup.models.policy import load_policy, load_tokenizer
 from lm_mixup.train.callbacks import MetricsLog
-from lm_mixup.train.checkpoint import read_metrics, trim_metrics
 from lm_mixup.train.sft_worker import OrderedTrainer
+from lm_mixup.train.tracking import read_metrics, trim_metrics
 
 ROWS = 16  # their first tokens tell them apart
 STEPS = 4  # of an epoch

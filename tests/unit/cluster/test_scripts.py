@@ -1,0 +1,176 @@
+"""The shell scripts of a cluster: when a run is tried again, which logs are kept, and what Slurm starts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from manifests import ROOT, tool
+
+CLUSTER = ROOT / "cluster"
+SCRIPTS = sorted([*CLUSTER.glob("*.sh"), CLUSTER / "slurm.sbatch"])
+RETRY = str(CLUSTER / "retry.sh")
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_shellcheck_finds_nothing(script):
+    done = subprocess.run(
+        [tool("shellcheck"), "--severity=warning", str(script)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("script", sorted(CLUSTER.glob("*.sh")), ids=lambda path: path.name)
+def test_script_can_be_run(script):
+    assert script.stat().st_mode & stat.S_IXUSR
+
+
+# ---- retry.sh ----------------------------------------------------------------------------------------------
+
+
+def _tries(folder: Path, statuses: list[int], **settings: str) -> tuple[int, int]:
+    """The exit status, and how often a command was run that ends with these statuses in turn."""
+    log = folder / "tries"
+    log.write_text("")
+    cases = " ".join(f"{number}) exit {status};;" for number, status in enumerate(statuses, start=1))
+    command = f'echo x >>"{log}"; case $(wc -l <"{log}") in {cases} esac; exit 99'
+    environment = {**os.environ, "RETRY_WAIT_S": "0", **settings}
+    done = subprocess.run(
+        ["sh", RETRY, "sh", "-c", command],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    return done.returncode, len(log.read_text().split())
+
+
+@pytest.mark.parametrize(
+    ("statuses", "settings", "ends"),
+    [
+        ([0], {}, (0, 1)),
+        ([2], {}, (2, 1)),  # a bad config stays one
+        ([1, 0], {}, (0, 2)),
+        ([1, 2], {}, (2, 2)),
+        ([1, 137, 1], {}, (1, 3)),  # 137: killed, as by the kernel that has no memory left
+        ([1], {"RETRIES": "0"}, (1, 1)),
+        ([1, 1, 1, 1, 0], {"RETRIES": "4"}, (0, 5)),
+    ],
+)
+def test_what_is_tried_again(tmp_path, statuses, settings, ends):
+    assert _tries(tmp_path, statuses, **settings) == ends
+
+
+def test_arguments_arrive_as_they_were(tmp_path):
+    done = subprocess.run(
+        ["sh", RETRY, "printf", "%s|", "a b", "", "$HOME"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "a b||$HOME|"
+
+
+def test_a_job_that_is_stopped_ends_and_is_not_tried_again(tmp_path):
+    """What `ray job stop` sends reaches the command, which ends in order."""
+    command = f"trap 'echo stopped; exit 1' TERM; echo up; touch {tmp_path}/up; while :; do sleep 0.05; done"
+    with subprocess.Popen(["sh", RETRY, "sh", "-c", command], stdout=subprocess.PIPE, text=True) as process:
+        while not (tmp_path / "up").exists():
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=20)
+    assert out.split() == ["up", "stopped"]
+    assert process.returncode == 143
+
+
+# ---- keep_logs.sh ------------------------------------------------------------------------------------------
+
+
+def test_logs_are_kept_as_the_pod_ends(tmp_path):
+    session = tmp_path / "ray" / "session_2026-01-01"
+    (session / "logs" / "events").mkdir(parents=True)
+    (session / "sockets").mkdir()
+    (session / "sockets" / "raylet").write_text("a socket")
+    (session / "logs" / "gcs.out").write_text("begun\n")
+    (tmp_path / "ray" / "session_latest").symlink_to(session)
+    kept = tmp_path / "kept" / "pod-7"
+    environment = {**os.environ, "POD_NAME": "pod-7", "KEEP_EVERY_S": "3600"}
+    command = ["sh", str(CLUSTER / "keep_logs.sh"), str(tmp_path / "ray"), str(tmp_path / "kept")]
+    with subprocess.Popen(command, env=environment) as process:
+        deadline = time.monotonic() + 20
+        while not (kept / session.name / "gcs.out").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        with (session / "logs" / "gcs.out").open("a") as log:
+            log.write("ended\n")
+        (session / "logs" / "events" / "late.log").write_text("why")
+        time.sleep(0.2)  # the shell is at its `wait` again
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
+    assert (kept / session.name / "gcs.out").read_text() == "begun\nended\n"
+    assert (kept / session.name / "events" / "late.log").read_text() == "why"
+    assert [path.name for path in kept.iterdir()] == [session.name]
+    assert not (kept / session.name / "sockets").exists()
+
+
+# ---- slurm.sbatch ------------------------------------------------------------------------------------------
+
+SRUN = """#!/bin/bash
+# Slurm's srun on one machine: runs the command with the name of the node that was asked for.
+while [[ ${1:-} == --* ]]; do
+    case $1 in --nodelist=*) export SLURMD_NODENAME=${1#*=} ;; esac
+    shift
+done
+exec "$@"
+"""
+SCONTROL = "#!/bin/sh\nprintf 'localhost\\nworker\\n'\n"
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    """The environment of a batch script on two nodes, both of them this machine."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    root = tmp_path / "root"
+    (root / "jobs").mkdir(parents=True)
+    job = (
+        "import sys, ray; ray.init(log_to_driver=False); "
+        "print('ARGS', sys.argv[1:], ray.cluster_resources()['CPU'])"
+    )
+    (root / "jobs" / "pipeline.py").write_text(job)
+    number = os.getpid() % 20000
+    short = tempfile.mkdtemp(prefix="s", dir="/tmp")  # Ray's sockets allow paths of 107 bytes
+    yield {
+        **{key: value for key, value in os.environ.items() if not key.startswith("RAY_")},
+        "PATH": f"{programs}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "SLURM_SUBMIT_DIR": str(root),
+        "SLURM_JOB_ID": str(number),
+        "SLURM_JOB_NODELIST": "localhost,worker",
+        "SLURM_CPUS_PER_TASK": "1",
+        "SLURM_GPUS_ON_NODE": "0",
+        "LM_MIXUP_TMP": short,
+    }
+    shutil.rmtree(short)
+
+
+def test_slurm_starts_ray_over_the_allocation_and_takes_it_down(slurm, tmp_path):
+    script = str(CLUSTER / "slurm.sbatch")
+    command = ["bash", script, "run", "a config.yaml", "--set", "seed=1"]
+    done = subprocess.run(command, env=slurm, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ARGS ['run', 'a config.yaml', '--set', 'seed=1'] 2.0" in done.stdout  # a CPU of each node
+    kept = tmp_path / "root" / "runs" / "ray-logs" / slurm["SLURM_JOB_ID"]
+    assert sorted(path.name for path in kept.iterdir()) == ["localhost", "worker"]
+    assert list(kept.glob("localhost/gcs_server*"))
+    assert list(Path(slurm["LM_MIXUP_TMP"]).iterdir()) == []
+    token = [word for word in (done.stdout + done.stderr).split() if len(word) == 64]
+    assert token == []
