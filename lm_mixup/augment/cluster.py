@@ -20,11 +20,12 @@ import pyarrow.compute as pc
 from lm_mixup.augment.clustering.cohesion import Bounds, centre_cosines, clusters_of
 from lm_mixup.augment.clustering.size_bounded import bounded_clusters, residual_reasons
 from lm_mixup.augment.embed import vectors_for, vectors_of
+from lm_mixup.augment.selection.score_cut import ScoreCut, columns_for, find_cut, is_above
 from lm_mixup.augment.vector_search.kmeans import split_cell
 from lm_mixup.augment.vector_search.shuffle import cell_count, plan_cells, shuffle
 from lm_mixup.config import ClusterConfig, DataConfig
 from lm_mixup.core import schemas
-from lm_mixup.core.progress import track
+from lm_mixup.core.progress import say, track
 from lm_mixup.core.run_dir import Outcome, Receipt, StageDir
 from lm_mixup.distributed.ray_tasks import in_blocks, run_tasks
 
@@ -47,7 +48,7 @@ _WIDE = {
 def cluster(
     curated: StageDir, embed: StageDir, out: StageDir, config: ClusterConfig, data: DataConfig, seed: int
 ) -> Outcome:
-    """Clusters the rows with a curated score below `low_below`.
+    """Clusters the rows with a curated score below `low_below`, or outside its share of the best.
 
     Input columns: id, source, task_type, curated_score; and id, embedding. Output columns: schemas.CLUSTER,
     source, task_type, central_id. `member_ids` begin with the row nearest to the centre, which is
@@ -88,11 +89,13 @@ def _load(
     """Blocks of poor rows in the object store, their number by group, and the rows left out by reason."""
     import ray
 
+    cut, high, rated = find_cut(curated, config.low_below)
+    say(f"  cluster: low_below {config.low_below} leaves {rated - high} of {rated} rated rows")
     chunks = in_blocks(curated.parts())
     task = ray.remote(load_block).options(num_returns=2)
     with track("poor rows", total=len(chunks)) as advance:
         loaded = run_tasks(
-            [partial(task.remote, curated, embed, chunk, config) for chunk in chunks],
+            [partial(task.remote, curated, embed, chunk, config, cut) for chunk in chunks],
             config.num_tasks,
             advance,
         )
@@ -105,20 +108,20 @@ def _load(
 
 
 def load_block(
-    curated: StageDir, embed: StageDir, parts: Sequence[str], config: ClusterConfig
+    curated: StageDir, embed: StageDir, parts: Sequence[str], config: ClusterConfig, cut: ScoreCut
 ) -> tuple[pa.Table, tuple[Counter[str], Counter[str]]]:
     """The poor rows {id, source, task_type, group, reason, embedding} of some parts, and what was counted."""
     tables: list[pa.Table] = []
     groups: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
     for part in parts:
-        rows = curated.read_part(part, ["id", "source", "task_type", "curated_score"])
+        rows = curated.read_part(part, ["source", "task_type", *columns_for(config.low_below)])
         score = rows["curated_score"]
-        low = pc.fill_null(pc.less(score, config.low_below), False)
+        low = pc.and_(pc.is_valid(score), pc.invert(is_above(rows, cut)))
         left_out.update(
             unrated=score.null_count, high=rows.num_rows - score.null_count - (pc.sum(low).as_py() or 0)
         )
-        rows = rows.filter(low).drop_columns(["curated_score"])
+        rows = rows.filter(low).select(["id", "source", "task_type"])
         keys = ["source", "task_type"] if config.by_source else ["task_type"]
         joined = pc.binary_join_element_wise(*(rows[key] for key in keys), "\t", null_handling="replace")
         rows = rows.append_column("group", joined)

@@ -21,14 +21,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lm_mixup.augment.curation.hoc import count_triples, fit_consensus, posterior
+from lm_mixup.augment.curation.hoc import count_triples, fit_consensus
 from lm_mixup.config import CurateConfig
 from lm_mixup.core.draws import index_in_group
 from lm_mixup.core.run_dir import Outcome, StageDir
 from lm_mixup.core.schemas import CURATION
+from lm_mixup.core.score_classes import NUM_CLASSES, posterior, score_histogram
 from lm_mixup.distributed.map_parts import PartResult, map_parts
 
-NUM_CLASSES = 6
 MIN_TRIPLES = 100  # with fewer, 36 + 6 parameters cannot be estimated: scores then pass through
 
 _SAME_TEXT = 0.9999  # cosine from which a neighbour counts as a copy of the text
@@ -279,7 +279,9 @@ def curate_table(rows: pa.Table, votes: Scores, noise: Noise, min_confidence: fl
     """
     own = votes[:, 0].astype(np.int64)
     rated, voted = own >= 0, (votes[:, 1:] >= 0).any(axis=1)
-    chance = posterior(votes, noise.transition, noise.prior)
+    # The fit may drive a probability to 0, whose logarithm is not finite.
+    transition, prior = (np.maximum(fitted, 1e-300) for fitted in (noise.transition, noise.prior))
+    chance = posterior(score_histogram(votes), transition, prior)
     likeliest = chance.argmax(axis=1)
     flagged = rated & voted & (likeliest != own)
     corrected = flagged & (chance.max(axis=1) >= min_confidence)

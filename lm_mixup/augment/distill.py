@@ -96,15 +96,14 @@ def make_distiller(
     import ray
 
     from lm_mixup.models.engine import Engine, Sampling
-    from lm_mixup.models.policy import encode_prompt, load_tokenizer, policy_dtype
+    from lm_mixup.models.policy import encode_prompt, load_tokenizer
 
     tokenizer = load_tokenizer(policy, model)
-    engine = Engine(
+    engine = Engine.from_config(
         policy,
-        dtype=str(policy_dtype(model)).removeprefix("torch."),
+        model,
         max_model_len=config.max_prompt_length + config.max_completion_length,
         tensor_parallel_size=config.tensor_parallel_size,
-        trust_remote_code=model.trust_remote_code,
     )
     sampling = Sampling(
         n=1,

@@ -95,19 +95,17 @@ def make_work(
 ) -> Callable[[Item], PartResult]:
     """Loads the model into an engine; the function measures one part."""
     from lm_mixup.models.engine import Engine
-    from lm_mixup.models.policy import load_tokenizer, policy_dtype
+    from lm_mixup.models.policy import load_tokenizer
 
     tokenizer = load_tokenizer(model.path, model)
     room = min(config.max_length, _longest(model) - 1)
-    engine = Engine(
+    engine = Engine.from_config(
         model.path,
-        dtype=str(policy_dtype(model)).removeprefix("torch."),
+        model,
         max_model_len=room + 1,  # vLLM always draws a token
         kv_cache_gib=config.kv_cache_gib,
         gpu_memory_utilization=config.gpu_memory_utilization,
         tensor_parallel_size=config.tensor_parallel_size,
-        trust_remote_code=model.trust_remote_code,
-        revision=model.revision,
     )
 
     def work(item: Item) -> PartResult:

@@ -28,7 +28,7 @@ def rate_distilled(
     rate: RateConfig,
     embedder: EmbedderConfig,
     neighbors_k: int,
-    min_score: int,
+    min_score: int | str,
 ) -> Outcome:
     """Rates distilled rows and scores the kept ones by their distance to each other.
 
@@ -46,11 +46,12 @@ def rate_distilled(
         rate: The judge.
         embedder: The embedder.
         neighbors_k: Neighbours of the long-tail score.
-        min_score: Least score kept.
+        min_score: Least score kept. A share of the pool is seen to by `select`, which has the pool.
 
     Raises:
         InputError: The judge lacks a setting, or the embedder's path does not exist.
     """
+    least = min_score if isinstance(min_score, int) else 0
     shared = share_judge(rate, out)
     embedder_folder(embedder.path)
     kept = kept_of(out)
@@ -58,7 +59,7 @@ def rate_distilled(
         kept,
         distill.parts(),
         make_rating,
-        {"distill": distill, "shared": shared, "embedder": embedder, "min_score": min_score},
+        {"distill": distill, "shared": shared, "embedder": embedder, "min_score": least},
         **_placement(shared, embedder),
         label="rate distilled",
     )

@@ -27,8 +27,10 @@ from lm_mixup.augment.selection.candidates import (
 )
 from lm_mixup.augment.selection.deita import take_diverse
 from lm_mixup.augment.selection.rank import budget_rows, fill, quotas, rank, strata_quotas
+from lm_mixup.augment.selection.score_cut import ScoreCut, find_cut
 from lm_mixup.augment.vector_search.neighbor_table import long_tail_scores
 from lm_mixup.config import SelectConfig
+from lm_mixup.config.section import share_of
 from lm_mixup.core import schemas
 from lm_mixup.core.draws import hash_of
 from lm_mixup.core.progress import say
@@ -174,9 +176,13 @@ def _both_sides(
         of_distilled = measured_perplexity(perplexity, 0)
         of_originals = measured_perplexity(perplexity, len(distilled.parts()))
     parents = curated if config.stratify_by == "source" else None
+    cut: ScoreCut | None = None
+    if share_of(config.min_score) is not None:
+        cut, high, rated = find_cut(curated, config.min_score)
+        say(f"  select: min_score {config.min_score} leaves {high} of {rated} rated rows of the pool")
     return (
-        candidates(distilled, "distilled", config, left_out, of_distilled, parents),
-        candidates(curated, "original", config, left_out, of_originals),
+        candidates(distilled, "distilled", config, left_out, of_distilled, parents, cut),
+        candidates(curated, "original", config, left_out, of_originals, cut=cut),
     )
 
 

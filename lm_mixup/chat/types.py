@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 Message = dict[str, str]
@@ -41,7 +42,7 @@ class Reply:
     completion_tokens: int
 
 
-def as_data(values: dict[str, str]) -> str:
+def as_data(values: Mapping[str, str | Sequence[str]]) -> str:
     """Texts as one JSON object that a prompt can hold and no text can break out of.
 
     Quotes and line ends are escaped as JSON does; what a chat template may take for a control token

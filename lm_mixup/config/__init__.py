@@ -21,10 +21,11 @@ from lm_mixup.config.augment import (
     NearDuplicatesConfig,
     NeighborsConfig,
     PerplexityConfig,
+    RateDistilledConfig,
     SelectConfig,
     SelectMethod,
 )
-from lm_mixup.config.build import BuildConfig
+from lm_mixup.config.build import BuildConfig, SamplesFrom
 from lm_mixup.config.models import (
     ChatConfig,
     EmbedderConfig,
@@ -63,11 +64,13 @@ __all__ = [
     "PerplexityConfig",
     "PriceConfig",
     "RateConfig",
+    "RateDistilledConfig",
     "RayConfig",
     "ReportConfig",
     "RewardWeights",
     "RewardsConfig",
     "Section",
+    "SamplesFrom",
     "SelectConfig",
     "SelectMethod",
     "SftConfig",

@@ -16,10 +16,15 @@ class RewardWeights(Section):
     """Weights of the reward components. 0.0 means 0.0."""
 
     quality: float = Field(
-        0.5, allow_inf_nan=False, description="The rating that the answer's neighbours stand for."
+        0.3, allow_inf_nan=False, description="The rating that the answer's neighbours stand for."
     )
-    alignment: float = Field(0.4, allow_inf_nan=False, description="Closeness to the reference.")
+    alignment: float = Field(0.2, allow_inf_nan=False, description="Closeness to the reference.")
     format: float = Field(0.1, allow_inf_nan=False, description="Tags, and the pattern of the task type.")
+    faithfulness: float = Field(
+        0.4,
+        allow_inf_nan=False,
+        description="Whether the inputs bear out what is said, and all of it is said.",
+    )
 
 
 class CustomReward(Section):
@@ -63,23 +68,18 @@ class CustomReward(Section):
         return self
 
 
-def _task_weights() -> dict[TaskType, RewardWeights]:
-    fallback = RewardWeights(quality=0.8, alignment=0.0, format=0.2)
-    return {"mcq": fallback, "tfq": fallback, "para": fallback}
-
-
 class RewardsConfig(Section):
     """Reward components and how they are joined (paper section 3.3)."""
 
     weights: RewardWeights = Field(
-        default_factory=RewardWeights, description="Weights of the three built-in components."
+        default_factory=RewardWeights, description="Weights of the four built-in components."
     )
     task_weights: dict[TaskType, RewardWeights] = Field(
-        default_factory=_task_weights,
-        description="Weights of single task types: whole sets of all three, in place of `weights`.",
+        default_factory=dict,
+        description="Weights of single task types: whole sets of all four, in place of `weights`.",
     )
     custom: dict[str, CustomReward] = Field(
-        default_factory=dict, description="Rewards beyond the three, by name, each with its weight."
+        default_factory=dict, description="Rewards beyond the four, by name, each with its weight."
     )
     composition: Literal["weighted_sum", "normalize_then_sum"] = Field(
         "weighted_sum", description="normalize_then_sum: each component is normalised in its group first."

@@ -12,6 +12,7 @@ from lm_mixup.config.augment import (
     EmbedConfig,
     IngestConfig,
     NeighborsConfig,
+    RateDistilledConfig,
     SelectConfig,
 )
 from lm_mixup.config.build import BuildConfig
@@ -67,6 +68,7 @@ class Config(Section):
     curate: CurateConfig = Field(default_factory=CurateConfig)
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
     distill: DistillConfig = Field(default_factory=DistillConfig)
+    rate_distilled: RateDistilledConfig = Field(default_factory=RateDistilledConfig)
     select: SelectConfig = Field(default_factory=SelectConfig)
     finetune: FinetuneConfig = Field(default_factory=FinetuneConfig)
     report: ReportConfig = Field(default_factory=ReportConfig)

@@ -233,6 +233,11 @@ def parse_output(text: str) -> Output:
     return output
 
 
+_OWN_MARK = re.compile(r"\n( *A:)")
+_HELD_MARK = re.compile(r"\n ( *A:)")
+_INPUT = re.compile(r"Q:(?P<prompt>.*?)\nA:(?P<completion>.*)", re.DOTALL)
+
+
 def write_prompt(instruction: str, inputs: Sequence[str]) -> str:
     """The user turn of the policy: the instruction, then the poor inputs, numbered.
 
@@ -243,8 +248,24 @@ def write_prompt(instruction: str, inputs: Sequence[str]) -> str:
 
 
 def write_input(prompt: str, completion: str) -> str:
-    """One pool row as an input text of the policy."""
-    return f"{prompt.strip()}\n{completion.strip()}".strip()
+    """One pool row as an input text of the policy: `Q: {prompt}`, and on the next line `A: {completion}`.
+
+    A line of the prompt that begins with `A:` gets one space more in front, so that the first `A:` at the
+    beginning of a line is always the mark. `read_input` takes that space away again.
+    """
+    held = _OWN_MARK.sub(r"\n \1", prompt.strip())
+    return f"Q: {held}\nA: {completion.strip()}"
+
+
+def read_input(text: str) -> tuple[str, str]:
+    """The prompt and the completion of an input text: the inverse of `write_input`, up to outer whitespace.
+
+    A text without the marks has no prompt: it is the completion.
+    """
+    found = _INPUT.fullmatch(text.strip())
+    if found is None:
+        return "", text.strip()
+    return _HELD_MARK.sub(r"\n\1", found["prompt"].strip()), found["completion"].strip()
 
 
 def to_pair(sample: Sample, prompt: str) -> tuple[str, str]:
@@ -276,22 +297,28 @@ def without_options(prompt: str, shown: Collection[str]) -> str:
     return "\n".join([*lines[: -len(LETTERS)], *options])
 
 
-_OPTIONS = re.compile(r"(?:^|\n|\s)\(?[A-D][).:]\s", re.MULTILINE)
+_OPTION_LINE = re.compile(r"^[ \t]*\(?([A-D])[).:][ \t]+(\S.*?)[ \t]*$", re.MULTILINE)
+_LETTER = re.compile(r"(?:answer[ \t]*(?:is)?[ \t]*:?[ \t]*)?\(?([A-D])(?:[).:](?=\s|$)|\s*$)", re.IGNORECASE)
 _TRUE_FALSE = re.compile(r"\btrue\s*(?:or|/)\s*false\b", re.IGNORECASE)
-_CATEGORY = re.compile(r"\b(?:categor|classif)", re.IGNORECASE)
-_PARAGRAPH = re.compile(r"\b(?:paragraph|essay|story|article|passage|describe|summar)", re.IGNORECASE)
+_VERDICT = re.compile(r"\s*(?:true|false)\b(?!\s*(?:or|/)\s*(?:true|false))", re.IGNORECASE)
+_FEWEST_OPTIONS = 3
 
 
 def detect_task_type(prompt: str, completion: str) -> TaskType:
-    """Guesses the task type of a pool row from its surface; rows that fit no other type are `qa`."""
-    if _TRUE_FALSE.search(prompt) or re.fullmatch(r"(?i)\s*(?:true|false)\.?\s*", completion):
+    """The task type of a pool row that does not declare one: qa, unless the row is certain to be another.
+
+    `tfq` asks "true or false" and is answered with one of the two; `mcq` lists at least three of the options
+    A to D, each on a line, in order, and is answered with a letter or an option. A row that merely asks to
+    classify, summarise or describe is qa: its question belongs to its answer, and only qa keeps both.
+    """
+    if _TRUE_FALSE.search(prompt) and _VERDICT.match(completion):
         return "tfq"
-    if len(_OPTIONS.findall(prompt)) >= 3:
+    options = _OPTION_LINE.findall(prompt)
+    letters = [letter for letter, _ in options]
+    listed = len(letters) >= _FEWEST_OPTIONS and letters == sorted(set(letters))
+    told = completion.strip()
+    if listed and (_LETTER.match(told) or any(told.rstrip(".") == text.rstrip(".") for _, text in options)):
         return "mcq"
-    if _CATEGORY.search(prompt):
-        return "cs"
-    if _PARAGRAPH.search(prompt):
-        return "para"
     return "qa"
 
 

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 _PREFIX: Final = "rows/"
 NOT_STATED: Final = "not stated"
-_SPLITS: Final = ("sft", "grpo", "test")  # in the order in which they are used
+_SPLITS: Final = ("sft", "grpo", "dev", "test")  # in the order in which they are used
 _WHOLE: Final = "train"
 _STORED: Final = ("task_type", "method", "origin", "score", "noisy")
 # The labels of the columns, in the order of the tables.

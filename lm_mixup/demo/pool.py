@@ -31,19 +31,19 @@ def demo_pool(rows: int, seed: int, entities: Sequence[Entity] | None = None) ->
     or no prompt. What the others state about the world is true, or correctly marked as false.
 
     Args:
-        entities: What the rows are about; default: the entities that a build with this seed and the default
-            fractions keeps out of SFT.
+        entities: What the rows are about; default: the test split of the default config, which neither `nano`
+            nor the demo's own training has seen.
 
     Yields:
         Rows with `source`, `prompt` and `completion`.
     """
-    yield from _shuffled(_rows(rows, seed, entities or _held_out(seed)), Random(f"pool-order/{seed}"))
+    yield from _shuffled(_rows(rows, seed, entities or _held_out()), Random(f"pool-order/{seed}"))
 
 
-def _held_out(seed: int) -> list[Entity]:
-    defaults = BuildConfig.model_validate({})
-    shares = (defaults.grpo_fraction, defaults.test_fraction)
-    return [entity for entity in load_entities() if split_of(entity.name, seed, *shares) != "sft"]
+def _held_out() -> list[Entity]:
+    default = BuildConfig.model_validate({})
+    shares = (default.grpo_fraction, default.test_fraction)
+    return [e for e in load_entities() if split_of(e.name, default.split_seed, *shares) == "test"]
 
 
 def _shuffled(rows: Iterable[Row], rng: Random) -> Iterator[Row]:
@@ -67,7 +67,7 @@ def _rows(rows: int, seed: int, entities: Sequence[Entity]) -> Iterator[Row]:
         entity, task_type = rng.choice(entities), rng.choice(TASK_TYPES)
         for pair in _rows_about(entity, task_type, min(rng.randint(2, 6), rows - made), rng):
             made += 1
-            yield _with_missing_field(entity, pair, rng)
+            yield _with_missing_field(entity, task_type, pair, rng)
 
 
 def _rows_about(entity: Entity, task_type: TaskType, count: int, rng: Random) -> Iterator[tuple[str, str]]:
@@ -103,9 +103,15 @@ def _low_quality_pair(
     return add_noise(poor.prompt, held, rng), add_noise(poor.completion, held, rng)
 
 
-def _with_missing_field(entity: Entity, pair: tuple[str, str], rng: Random) -> Row:
+def _with_missing_field(entity: Entity, task_type: TaskType, pair: tuple[str, str], rng: Random) -> Row:
     """The row of the pool; at `FAULTY_RATE` with an empty or missing field."""
-    row: Row = {"source": f"world-{entity.topic}", "prompt": pair[0], "completion": pair[1]}
+    # Stated, since a text alone determines only true/false and multiple choice with certainty.
+    row: Row = {
+        "source": f"world-{entity.topic}",
+        "task_type": task_type,
+        "prompt": pair[0],
+        "completion": pair[1],
+    }
     if rng.random() < FAULTY_RATE:
         match rng.randrange(3):
             case 0:

@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 
 from lm_mixup.core.run_dir import Kind, Manifest, RunDir, StageDir
 from lm_mixup.core.schemas import content_id
-from lm_mixup.grpo.metrics import history
+from lm_mixup.core.task_types import read_input
+from lm_mixup.grpo.metrics import alarm_history
 from lm_mixup.stages import GROUPS
 
 MOST_PARTS = 64
@@ -165,7 +166,7 @@ def gather(run: RunDir, examples: int) -> RunFacts:
         rejects={facts.name: found for facts in stages if (found := _rejects(run.stage(facts.name)))},
         mixtures=_mixtures(run.stage("mixture"), examples),
         examples=_examples(run, examples),
-        alarms=history(grpo, synchronous=mode != "async"),
+        alarms=alarm_history(grpo, synchronous=mode != "async"),
         calls=[calls for facts in stages for calls in _calls(facts)],
     )
 
@@ -266,7 +267,7 @@ def _mixtures(stage: StageDir, limit: int) -> list[Example]:
             cot=row["cot"] or "",
             score=row["score"],
             long_tail=None,
-            parents=[Parent(prompt="", completion=text, score=None) for text in row["inputs"]],
+            parents=[Parent(*read_input(text), score=None) for text in row["inputs"]],
             rated=False,
         )
         for row in rows

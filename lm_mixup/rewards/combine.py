@@ -16,7 +16,7 @@ _EPSILON = 1e-4
 
 
 def component_names(config: RewardsConfig) -> tuple[str, ...]:
-    """The components of the reward: the three built-in ones, then the custom ones in the config's order."""
+    """The components of the reward: the four built-in ones, then the custom ones in the config's order."""
     return (*RewardWeights.model_fields, *config.custom)
 
 

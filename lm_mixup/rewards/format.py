@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,19 +12,17 @@ from lm_mixup.core.task_types import FormatError, TaskType, parse_answer, parse_
 
 TAGS_SHARE = 0.5
 PATTERN_SHARE = 0.5
+_PADDING = re.compile(r"\s{9,}(?:$|</)|(?:^|>)\s{9,}|\n{9,}")
 
 
 def format_reward(task_type: TaskType, completion: str) -> float:
     """0.5 for the tags, 0.5 for the answer's pattern (paper section 3.3).
 
-    * The tags: `tasks.parse_output` accepts the whole text: exactly one `<think>` and one `<answer>` block,
+    * Tags: `task_types.parse_output` accepts the whole text: exactly one `<think>` and one `<answer>` block,
       in this order and case, nothing outside, the answer not empty. Two blocks or an empty one earn nothing.
-    * The pattern: `tasks.parse_answer` accepts the answer. It is earned only on top of the tags, because what
-      does not stand between tags is no answer. Every non-empty paragraph has the pattern of one.
-
-    Args:
-        task_type: What the answer should be.
-        completion: The policy's raw text.
+    * Pattern: `task_types.parse_answer` accepts the answer. It requires the tags: text outside them is no
+      answer. Every non-empty paragraph has the pattern of a paragraph. Runs of blanks, at the end or around a
+      block, lose it: a policy that pads up to the length limit would be rejected by `distill`.
 
     Returns:
         0.0, 0.5 or 1.0.
@@ -32,6 +31,8 @@ def format_reward(task_type: TaskType, completion: str) -> float:
         output = parse_output(completion)
     except FormatError:
         return 0.0
+    if _PADDING.search(completion):
+        return TAGS_SHARE
     try:
         parse_answer(task_type, output.answer)
     except FormatError:

@@ -21,14 +21,15 @@ from lm_mixup.config import EmbedderConfig, RewardsConfig
 from lm_mixup.core.errors import InputError
 from lm_mixup.core.run_dir import StageDir
 from lm_mixup.core.schemas import content_id
-from lm_mixup.core.task_types import TaskType, answer_of
+from lm_mixup.core.task_types import TaskType, answer_of, parse_answer, read_input, to_pair
 from lm_mixup.rewards.alignment import alignment_reward, cosine
 from lm_mixup.rewards.batch import RewardBatch, RewardScores, whole_groups
-from lm_mixup.rewards.combine import combine, component_names
+from lm_mixup.rewards.combine import combine, component_names, weights_of
 from lm_mixup.rewards.custom import CustomRewards
+from lm_mixup.rewards.faithfulness import Source, measure
 from lm_mixup.rewards.format import format_rewards
 from lm_mixup.rewards.library import check_library, load_library, require_task_types
-from lm_mixup.rewards.quality import Embeddings, Floats, TaskLibrary, judge
+from lm_mixup.rewards.quality import Embeddings, Floats, TaskLibrary, score_answers
 
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
@@ -41,31 +42,36 @@ class RewardFailed(RuntimeError):
 
 
 def score_components(
-    task_types: Sequence[TaskType],
-    completions: Sequence[str],
+    batch: RewardBatch,
     references: Embeddings,
     embed: Embed,
     libraries: Mapping[TaskType, TaskLibrary],
     config: RewardsConfig,
 ) -> dict[str, Floats]:
-    """The three built-in components of each completion.
+    """The built-in components of each completion.
 
     Every readable answer is embedded once, for quality and alignment both. Where a completion has no
-    readable answer (broken tags, or not the pattern of its task type), quality and alignment are 0: there is
-    nothing to judge.
+    readable answer (broken tags, or not the pattern of its task type), quality, alignment and faithfulness
+    are 0: there is nothing to score. All four are 0 for a completion that did not finish.
 
     Args:
-        task_types: [N].
-        completions: The policy's raw texts, [N].
+        batch: N completions.
         references: Embedded reference answers, L2-normalised, float32 [N, d].
         embed: Texts → L2-normalised float32 [M, d].
         libraries: Rated samples by task type.
         config: Neighbours and alignment.
 
     Returns:
-        `quality`, `alignment`, `format`: float64 [N] each.
+        `quality`, `alignment`, `format`, `faithfulness`: float64 [N] each.
+
+    Raises:
+        InputError: Faithfulness has a weight for a completion whose inputs are not given.
     """
-    answers = [answer_of(task_type, text) for task_type, text in zip(task_types, completions, strict=True)]
+    finished = np.array(batch.finished or [True] * len(batch), dtype=bool)
+    answers = [
+        answer_of(task_type, text) if ended else None
+        for task_type, text, ended in zip(batch.task_types, batch.completions, finished, strict=True)
+    ]
     quality, alignment = np.zeros(len(answers)), np.zeros(len(answers))
     readable = np.array([row for row, answer in enumerate(answers) if answer is not None], dtype=np.int64)
     if len(readable):
@@ -73,11 +79,34 @@ def score_components(
         alignment[readable] = alignment_reward(
             cosine(embedded, references[readable]), config.alignment, config.alignment_threshold
         )
-        kinds = np.array([task_types[row] for row in readable])
-        for task_type in dict.fromkeys(task_types[row] for row in readable):
+        kinds = np.array([batch.task_types[row] for row in readable])
+        for task_type in dict.fromkeys(batch.task_types[row] for row in readable):
             here = kinds == task_type
-            quality[readable[here]] = judge(embedded[here], libraries[task_type], config.neighbors)
-    return {"quality": quality, "alignment": alignment, "format": format_rewards(task_types, completions)}
+            quality[readable[here]] = score_answers(embedded[here], libraries[task_type], config.neighbors)
+    return {
+        "quality": quality,
+        "alignment": alignment,
+        "format": format_rewards(batch.task_types, batch.completions) * finished,
+        "faithfulness": _faithfulness(batch, answers, config),
+    }
+
+
+def _faithfulness(batch: RewardBatch, answers: Sequence[str | None], config: RewardsConfig) -> Floats:
+    """The score of `faithfulness.measure` for each readable answer, float64 [N]."""
+    scores = np.zeros(len(answers))
+    if not batch.inputs or not all(batch.inputs):
+        weighing = [t for t in dict.fromkeys(batch.task_types) if weights_of(t, config)["faithfulness"]]
+        if weighing and len(batch):
+            raise InputError(
+                f"rewards: faithfulness weighs for {', '.join(weighing)}, but completions came without inputs"
+            )
+        return scores
+    for row, (task_type, answer) in enumerate(zip(batch.task_types, answers, strict=True)):
+        if answer is not None:
+            sources = [Source(*read_input(text)) for text in batch.inputs[row]]
+            prompt, completion = to_pair(parse_answer(task_type, answer), "")
+            scores[row] = measure(prompt, completion, sources, task_type).score
+    return scores
 
 
 def in_actor(embedder: EmbedderConfig, rewards: RewardsConfig, threads: int) -> EmbedderConfig:
@@ -116,7 +145,7 @@ class _RewardActor:
                     f"embedder is {model.name} ({model.dimension}-d); run the stage `library` again"
                 )
             self._libraries = load_library(self._library, self._config)
-            self._embed = model.embed
+            self._embed = model.embed_whole
             self._custom = CustomRewards(self._rewards.custom)
         return self._embed, self._custom
 
@@ -132,9 +161,7 @@ class _RewardActor:
     def score(self, batch: RewardBatch, references: Embeddings) -> dict[str, Floats]:
         """All components: `score_components` with what this actor has loaded, and the custom ones."""
         embed, custom = self.load()
-        built_in = score_components(
-            batch.task_types, batch.completions, references, embed, self._libraries, self._rewards
-        )
+        built_in = score_components(batch, references, embed, self._libraries, self._rewards)
         return built_in | custom.score(batch)
 
 
@@ -189,7 +216,11 @@ class RewardWorkers:
             name: np.concatenate([result[name] for result in results]) if results else np.zeros(0)
             for name in component_names(self._config)
         }
-        return RewardScores(combine(components, batch.task_types, batch.groups, self._config), components)
+        plain = self._config.model_copy(update={"composition": "weighted_sum"})
+        total, weighted = (
+            combine(components, batch.task_types, batch.groups, config) for config in (self._config, plain)
+        )
+        return RewardScores(total, components, weighted)
 
     def shutdown(self) -> None:
         """Ends the actors."""

@@ -90,27 +90,6 @@ def fit_consensus(
     return transition[order], prior[order]
 
 
-def posterior(votes: Ints, transition: Floats, prior: Floats) -> Floats:
-    """The distribution of a row's true score, given the scores that it and its neighbours show.
-
-    `log P(i | votes) = log p[i] + sum over votes of log T[i, vote]`, normalised: the Bayes vote of the
-    paper's quality reward (section 3.3).
-
-    Args:
-        votes: [N, m] scores, negative where there is no vote.
-        transition: T, [K, K].
-        prior: p, [K].
-
-    Returns:
-        [N, K], rows sum to 1; the prior where a row has no vote at all.
-    """
-    k = len(prior)
-    rows = np.repeat(np.arange(len(votes)), votes.shape[1])[votes.ravel() >= 0]
-    cast = votes.ravel()[votes.ravel() >= 0].astype(np.int64)
-    histogram = np.bincount(rows * k + cast, minlength=len(votes) * k).reshape(len(votes), k)
-    return _softmax(histogram @ np.log(transition + _EPSILON).T + np.log(prior + _EPSILON))
-
-
 def _softmax(logits: Floats) -> Floats:
     raised = np.exp(logits - logits.max(axis=-1, keepdims=True))
     result: Floats = raised / raised.sum(axis=-1, keepdims=True)

@@ -148,6 +148,43 @@ def test_prompt_numbers_its_inputs():
     assert task_types.write_prompt("Merge.", [" a ", "b\nc"]) == "Merge.\n[1] a\n[2] b\nc"
 
 
+@pytest.mark.parametrize(
+    ("prompt", "completion", "text"),
+    [
+        ("What is iron?", " A metal. ", "Q: What is iron?\nA: A metal."),
+        ("", "Iron is a metal.", "Q: \nA: Iron is a metal."),
+        ("Name a metal.", "", "Q: Name a metal.\nA: "),
+        ("Q: one\nA: two", "three", "Q: Q: one\n A: two\nA: three"),
+        ("Go on:\n A: b", "A: c\nA: d", "Q: Go on:\n  A: b\nA: A: c\nA: d"),
+    ],
+)
+def test_an_input_by_hand(prompt: str, completion: str, text: str):
+    assert task_types.write_input(prompt, completion) == text
+    assert task_types.read_input(text) == (prompt.strip(), completion.strip())
+
+
+marked = st.text(st.sampled_from([*"QA: \n\r\tx", "\u2003", "\u2028", "é", "ह"]), max_size=24)
+
+
+@given(marked | st.text(max_size=40), marked | st.text(max_size=40))
+def test_read_input_is_the_inverse_of_write_input(prompt: str, completion: str):
+    text = task_types.write_input(prompt, completion)
+    assert task_types.read_input(text) == (prompt.strip(), completion.strip())
+    # `write_prompt` strips its inputs.
+    assert task_types.read_input(text.strip()) == (prompt.strip(), completion.strip())
+
+
+@pytest.mark.parametrize(
+    "text", ["Iron is a metal.", "Q: What is iron?", "A: A metal.", "", "Q:A:", "x\nQ: a\nA: b"]
+)
+def test_a_text_without_marks_is_a_completion(text: str):
+    assert task_types.read_input(text) == ("", text)
+
+
+def test_marks_of_other_writers_are_read():
+    assert task_types.read_input("Q:What is iron?\nA:A metal.") == ("What is iron?", "A metal.")
+
+
 @pytest.mark.parametrize("sample", SAMPLES)
 def test_a_pair_is_never_empty(sample: task_types.Sample):
     prompt, completion = task_types.to_pair(sample, "Write about iron.")
@@ -164,16 +201,73 @@ def test_pairs_by_hand():
     assert task_types.to_pair(SAMPLES[5], "Write about iron.")[0] == "Write about iron."
 
 
+OPTION_LINES = "Which is a gas?\nA) iron\nB) neon\nC) gold\nD) lead"
+
+
 @pytest.mark.parametrize(
     ("prompt", "completion", "expected"),
     [
         ("What is iron?", "A metal.", "qa"),
-        ("True or false: iron is a gas", "no", "tfq"),
-        ("Iron is a gas.", "False", "tfq"),
-        ("Pick one\nA) x\nB) y\nC) z\nD) w", "A", "mcq"),
-        ("Classify these animals", "Mammals", "cs"),
-        ("Write a paragraph about iron", "Iron …", "para"),
+        ("True or false? Iron is a gas.", "False", "tfq"),
+        ("True/False: neon is a gas", "true. It is a noble gas.", "tfq"),
+        (OPTION_LINES, "B", "mcq"),
+        (OPTION_LINES, "B) neon", "mcq"),
+        (OPTION_LINES, "(B)", "mcq"),
+        (OPTION_LINES, "neon.", "mcq"),
+        (OPTION_LINES, "Answer: B", "mcq"),
+        (OPTION_LINES.replace("\nD) lead", ""), "A.", "mcq"),
+        # Not certain, so qa: the question belongs to the answer.
+        ("Iron is a gas.", "False", "qa"),
+        ("What does bool(1) print in Python?", "True", "qa"),
+        ("Write a true or false question about iron.", "Iron is a gas. (false)", "qa"),
+        ("Explain the difference between true or false memories.", "A true memory is real.", "qa"),
+        ("Is it true or false? I cannot tell.", "True or false, it does not matter.", "qa"),
+        (OPTION_LINES, "A gas is a state of matter, and of these neon is one.", "qa"),
+        ("Rank these: A) iron B) neon C) gold", "C", "qa"),
+        ("Summarize the letter.\nC) is third\nA) is first\nB) is second", "A", "qa"),
+        ("Classify these animals: cat, trout", "cat: mammal, trout: fish", "qa"),
+        ("Name a category of films.", "Comedy.", "qa"),
+        ("Summarize the article.\n\nIron rusts.", "Iron rusts.", "qa"),
+        ("Describe how iron rusts.", "It takes up oxygen.", "qa"),
+        ("Write a paragraph about iron", "Iron …", "qa"),
+        ("Write a short story about a passage.", "Once …", "qa"),
+        ("", "", "qa"),
+        ("A) B) C) D)", "A", "qa"),
+        ("\0\ufffe", "A\n" * 3, "qa"),
     ],
 )
 def test_detection(prompt: str, completion: str, expected: str):
     assert task_types.detect_task_type(prompt, completion) == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion"),
+    [
+        ("Vrai ou faux ? Le fer est un gaz.", "Faux"),
+        ("Wahr oder falsch? Eisen ist ein Gas.", "Falsch"),
+        ("¿Verdadero o falso? El hierro es un gas.", "Falso"),
+        ("Верно или неверно? Железо — газ.", "Неверно"),
+        ("正误判断：铁是气体。", "错误"),
+        ("鉄は気体である。正しいか。", "いいえ"),
+        ("철은 기체이다. 참인가 거짓인가?", "거짓"),
+        ("صح أم خطأ؟ الحديد غاز.", "خطأ"),
+        ("נכון או לא נכון? ברזל הוא גז.", "לא נכון"),
+        ("सही या गलत? लोहा एक गैस है।", "गलत"),
+        ("ถูกหรือผิด เหล็กเป็นก๊าซ", "ผิด"),
+        ("Đúng hay sai? Sắt là chất khí.", "Sai"),
+        ("Doğru mu yanlış mı? Demir bir gazdır.", "Yanlış"),
+        ("Ποιο είναι αέριο;\nΑ) σίδηρος\nΒ) νέον\nΓ) χρυσός", "Β"),
+        ("Что из этого газ?\nА) железо\nВ) неон\nС) золото", "В"),
+        ("気体はどれ?\nA) 鉄", "A"),
+        ("Опиши, классифицируй и кратко изложи статью.", "Статья о железе."),
+        ("请总结这篇文章，并写一段话。", "铁会生锈。"),
+        ("Q: 1\nA: 2\nC: 3\nS: 4\nAnswer: True", "</answer><answer>True"),
+    ],
+)
+def test_what_other_languages_and_odd_texts_ask_is_qa(prompt: str, completion: str):
+    assert task_types.detect_task_type(prompt, completion) == "qa"
+
+
+@given(st.text(max_size=80), st.text(max_size=40))
+def test_any_text_has_a_task_type(prompt: str, completion: str):
+    assert task_types.detect_task_type(prompt, completion) in ("qa", "mcq", "tfq")

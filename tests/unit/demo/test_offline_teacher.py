@@ -104,7 +104,7 @@ def test_nearly_all_poor_rows_are_rated_low(held_out):
         claims = entity.claims([rng.choice(sorted(entity.facts))]) if fault != "vague" else ()
         row = low_quality_row(entity, task_type, claims, fault, rng, held_out=held_out)
         assert parse_answer(task_type, write_answer(row.sample)) == row.sample
-        assert detect_task_type(row.prompt, row.completion) == task_type or task_type == "qa"
+        assert detect_task_type(row.prompt, row.completion) in (task_type, "qa")
         assert all(claim.value in f"{row.prompt}\n{row.completion}" for claim in claims)
         pairs.append((row.prompt, row.completion))
     scores = [compress_score(v.overall) for v in judge.rate(pairs) if isinstance(v, Rating)]

@@ -37,7 +37,7 @@ def test_prompts_keep_their_inputs_only_where_asked(tmp_path: Path):
     rows = [
         row("b", "grpo", INPUTS[::-1]),
         row("a", "grpo", INPUTS),
-        row("c", "test", INPUTS),
+        row("c", "dev", INPUTS),
         row("d", "sft", INPUTS),
         row("e", "grpo", INPUTS * 40),
     ]

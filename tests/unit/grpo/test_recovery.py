@@ -21,7 +21,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from lm_mixup.config import GrpoConfig, RewardsConfig, TrackingConfig
 from lm_mixup.grpo.checkpoint import Progress, read_groups, write_groups
-from lm_mixup.grpo.loop import Parts, train
+from lm_mixup.grpo.loop import Actors, train
 from lm_mixup.grpo.metrics import UPDATE_KEYS
 from lm_mixup.grpo.stage import _run
 from lm_mixup.grpo.types import Group, Prompt
@@ -93,7 +93,7 @@ class Learner:
         folder.mkdir(exist_ok=True)
         (folder / "weight").write_text(str(self.weight))
 
-    def lost(self) -> list[int]:
+    def dead_ranks(self) -> list[int]:
         return [0] if self.dead else []
 
     def restart(self) -> None:
@@ -144,10 +144,10 @@ def run(folder: Path, learner: Learner, **changes: Any) -> dict[str, Any]:
     rewards: Any = SimpleNamespace(score=score)
     rollout: Any = Rollout()
     fake: Any = learner
-    parts = Parts(rollout, rewards, fake, RewardsConfig(), [1, 2])
+    actors = Actors(rollout, rewards, fake, RewardsConfig(), [1, 2])
     folder.mkdir(exist_ok=True)
     tracking = TrackingConfig(report_to=[])
-    _run(parts, PROMPTS[:4], PROMPTS[4:], folder, CONFIG.model_copy(update=changes), tracking, seed=0)
+    _run(actors, PROMPTS[:4], PROMPTS[4:], folder, CONFIG.model_copy(update=changes), tracking, seed=0)
     timed = ("timing_s", "tokens_per_second")
     lines = read_metrics(folder / "metrics.jsonl")
     return {
@@ -185,20 +185,20 @@ def test_refills_do_not_wait_behind_rollouts_of_coming_steps():
             sent.append(("refill", len(prompts)))
             return super().start(prompts, seeds, **options)
 
-    def first_silent(batch: RewardBatch) -> RewardScores:
+    def first_group_zero_std(batch: RewardBatch) -> RewardScores:
         total = np.array([0.0 if group == 0 else float(i) for i, group in enumerate(batch.groups)])
         return RewardScores(total, dict.fromkeys(("quality", "alignment", "format"), total))
 
-    rewards: Any = SimpleNamespace(score=first_silent)
+    rewards: Any = SimpleNamespace(score=first_group_zero_std)
     rollout: Any = Noting()
     learner: Any = Learner()
-    parts = Parts(rollout, rewards, learner, RewardsConfig(), [1, 2])
+    actors = Actors(rollout, rewards, learner, RewardsConfig(), [1, 2])
     once = CONFIG.model_copy(update=ASYNC | {"max_staleness": 1, "max_steps": 2, "max_refills": 1})
-    train(parts, PROMPTS, once, 0, Progress(), lambda step: None, lambda progress, line: None)
+    train(actors, PROMPTS, once, 0, Progress(), lambda step: None, lambda progress, line: None)
     assert sent == [("start", 2), ("refill", 1), ("start", 2), ("refill", 1)]
     sent.clear()
     never = once.model_copy(update={"max_refills": 0})  # then nothing waits: scoring overlaps as well
-    train(parts, PROMPTS, never, 0, Progress(), lambda step: None, lambda progress, line: None)
+    train(actors, PROMPTS, never, 0, Progress(), lambda step: None, lambda progress, line: None)
     assert sent == [("start", 2), ("start", 2)]
 
 
@@ -250,7 +250,7 @@ def test_a_learner_that_keeps_dying_stops_the_run(tmp_path: Path, capsys: pytest
     assert learner.restarts == 2
     said = [line for line in capsys.readouterr().err.splitlines() if "died" in line]
     assert len(said) == 2
-    assert "from its checkpoint of step 2 (failure 1 of 2" in said[0]
+    assert "from the checkpoint of step 2 (failure 1 of 2 tolerated)" in said[0]
 
 
 def test_a_learner_that_dies_before_any_checkpoint_starts_again_from_the_sft_model(
@@ -260,7 +260,8 @@ def test_a_learner_that_dies_before_any_checkpoint_starts_again_from_the_sft_mod
     run(tmp_path, learner)
     assert learner.restarts == 1
     (said,) = [line for line in capsys.readouterr().err.splitlines() if "died" in line]
-    assert "from the SFT model, as there is no checkpoint yet (failure 1 of 2" in " ".join(said.split())
+    expected = "from the SFT model: there is no checkpoint yet (failure 1 of 2 tolerated)"
+    assert expected in " ".join(said.split())
 
 
 def test_an_error_of_a_living_learner_is_not_tried_again(tmp_path: Path):
@@ -289,7 +290,7 @@ def groups(draw: st.DrawFn) -> Group:
     return Group(prompt, completions, draw(st.integers(0, 1000)))
 
 
-def plain(unspent: list[list[Group]]) -> Any:
+def plain(buffered: list[list[Group]]) -> Any:
     return [
         [
             (
@@ -299,17 +300,17 @@ def plain(unspent: list[list[Group]]) -> Any:
             )
             for g in step
         ]
-        for step in unspent
+        for step in buffered
     ]
 
 
 @settings(max_examples=30)
 @given(st.lists(st.lists(groups(), min_size=1, max_size=2), min_size=1, max_size=3))
-def test_unspent_rollouts_are_read_as_they_were_written(tmp_path_factory, unspent: list[list[Group]]):
-    path = tmp_path_factory.mktemp("unspent") / "unspent.parquet"
-    write_groups(path, unspent)
+def test_unspent_rollouts_are_read_as_they_were_written(tmp_path_factory, buffered: list[list[Group]]):
+    path = tmp_path_factory.mktemp("buffered") / "buffered.parquet"
+    write_groups(path, buffered)
     again = read_groups(path)
-    assert plain(again) == plain(unspent)
+    assert plain(again) == plain(buffered)
     assert all(c.logprobs.dtype == np.float32 for step in again for g in step for c in g.completions)
 
 
@@ -317,7 +318,7 @@ def test_a_checkpoint_whose_rollouts_are_missing_is_not_used_without_them(tmp_pa
     with pytest.raises(Killed):
         run(tmp_path, Learner(driver_dies=20), **ASYNC)
     (checkpoint,) = (tmp_path / "checkpoints").iterdir()
-    assert json.loads((checkpoint / "state.json").read_text())["unspent"] == 2
-    (checkpoint / "unspent.parquet").unlink()
-    with pytest.raises(FileNotFoundError, match="unspent"):
+    assert json.loads((checkpoint / "state.json").read_text())["buffered"] == 2
+    (checkpoint / "buffered.parquet").unlink()
+    with pytest.raises(FileNotFoundError, match="buffered"):
         run(tmp_path, Learner(), **ASYNC)

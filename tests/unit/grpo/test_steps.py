@@ -19,7 +19,7 @@ from lm_mixup.grpo.placement import plan_bundles
 from lm_mixup.grpo.sampler import learning_rate, prompt_seeds, prompts_of_step
 from lm_mixup.grpo.weights.verify import (
     Digests,
-    Held,
+    EngineState,
     Published,
     WeightSyncError,
     check_digests,
@@ -118,9 +118,9 @@ def test_bfloat16_may_differ_by_its_rounding_unless_the_config_is_stricter():
         check_probe(0, published, held([-0.3, 0.02], "bfloat16"), 0.1)
 
 
-def test_weights_that_are_no_numbers_are_no_fault_of_the_sync():
+def test_weights_that_are_not_finite_are_not_a_sync_error():
     published = Published(7, None, [1, 2], np.array([np.nan], dtype=np.float32))
-    with pytest.raises(RuntimeError, match=r"weights 7 are no numbers.*learning_rate"):
+    with pytest.raises(RuntimeError, match=r"weights 7 are not finite.*learning_rate"):
         check_probe(0, published, held([0.0]), None)
 
 
@@ -132,9 +132,9 @@ def test_weights_that_never_arrived_stop_the_run_however_little_they_differ():
     assert check(1, "a", "xx", first) == first  # an update that changed nothing
     second = check(1, "b", "yy", first)
     for sent, digests, what in (
-        ("c", "yy", "the same as before"),
-        ("b", "zz", "others than before, though none were sent"),
-        ("c", "zy", "different ones"),
+        ("c", "yy", "the same weights as before"),
+        ("b", "zz", "other weights than before, although the same were sent"),
+        ("c", "zy", "different weights"),
     ):
         with pytest.raises(WeightSyncError, match=what):
             check(2, sent, digests, second)
@@ -157,8 +157,8 @@ def test_a_digest_sees_the_smallest_step_of_one_weight():
     assert model_digest(layer) != before
 
 
-def held(logps: list[float], dtype: str = "float32", digest: str = "x", whole: bool = True) -> Held:
-    return Held(np.array(logps, dtype=np.float32), digest, whole, dtype)
+def held(logps: list[float], dtype: str = "float32", digest: str = "x", whole: bool = True) -> EngineState:
+    return EngineState(np.array(logps, dtype=np.float32), digest, whole, dtype)
 
 
 def test_bundles():

@@ -21,10 +21,10 @@ from lm_mixup.demo.nano import create_nano
 from lm_mixup.models.policy import load_tokenizer
 from lm_mixup.train.checkpoint import (
     SftJob,
+    drop_incomplete,
     drop_oldest,
-    drop_others,
     last_checkpoint,
-    mark_whole,
+    mark_complete,
     ranks_of,
     step_of,
 )
@@ -81,7 +81,7 @@ def test_rows_are_trained_on_in_the_order_of_their_ids_at_a_few_bytes_a_token():
     rows = [
         {
             "id": f"{key:04d}",
-            "split": "test" if key % 10 == 0 else "sft",
+            "split": "dev" if key % 10 == 0 else "sft",
             "input_ids": rng.integers(0, 9, size=int(rng.integers(1, 400))).tolist(),
             "prompt_length": int(rng.integers(0, 2)),
         }
@@ -100,7 +100,7 @@ def test_rows_are_trained_on_in_the_order_of_their_ids_at_a_few_bytes_a_token():
     for labels, row in zip(chosen["labels"], expected, strict=True):
         cut = row["prompt_length"]
         assert labels == [IGNORED] * cut + row["input_ids"][cut:]
-    first = sorted((row for row in rows[7:] if row["split"] == "test"), key=lambda row: row["id"])[:5]
+    first = sorted((row for row in rows[7:] if row["split"] == "dev"), key=lambda row: row["id"])[:5]
     assert eval_rows(table, 5)["input_ids"][:] == [row["input_ids"] for row in first]
     assert eval_rows(TOKENS.empty_table(), 5) is None
 
@@ -152,11 +152,11 @@ def test_only_whole_checkpoints_count(tmp_path):
     assert last_checkpoint(tmp_path) is None and step_of(None) == 0
     for step in (90, 100, 110):
         (tmp_path / f"checkpoint-{step}").mkdir()
-    mark_whole(tmp_path, 90, ranks=1)
-    mark_whole(tmp_path, 100, ranks=2)
+    mark_complete(tmp_path, 90, ranks=1)
+    mark_complete(tmp_path, 100, ranks=2)
     last = last_checkpoint(tmp_path)
     assert last is not None and (step_of(last), ranks_of(last)) == (100, 2)
-    drop_others(tmp_path, last)
+    drop_incomplete(tmp_path, last)
     assert sorted(f.name for f in tmp_path.iterdir()) == ["checkpoint-100", "checkpoint-90"]
     drop_oldest(tmp_path, limit=1)
     assert [f.name for f in tmp_path.iterdir()] == ["checkpoint-100"]
@@ -170,11 +170,11 @@ def test_a_mark_that_could_not_be_written_does_not_count(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
     try:
         with pytest.raises(OSError, match="too large"):
-            mark_whole(tmp_path, 5, ranks=1)
+            mark_complete(tmp_path, 5, ranks=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert last_checkpoint(tmp_path) is None
-    mark_whole(tmp_path, 5, ranks=3)
+    mark_complete(tmp_path, 5, ranks=3)
     assert last_checkpoint(tmp_path) == folder and ranks_of(folder) == 3
 
 
@@ -227,7 +227,7 @@ def test_which_pairs_are_held_out_depends_on_seed_and_row_alone(tokenizer):
 
     def held_out(rows, seed):
         found = encode_lines(rows, tokenizer, FinetuneConfig(eval_fraction=0.25), seed).rows.to_pylist()
-        return {row["id"] for row in found if row["split"] == "test"}
+        return {row["id"] for row in found if row["split"] == "dev"}
 
     assert 70 < len(held_out(lines, 0)) < 130
     assert held_out(lines, 0) == held_out(lines[:100], 0) | held_out(lines[:99:-1], 0) != held_out(lines, 1)
@@ -265,7 +265,7 @@ def test_what_goes_by_held_out_rows_is_refused_where_there_is_none(tmp_path, set
 )
 def test_the_manifest_speaks_of_the_model_that_was_written(tmp_path, settings_, steps, eval_loss, drawn):
     config = FinetuneConfig(batch_size=4, eval_rows=1, **settings_)
-    job = job_of(tmp_path, config, ["sft"] * 10 + ["test"] * 2)
+    job = job_of(tmp_path, config, ["sft"] * 10 + ["dev"] * 2)
     losses = [{"step": 1, "eval_loss": 0.5}, {"step": steps, "eval_loss": 0.7}]
     lines = [*losses, {"step": steps, "loss": 1.0, "num_tokens": 9}]
     job.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -275,6 +275,6 @@ def test_the_manifest_speaks_of_the_model_that_was_written(tmp_path, settings_, 
     assert outcome.rows_used == drawn + 1
     assert outcome.left_out == {
         "not_drawn": 10 - drawn,
-        "test_rows_not_evaluated": 1,
+        "dev_rows_not_evaluated": 1,
         "rows_of_other_splits": 0,
     }

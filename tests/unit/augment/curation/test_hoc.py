@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm_mixup.augment.curation.hoc import count_triples, fit_consensus, posterior
+from lm_mixup.augment.curation.hoc import count_triples, fit_consensus
 
 K = 6
 
@@ -114,15 +114,3 @@ def test_order_of_rows_does_not_matter():
     first = estimate(scores, neighbors)
     second = estimate(scores[order], place[neighbors[order]])
     assert np.array_equal(first[0], second[0]) and np.array_equal(first[1], second[1])
-
-
-def test_posterior_by_hand():
-    transition = np.array([[0.8, 0.2], [0.4, 0.6]])
-    prior = np.array([0.5, 0.5])
-    votes = np.array([[0, 0], [1, -1], [-1, -1]])
-    expected = [
-        [0.8 * 0.8 / (0.8 * 0.8 + 0.4 * 0.4), 0.4 * 0.4 / (0.8 * 0.8 + 0.4 * 0.4)],
-        [0.2 / 0.8, 0.6 / 0.8],
-        [0.5, 0.5],
-    ]
-    assert np.allclose(posterior(votes, transition, prior), expected)

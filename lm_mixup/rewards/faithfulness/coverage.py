@@ -1,0 +1,137 @@
+"""Coverage and repetition: how much of the sources an output carries, and whether it says things twice."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Final
+
+from lm_mixup.core.words import sentences
+from lm_mixup.rewards.faithfulness.facts import Fact, Reading, read, stem
+from lm_mixup.rewards.faithfulness.sources import SourceReading, _items, placed_of
+
+_ENOUGH: Final = 0.6
+_FEW_WORDS: Final = 4
+_WORD_WEIGHT: Final = 0.25
+_LONGEST_RUN: Final = 5
+_SHORT: Final = 25
+
+
+def coverage(output: Sequence[Reading], sources: Sequence[SourceReading]) -> float:
+    """The share of what the sources tell that an output carries, each thing once, in [0, 1].
+
+    What a source tells is its answers, picked options and affirmed claims, clause by clause. A clause counts
+    by its numbers, names and codes; in one with few other words those are its wording, which may change. A
+    clause without facts counts by its words, of which `_ENOUGH` have to be there.
+    """
+    facts = {fact.key for reading in output for fact in reading.facts}
+    stems = {word.stem for reading in output for word in reading.words}
+    stems |= {stem(fact.key) for reading in output for fact in reading.facts if fact.kind == "name"}
+    keys = {key for reading in output for key in reading.keys}
+    seen: set[str] = set()
+    total = covered = 0.0
+    for source in sources:
+        told = source.told
+        for clause in range(len(told.clauses)):
+            mine = {
+                f.key: f
+                for f in told.facts_of(clause)
+                if f.kind in ("number", "name", "code") and f.certain and f.key not in seen
+            }
+            words = told.words_of(clause)
+            has_facts = any(f.kind in ("number", "name", "code") and f.certain for f in told.facts_of(clause))
+            seen |= mine.keys()
+            total += len(mine)
+            covered += sum(key in facts or key in keys for key in mine)
+            signature = "w " + " ".join(sorted(words))
+            if signature in seen or not words or (has_facts and len(words) <= _FEW_WORDS):
+                continue
+            seen.add(signature)
+            weight = _WORD_WEIGHT * len(words) if has_facts else max(1.0, _WORD_WEIGHT * len(words))
+            weight *= 1.0 if has_facts or len(words) > 1 else 0.5
+            total += weight
+            covered += weight * min(1.0, len(words & stems) / len(words) / _ENOUGH)
+    return covered / total if total else 1.0
+
+
+def repetition(
+    prompt: Reading, completion: Reading, sources: Sequence[SourceReading]
+) -> tuple[float, list[tuple[int, int]]]:
+    """The share of an output that repeats itself, in [0, 1], and where in the completion.
+
+    Counted are the runs of a few tokens that stand in the completion before and, as whole facts, numbers that
+    it gives more often than the sources have things to give them of. A question that lists one thing twice
+    counts as well.
+    """
+    size = min(_LONGEST_RUN, max(1, len(completion.keys) // 3))  # what is told three times repeats a run
+    runs = _runs(completion.keys, size)
+    allowed = Counter[tuple[str, ...]]()
+    for source in sources:
+        mine = Counter(_distinct_runs(source.told, size))
+        for run, count in mine.items():
+            allowed[run] = max(allowed[run], count)
+    counts = Counter(runs)
+    excess = sum(max(0, count - max(1, allowed[run])) for run, count in counts.items())
+    share = excess / len(runs) if runs else 0.0
+    again = _told_again(completion, sources)
+    facts = sum(f.kind == "number" for f in completion.facts)
+    if facts:
+        share = max(share, len(again) / facts)
+    share = max(share, _listed_twice(prompt))
+    return min(1.0, share), [(f.start, f.end) for f in again]
+
+
+def _runs(keys: Sequence[str], size: int) -> list[tuple[str, ...]]:
+    return [tuple(keys[i : i + size]) for i in range(len(keys) - size + 1)]
+
+
+def _distinct_runs(told: Reading, size: int) -> list[tuple[str, ...]]:
+    """Runs of tokens of a source, without those of sentences that it tells again."""
+    runs: list[tuple[str, ...]] = []
+    told_once = {read(told.text[start:end]).keys for start, end in sentences(told.text)}
+    for keys in sorted(told_once):
+        runs += _runs(keys, size)
+    return runs
+
+
+def _told_again(completion: Reading, sources: Sequence[SourceReading]) -> list[Fact]:
+    """Numbers that a completion gives more often than the sources have things to give them of.
+
+    A short source has one thing for a number, though it says it twice; a long one as many as it has contexts.
+    Small whole numbers recur by nature (`1 cup`, steps of a list) and are left alone.
+    """
+    allowed: Counter[str] = Counter()
+    subjects: dict[str, set[frozenset[str]]] = {}
+    for source in sources:
+        names = frozenset(f.key for r in (source.asked, source.told) for f in r.facts if f.kind == "name")
+        long = len(source.told.keys) > _SHORT
+        around: dict[str, set[frozenset[str]]] = {}
+        for item in placed_of(source, ()):
+            around.setdefault(item.fact.key, set()).add(item.context)
+        for key, contexts in around.items():
+            subjects.setdefault(key, set()).add(names)
+            allowed[key] = max(allowed[key], len(contexts) if long else 1)
+    told: Counter[str] = Counter()
+    again = []
+    for fact in completion.facts:
+        if fact.kind == "number" and (len(fact.key) > 2 or not fact.key.isdigit()):
+            told[fact.key] += 1
+            if told[fact.key] > max(1, allowed[fact.key], len(subjects.get(fact.key, ()))):
+                again.append(fact)
+    return again
+
+
+def _listed_twice(prompt: Reading) -> float:
+    """The share of a question's list items that stand in the list before, of the same subject."""
+    seen: set[frozenset[str]] = set()
+    items = again = 0
+    for start, end in _items(prompt.text):
+        item = read(prompt.text[start:end])
+        words = frozenset(w.stem for w in item.words)
+        if words:
+            items += 1
+            again += words in seen
+            seen.add(words)
+        if any(f.kind == "name" for f in item.facts):
+            seen.clear()
+    return again / items if items > 1 else 0.0

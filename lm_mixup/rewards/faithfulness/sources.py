@@ -1,0 +1,272 @@
+"""What a source asserts: a pair read by its kind, without the options it rejects or the claim it denies."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+import regex
+
+from lm_mixup.rewards.faithfulness.facts import Fact, Reading, read, stem
+
+_OPTION: Final = regex.compile(
+    r"(?:(?<=\n)|(?<=^)|(?<=\s))\(?(?P<letter>[A-Fa-f])[).:][ \t]+(?P<text>.+?)"
+    r"(?=\s*$|\s*\n|[,;]?\s+\(?[B-Fb-f][).:][ \t])"
+)
+_TRUE_FALSE: Final = regex.compile(
+    r"(?i)(?:^|[,.:]?\s*)(?:quiz,\s*)?(?:is (?:this|that|it) )?(?:please )?(?:say |tell |state )?(?:whether )?"
+    r"(?:(?:this|that|it) is )?\btrue\s*(?:or|/)\s*false\b[?:.,]?"
+)
+_VERDICT: Final = regex.compile(
+    r"(?i)\b(?P<yes>true|yes|correct|right)\b|\b(?P<no>false|no|incorrect|wrong|untrue)\b"
+)
+_LETTER_PICK: Final = regex.compile(r"(?:^|\W)\(?(?P<letter>[A-F])(?:[).:]|\s*$)")
+_LIST_CUT: Final = regex.compile(r"\s*(?:[,;]|\band\b|&)\s*(?:and\b\s*)?")
+_VERDICT_STEMS: Final = frozenset(
+    map(stem, ["true", "false", "correct", "right", "incorrect", "wrong", "untrue"])
+)
+_SENTENCE_END: Final = regex.compile(r"(?<=[.!?])\s+")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One input: a pool row, or the pair that an input text stands for; `prompt` may be empty."""
+
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A fact with what stands around it.
+
+    Attributes:
+        fact: The fact.
+        context: Stems and names of its clause, of what the source was asked, and its subject.
+    """
+
+    fact: Fact
+    context: frozenset[str]
+
+
+@dataclass(frozen=True)
+class SourceReading:
+    """What one source asks and asserts.
+
+    Attributes:
+        asked: The prompt without its options.
+        told: The completion, or the claim that its verdict affirms, or the option that it picks.
+        is_claim: Whether the prompt is a statement that the completion gives a verdict on.
+        verdict: That verdict; None where there is none.
+        picked: The option picked; empty where there are none.
+        rejected: The options not picked.
+    """
+
+    asked: Reading
+    told: Reading
+    is_claim: bool
+    verdict: bool | None
+    picked: str
+    rejected: tuple[str, ...]
+
+    @property
+    def facts(self) -> set[str]:
+        """Keys of all facts, asked and told."""
+        return {f.key for reading in (self.asked, self.told) for f in reading.facts}
+
+    @property
+    def stems(self) -> set[str]:
+        """Stems of all content words, asked and told."""
+        return {w.stem for reading in (self.asked, self.told) for w in reading.words}
+
+
+def options_of(prompt: str) -> tuple[str, dict[str, str]]:
+    """A prompt without its options, and its options by letter (capital); none if fewer than two stand there."""
+    found = list(_OPTION.finditer(prompt))
+    if len(found) < 2:
+        return prompt, {}
+    options = {m["letter"].upper(): m["text"].strip() for m in found}
+    bare = "".join(
+        prompt[a:b]
+        for a, b in zip([0, *(m.end() for m in found)], [*(m.start() for m in found), len(prompt)])
+    )
+    return bare.strip(), options
+
+
+def picked_letter(completion: str, options: dict[str, str]) -> str | None:
+    """The letter of the option that a completion picks: by letter, else by the option's text; None if none."""
+    found = _LETTER_PICK.search(completion)
+    if found is not None and found["letter"] in options:
+        return found["letter"]
+    folded = completion.casefold().strip(" .")
+    matches = [
+        letter
+        for letter, text in options.items()
+        if text.casefold().strip(" .") and text.casefold() in folded
+    ]
+    return max(matches, key=lambda letter: len(options[letter])) if matches else None
+
+
+def verdict_of(text: str) -> bool | None:
+    """The first verdict that a text gives; None if it gives none."""
+    found = _VERDICT.search(text)
+    return None if found is None else found["yes"] is not None
+
+
+def _is_verdict_alone(completion: str) -> bool:
+    """Whether a completion says true, false, yes or no and nothing else but fillers."""
+    reading = read(completion)
+    rest = {word.stem for word in reading.words} - _VERDICT_STEMS
+    return verdict_of(completion) is not None and not rest and not any(f.certain for f in reading.facts)
+
+
+def statement_of(prompt: str) -> str:
+    """The statement of a true-or-false prompt, without the question whether it holds; empty if it is none."""
+    if _TRUE_FALSE.search(prompt) is None:
+        return ""
+    return _TRUE_FALSE.sub(" ", prompt).strip(" :?,\n")
+
+
+@lru_cache(maxsize=4096)
+def read_source(source: Source) -> SourceReading:
+    """Reads a source; equal sources are read once."""
+    bare, options = options_of(source.prompt)
+    told, verdict, picked, is_claim = source.completion, None, "", False
+    rejected: tuple[str, ...] = ()
+    statement = statement_of(bare)
+    if options:
+        letter = picked_letter(source.completion, options)
+        picked = options[letter] if letter else ""
+        rejected = tuple(text for key, text in options.items() if key != letter)
+        if picked.casefold() in ("yes", "no", "true", "false"):
+            verdict, is_claim, told, rejected = picked.casefold() in ("yes", "true"), True, bare, ()
+        elif picked:
+            told = picked
+    elif statement:
+        verdict = verdict_of(source.completion)
+        if verdict is not None:
+            is_claim, told = True, statement
+    elif _is_verdict_alone(source.completion):
+        verdict, is_claim, told = verdict_of(source.completion), True, bare
+    asked = read("" if is_claim else bare)
+    reading = read(told)
+    return SourceReading(asked, reading, is_claim, verdict, picked, rejected)
+
+
+def placed_of(source: SourceReading, topics: Collection[str]) -> Iterator[Placed]:
+    """The facts of a source, each with its context.
+
+    What a short answer means its question tells: `66 and 26.8 million` to `calling code and population of …`.
+    Where both are lists of one length the items are paired, else the whole question is the context.
+
+    Args:
+        source: The source.
+        topics: Names of what the sources are about.
+    """
+    asked, told = source.asked, source.told
+    question = set() if source.is_claim else _terms(asked)
+    paired = {} if source.is_claim else _paired(asked, told)
+    for fact, context in contexts(told, topics):
+        yield Placed(fact, frozenset((context | paired.get(fact.start, question)) - {fact.key}))
+    for fact, context in contexts(asked, topics):
+        yield Placed(fact, frozenset(context))
+
+
+def topics_of(source: SourceReading, names: Collection[str]) -> set[str]:
+    """The names of what a source is about: those it asks about, or that the sentences of a mere text name first.
+
+    Args:
+        source: The source.
+        names: What is known to be a name from any text, for words that begin a sentence here.
+    """
+    asked = {f.key for f in source.asked.facts if f.kind == "name" and (f.certain or f.key in names)}
+    return asked or ({key for key, _ in _first_names(source.told)} if not source.asked.words else set())
+
+
+def _first_names(reading: Reading) -> Iterator[tuple[str, int]]:
+    """For each sentence the names that stand together at its first name, with the sentence's number."""
+    sentence = -1
+    end = -1
+    for fact in reading.facts:
+        of = reading.clauses[fact.clause][2]
+        if fact.kind != "name":
+            continue
+        if of != sentence:
+            sentence = of
+        elif end < 0 or reading.text[end : fact.start].strip(" -'’"):
+            end = -1
+            continue
+        end = fact.end
+        yield fact.key, of
+
+
+def _terms(reading: Reading) -> set[str]:
+    return {w.stem for w in reading.words} | {f.key for f in reading.facts if f.kind == "name"}
+
+
+def contexts(reading: Reading, topics: Collection[str]) -> Iterator[tuple[Fact, set[str]]]:
+    """Each fact with the stems and names of its clause, and its subject.
+
+    A clause without words of its own is an item of a list and takes the words of the clause before it. The
+    subject is what the clause names of the topics, else the topic that the sentence names last before, else
+    first, else that of the sentence before. The unit of a number, or that it has none, and the
+    tokens right before and after a fact count as words.
+    """
+    by_sentence: dict[int, list[Fact]] = {}
+    for fact in reading.facts:
+        if fact.kind == "name" and fact.key in topics:
+            by_sentence.setdefault(reading.clauses[fact.clause][2], []).append(fact)
+    subject: set[str] = set()
+    sentence = -1
+    carried: set[str] = set()
+    for number, (start, end, of) in enumerate(reading.clauses):
+        if of != sentence:
+            sentence, carried = of, set()
+            named = by_sentence.get(of)
+            if named:
+                subject = {f.key for f in named if f.clause == named[0].clause}
+        mine = reading.facts_of(number)
+        here = {f.key for f in mine if f.kind == "name" and f.key in topics}
+        subject = here or subject
+        words = reading.words_of(number) or carried
+        carried = words
+        about = {f.key for f in mine if f.kind == "name"} | subject
+        units = {f.start: f.key.partition(" ")[2] for f in mine if f.kind == "unit"}
+        for fact in mine:
+            if fact.kind not in ("quoted", "unit"):
+                beside = {f"before:{reading.neighbour(fact, -1)}", f"after:{reading.neighbour(fact, 1)}"}
+                if fact.kind == "number":
+                    beside.add(f"unit:{units.get(fact.start, '')}")
+                yield fact, (words | about | beside) - {fact.key}
+
+
+def _paired(asked: Reading, told: Reading) -> dict[int, set[str]]:
+    """For the facts of a list of answers, by place: the words of the item asked for, where both lists match.
+
+    A list that is told again (`364 u and 991, so 364 u and 991`) is paired round by round.
+    """
+    answers = _items(_SENTENCE_END.split(told.text)[0])
+    labels = [place for place in _items(asked.text) if read(asked.text[slice(*place)]).words]
+    if len(labels) == len(answers) + 1:  # `on Chad, the capital and area`: the first item names the subject
+        labels = labels[1:]
+    if len(labels) < 2 or len(answers) % len(labels):
+        return {}
+    shared = {f.key for f in asked.facts if f.kind == "name"}
+    found = {}
+    for number, (start, end) in enumerate(answers):
+        a, b = labels[number % len(labels)]
+        words = _terms(read(asked.text[a:b])) | shared
+        found.update({fact.start: words for fact in told.facts if start <= fact.start < end})
+    return found
+
+
+def _items(text: str) -> list[tuple[int, int]]:
+    """The places of a list's items: what stands between commas and `and`."""
+    places, start = [], 0
+    for cut in _LIST_CUT.finditer(text):
+        places.append((start, cut.start()))
+        start = cut.end()
+    places.append((start, len(text)))
+    return [(a, b) for a, b in places if text[a:b].strip()]

@@ -1,0 +1,237 @@
+"""Support and binding: whether the sources hold what an output says, and hold it of the same thing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Final
+
+from lm_mixup.core.words import sentences
+from lm_mixup.rewards.faithfulness.facts import Fact, Kind, Reading
+from lm_mixup.rewards.faithfulness.sources import SourceReading, contexts, placed_of, topics_of
+
+_CLEAR: Final = 2
+_CLOSE: Final = 0.8
+_LEAST: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A span of the distilled text that the sources do not bear out.
+
+    Attributes:
+        start: Where it begins in the text that was measured (`measure` says which).
+        end: Where it ends.
+        text: The span.
+        kind: `number`, `name`, `code`, `unit`, `quoted`, `word`, `statement` (a sentence): not in the sources;
+            `binding`: there, but of something else; `polarity`: a negation too many or too few; `answer`: the wrong letter or verdict;
+            `repeated`: said before; `unasked`: not what the prompt asks.
+    """
+
+    start: int
+    end: int
+    text: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Pool:
+    """All that the sources hold.
+
+    Attributes:
+        facts: Fact keys, by how many sources hold them.
+        stems: Content stems, by how many sources hold them.
+        keys: The texts as sequences of token keys, for quoted strings.
+        units: Units by the numbers that they stand with.
+        placed: Facts with their contexts in the sources.
+        topics: Names of what the sources are about.
+    """
+
+    facts: Counter[str]
+    stems: Counter[str]
+    keys: str
+    units: frozenset[str]
+    placed: tuple[tuple[str, Kind, frozenset[str]], ...]
+    topics: frozenset[str]
+
+
+def pool_of(sources: Sequence[SourceReading], output: Sequence[Reading] = ()) -> Pool:
+    """All that the sources assert or ask, together; the output helps to tell names from first words."""
+    facts: Counter[str] = Counter()
+    stems: Counter[str] = Counter()
+    keys: list[str] = []
+    placed: dict[tuple[str, Kind, frozenset[str]], None] = {}
+    topics = _topics(sources, output)
+    for source in sources:
+        facts.update(source.facts)
+        stems.update(source.stems)
+        for reading in (source.asked, source.told):
+            keys.append(" ".join(reading.keys))
+        for item in placed_of(source, topics):
+            placed[item.fact.key, item.fact.kind, item.context] = None
+    units = {key.split(" ", 1)[1] for key in facts if " " in key and key[0].isdigit()}
+    return Pool(facts, stems, f" {' | '.join(keys)} ", frozenset(units), tuple(placed), topics)
+
+
+def _topics(sources: Sequence[SourceReading], output: Sequence[Reading]) -> frozenset[str]:
+    """The names of what the sources are about.
+
+    A capitalised word that begins a sentence is a name where any text has it as one, or where the output and
+    the sources have it and none in small letters. A name asked for beside another one in all its sources, where
+    the other is asked for elsewhere too, is part of a label: `English name of Libra`, `capital of Libra`.
+    """
+    texts = [*output, *(reading for source in sources for reading in (source.asked, source.told))]
+    names = {f.key for reading in texts for f in reading.facts if f.kind == "name" and f.certain}
+    small = {
+        word.key for reading in texts for word in reading.words if not reading.text[word.start].isupper()
+    }
+    names |= {f.key for reading in output for f in reading.facts if f.kind == "name"} - small
+    asked: dict[str, set[int]] = {}
+    for number, source in enumerate(sources):
+        for name in topics_of(source, names):
+            asked.setdefault(name, set()).add(number)
+    return frozenset(
+        name for name, mine in asked.items() if not any(mine < other for other in asked.values())
+    )
+
+
+def is_held(fact: Fact, pool: Pool) -> bool:
+    """Whether the sources hold a fact.
+
+    A unit that no source uses is not compared: they may leave it to the question what is counted.
+    """
+    if fact.kind == "quoted":
+        return f" {fact.key} " in pool.keys
+    if fact.key in pool.facts:
+        return True
+    if fact.kind == "unit":
+        return fact.key.split(" ", 1)[1] not in pool.units
+    return fact.kind in ("name", "code") and f" {fact.key} " in pool.keys
+
+
+def unsupported_facts(reading: Reading, pool: Pool) -> list[Fact]:
+    """The facts of an output that no source holds; an uncertain name only counts as the word that it is."""
+    missing = [fact for fact in reading.facts if fact.certain and not is_held(fact, pool)]
+    numbers = {(fact.start, fact.clause) for fact in missing if fact.kind == "number"}
+    return [fact for fact in missing if fact.kind != "unit" or (fact.start, fact.clause) not in numbers]
+
+
+def misbound(readings: Sequence[Reading], pool: Pool) -> list[list[Fact]]:
+    """For each text of an output the facts that the sources hold of something else.
+
+    Topics must agree: a fact that the sources tell of other topics than the output names there is misbound.
+    Else each fact f is compared with the facts g of its kind, of the same topic where that is known, by the
+    words that stand with one of the two in the sources and not with the other. Where the words around f in the
+    output are rather g's, f stands in the wrong place (`period 14` of `group 14` and `period 4`), unless g
+    stands with its own words in the output. Words that no source uses say nothing, so other wording costs
+    nothing. Topics are part of the context of what is said of them: see `_stands_between`.
+    """
+    around: dict[str, list[frozenset[str]]] = {}
+    kinds: dict[str, bool] = {}
+    for key, kind, context in pool.placed:
+        around.setdefault(key, []).append(context)
+        kinds[key] = kind == "number"
+    placed = [
+        (number, fact, context)
+        for number, reading in enumerate(readings)
+        for fact, context in contexts(reading, pool.topics)
+    ]
+    here: dict[str, set[str]] = {}
+    for _, fact, context in placed:
+        here.setdefault(fact.key, set()).update(context)
+    wrong: list[list[Fact]] = [[] for _ in readings]
+    for number, fact, context in placed:
+        if fact.key not in around or not fact.certain:
+            continue
+        if fact.key in pool.topics:
+            if _stands_between(fact.key, context, around):
+                wrong[number].append(fact)
+            continue
+        subject = context & pool.topics
+        mine = around[fact.key]
+        with_subject = [words for words in mine if words & subject]
+        if subject and not with_subject and all(words & pool.topics for words in mine):
+            wrong[number].append(fact)
+            continue
+        own = set().union(*(with_subject or mine))
+        for key, others in around.items():
+            if key == fact.key or kinds[key] != (fact.kind == "number") or key in pool.topics:
+                continue
+            theirs = set().union(*(words for words in others if not with_subject or words & subject))
+            if _stands_for(context, own, theirs, here.get(key)):
+                wrong[number].append(fact)
+                break
+    return wrong
+
+
+def _stands_between(topic: str, context: set[str], around: Mapping[str, Sequence[frozenset[str]]]) -> bool:
+    """Whether a topic stands between the very tokens that another name stands between in the sources.
+
+    What is said of a topic is no evidence of its place, as it is said of it in any words; so both neighbours
+    have to be the other's, and neither its own.
+    """
+    beside = {word for word in context if word.startswith(("before:", "after:"))}
+    if any(beside & words for words in around[topic]):
+        return False
+    return any(beside <= words for key, contexts in around.items() if key != topic for words in contexts)
+
+
+def _stands_for(context: set[str], own: set[str], theirs: set[str], there: set[str] | None) -> bool:
+    """Whether a fact with the words `own` stands in an output where one with the words `theirs` should.
+
+    Args:
+        context: The words around it in the output.
+        own: Those around it in the sources.
+        theirs: Those around the other in the sources.
+        there: Those around the other in the output; None where that is not in it.
+    """
+    lean = len(context & (theirs - own)) - len(context & (own - theirs))
+    if lean <= 0:
+        return False
+    if there is None:
+        return lean >= _CLEAR
+    away = len(there & (own - theirs)) - len(there & (theirs - own))
+    return away > 0 or (away == 0 and lean >= _CLEAR)
+
+
+def unsupported_words(reading: Reading, pool: Pool) -> tuple[int, list[tuple[int, int]]]:
+    """How many content words an output has, and the places of those that no source holds, each time they stand."""
+    names = {fact.start for fact in reading.facts if fact.kind in ("name", "code") and is_held(fact, pool)}
+    missing = [
+        (word.start, word.end)
+        for word in reading.words
+        if word.stem not in pool.stems and word.start not in names and not is_close(word.stem, pool.stems)
+    ]
+    return len(reading.words), missing
+
+
+def unsupported_sentences(
+    reading: Reading, missing: Sequence[tuple[int, int]], facts: Sequence[Fact]
+) -> list[tuple[int, int]]:
+    """The sentences of an output that are invented: `_LEAST` items or more, fewer than half of them held.
+
+    Args:
+        reading: The output.
+        missing: Places of its words that no source holds.
+        facts: Its facts that no source holds.
+    """
+    gone = [start for start, _ in missing] + [fact.start for fact in facts]
+    invented = []
+    for start, end in sentences(reading.text):
+        words = sum(start <= word.start < end for word in reading.words)
+        items = words + sum(start <= f.start < end and f.certain for f in reading.facts)
+        if items >= _LEAST and sum(start <= place < end for place in gone) > items / 2:
+            invented.append((start, end))
+    return invented
+
+
+def is_close(word: str, others: Collection[str]) -> bool:
+    """Whether one of the words is the same but for a typing error; short words have to be equal."""
+    return word in others or (len(word) > 4 and bool(get_close_matches(word, others, 1, _CLOSE)))
+
+
+def spans(text: str, facts: Iterable[Fact], kind: str | None = None) -> list[Span]:
+    """The spans of facts."""
+    return [Span(f.start, f.end, text[f.start : f.end], kind or f.kind) for f in facts]
