@@ -1,4 +1,4 @@
-"""The demo pool: rows such as instruction pools are full of, about entities that training has not seen."""
+"""The demo pool: realistic instruction rows about entities that training has not seen."""
 
 from __future__ import annotations
 
@@ -25,14 +25,12 @@ Row = dict[str, Any]
 
 
 def demo_pool(rows: int, seed: int, entities: Sequence[Entity] | None = None) -> Iterator[Row]:
-    """Makes up a pool: two to six rows on one entity and task type, all mixed up.
+    """Generates a pool: groups of two to six rows on one entity and task type, shuffled.
 
     About `GOOD_RATE` of the rows are good, `NOISE_RATE` carry typing errors, `FAULTY_RATE` have no completion
-    or no prompt. What the others tell about the world is true, or rightly called false.
+    or no prompt. What the others state about the world is true, or correctly marked as false.
 
     Args:
-        rows: How many rows.
-        seed: Of all choices.
         entities: What the rows are about; default: the test split of the default config, which neither `nano`
             nor the demo's own training has seen.
 
@@ -73,7 +71,7 @@ def _rows(rows: int, seed: int, entities: Sequence[Entity]) -> Iterator[Row]:
 
 
 def _rows_about(entity: Entity, task_type: TaskType, count: int, rng: Random) -> Iterator[tuple[str, str]]:
-    """Rows on one entity and task type: most tell one fact each of what one good sample would tell."""
+    """Rows on one entity and task type. Most state one of the facts of one good sample."""
     draft = write_sample(entity, task_type, load_entities(), rng)
     for number in range(count):
         if rng.random() < GOOD_RATE:
@@ -106,7 +104,7 @@ def _low_quality_pair(
 
 
 def _with_missing_field(entity: Entity, task_type: TaskType, pair: tuple[str, str], rng: Random) -> Row:
-    """The pool's row; now and then a broken one."""
+    """The row of the pool; at `FAULTY_RATE` with an empty or missing field."""
     # Declared: of a text alone only true/false and multiple choice are certain.
     row: Row = {
         "source": f"world-{entity.topic}",

@@ -216,7 +216,10 @@ class RewardWorkers:
             name: np.concatenate([result[name] for result in results]) if results else np.zeros(0)
             for name in component_names(self._config)
         }
-        total, weighted = combine(components, batch.task_types, batch.groups, self._config)
+        plain = self._config.model_copy(update={"composition": "weighted_sum"})
+        total, weighted = (
+            combine(components, batch.task_types, batch.groups, config) for config in (self._config, plain)
+        )
         return RewardScores(total, components, weighted)
 
     def shutdown(self) -> None:

@@ -137,7 +137,7 @@ class Rollout:
 
 def score(batch: RewardBatch) -> RewardScores:
     total = np.array([zlib.crc32(text.encode()) % 97 / 97 for text in batch.completions])
-    return RewardScores(total, dict.fromkeys(("quality", "alignment", "format"), total))
+    return RewardScores(total, dict.fromkeys(("quality", "alignment", "format", "faithfulness"), total))
 
 
 def run(folder: Path, learner: Learner, **changes: Any) -> dict[str, Any]:
@@ -188,7 +188,7 @@ def test_refills_do_not_wait_behind_rollouts_of_coming_steps():
 
     def first_group_zero_std(batch: RewardBatch) -> RewardScores:
         total = np.array([0.0 if group == 0 else float(i) for i, group in enumerate(batch.groups)])
-        return RewardScores(total, dict.fromkeys(("quality", "alignment", "format"), total))
+        return RewardScores(total, dict.fromkeys(("quality", "alignment", "format", "faithfulness"), total))
 
     rewards: Any = SimpleNamespace(score=first_group_zero_std)
     rollout: Any = Noting()
