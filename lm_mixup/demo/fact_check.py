@@ -66,6 +66,22 @@ def truth(text: str, entity: Entity) -> Truth:
     )
 
 
+def answer_is_true(answer: str) -> bool:
+    """Whether an answer states facts of the closed world, all of them true and none of them twice.
+
+    Args:
+        answer: The text between the `<answer>` tags, of any task type.
+    """
+    entities = named_entities(answer)
+    checked = [truth(answer, entity) for entity in entities]
+    stated = [(entity.name if entity else "", claim) for entity, claim in _claims(answer)]
+    return (
+        any(found.claimed for found in checked)
+        and all(found.holds for found in checked if found.claimed)
+        and len(stated) == len(set(stated))
+    )
+
+
 def named_entities(text: str) -> tuple[Entity, ...]:
     """The entities that a text is about: those that its sentences name first, in order, each once."""
     prose = _OPTION.sub("", text)
