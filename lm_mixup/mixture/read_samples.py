@@ -71,7 +71,7 @@ def read_samples(
         config: `samples_from` and the fractions of the splits.
         ingest: Names of columns.
         data: Rows of a part.
-        seed: Of the split, and of the draw where there is one.
+        seed: Of the draw, where there is one.
         curated: The rated rows of the pool, for the path `pool`.
 
     Returns:
@@ -150,7 +150,7 @@ def _read_entry(
                 continue
             seen.update((identity, named))
             rank = content_id(str(seed), name, row["id"], identity)
-            kept.append((rank, len(kept), _sample(row, name, config, seed)))
+            kept.append((rank, len(kept), _sample(row, name, config)))
     kept, low = _scored(kept, entry, left_out)
     rejected += low
     if entry.max_rows is not None and len(kept) > entry.max_rows:
@@ -239,19 +239,21 @@ def _world_rows(config: BuildConfig, seed: int) -> Iterator[Row]:
     for passage in demo.passages():
         for task_type in TASK_TYPES:
             rng = Random(f"good/{seed}/{task_type}/{passage['entity']}")
-            split = _split(passage["entity"], config, seed)
+            split = _split(passage["entity"], config)
             row = demo.write_sample(passage | {"split": split}, task_type, rng, config.max_facts)
             known = {"id": content_id(WORLD, task_type, passage["entity"]), "source": WORLD}
             told = {key: row[key] for key in ("task_type", "prompt", "completion", "answer")}
             yield known | told | {"entity": passage["entity"]}
 
 
-def _split(entity: str, config: BuildConfig, seed: int) -> str:
-    return split_of(entity, seed, config.grpo_fraction, config.test_fraction, config.dev_fraction)
+def _split(entity: str, config: BuildConfig) -> str:
+    return split_of(
+        entity, config.split_seed, config.grpo_fraction, config.test_fraction, config.dev_fraction
+    )
 
 
-def _sample(row: Row, name: str, config: BuildConfig, seed: int) -> Row:
-    split = _split(row["entity"], config, seed)
+def _sample(row: Row, name: str, config: BuildConfig) -> Row:
+    split = _split(row["entity"], config)
     identity = f"{name}/{row['id']}"
     return row | {
         "id": identity,
