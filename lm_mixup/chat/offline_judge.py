@@ -124,8 +124,7 @@ def features(prompt: str, completion: str, cosine: float | None = None) -> dict[
         completion: The answer.
         cosine: Of the two (`relevance.Relevance`); None leaves relevance out.
     """
-    task_type = detect_task_type(prompt, completion)
-    closed = task_type in _CLOSED and _is_verdict(prompt, completion)
+    closed = detect_task_type(prompt, completion) in _CLOSED and _is_verdict(prompt, completion)
     content = f"{prompt}\n{completion}" if closed else completion
     words = _tokens(content)
     asked = _tokens(prompt)
@@ -134,7 +133,6 @@ def features(prompt: str, completion: str, cosine: float | None = None) -> dict[
     topic = set() if closed else set(asked)
     facts = _facts(content) if closed else _facts(content) - _facts(prompt)
     sentences = len(_SENTENCE.findall(content + "\n")) or 1
-    telling = max(1, sentences - 1) if closed and task_type == "tfq" else sentences  # a verdict tells nothing
     in_threes = _triples(words)
     fresh = distinct - topic - _STOPWORDS
     items, lines = (0, 0) if closed else (len(_ITEM.findall(content)), content.strip().count("\n"))
@@ -142,7 +140,7 @@ def features(prompt: str, completion: str, cosine: float | None = None) -> dict[
     echo, mirrored = (0.0, 0.0) if closed else _echo(words, asked)
     values = (
         min(1.0, math.log1p(count) / math.log(201)),
-        _dense(min(len(facts), count / 5), telling, count) * math.exp(-lines / 2),
+        _dense(min(len(facts), count / 5), sentences, count) * math.exp(-lines / 2),
         _saturate(sentences, 3),
         min(1.0, count / sentences / 25),
         min(1.0, max(0.0, (sum(map(len, words)) / max(1, count) - 3.5) / 3)),

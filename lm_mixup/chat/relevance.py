@@ -70,7 +70,7 @@ def told(prompt: str, completion: str) -> str:
         for start, end in places
         if not theirs or not _is_copied(words.words(rest[start:end]), theirs)
     ]
-    if not kept or (rest is completion and len(kept) == len(places)):
+    if not kept or (rest == completion and len(kept) == len(places)):
         return completion
     return "\n".join(kept)
 
