@@ -17,12 +17,18 @@ _LONGEST_RUN: Final = 5
 _SHORT: Final = 25
 
 
-def coverage(output: Sequence[Reading], sources: Sequence[SourceReading]) -> float:
+def coverage(output: Sequence[Reading], sources: Sequence[SourceReading], *, asked: bool = False) -> float:
     """The share of what the sources tell that an output carries, each thing once, in [0, 1].
 
     What a source tells is its answers, picked options and affirmed claims, clause by clause. A clause counts
     by its numbers, names and codes; in one with few other words those are its wording, which may change. A
     clause without facts counts by its words, of which `_ENOUGH` have to be there.
+
+    Args:
+        output: Prompt and completion.
+        sources: The sources.
+        asked: Whether the sources' questions are information too: those of multiple choice give the case that
+            the options are about.
     """
     facts = {fact.key for reading in output for fact in reading.facts}
     stems = {word.stem for reading in output for word in reading.words}
@@ -30,8 +36,7 @@ def coverage(output: Sequence[Reading], sources: Sequence[SourceReading]) -> flo
     keys = {key for reading in output for key in reading.keys}
     seen: set[str] = set()
     total = covered = 0.0
-    for source in sources:
-        told = source.told
+    for told in (text for s in sources for text in ((s.told, s.asked) if asked else (s.told,))):
         for clause in range(len(told.clauses)):
             mine = {
                 f.key: f

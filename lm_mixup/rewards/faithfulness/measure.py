@@ -40,7 +40,7 @@ _FACT_WEIGHT: Final = 3
 _FACT_FAULT: Final = 0.5
 _WRONG_ANSWER: Final = 0.1
 _FREE_WORDS: Final = 0.6
-_WORDS_POWER: Final = 1.0
+_COVERAGE_POWER: Final = 2
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class Faithfulness:
     """How faithful a distilled pair is to its sources; every number is in [0, 1], 1 is best.
 
     Attributes:
-        score: All of it in one number; `measure` says how.
+        score: All of it in one number: what a reward is made of. `measure` says how.
+        fidelity: The same without coverage: how far what is said is borne out.
         support: Share of its facts (weight 3 each) and content words that the sources hold.
         coverage: Share of what the sources tell that it carries, each thing once.
         binding: Share of its supported facts that stand with what they stood with.
@@ -59,6 +60,7 @@ class Faithfulness:
     """
 
     score: float
+    fidelity: float
     support: float
     coverage: float
     binding: float
@@ -70,7 +72,7 @@ class Faithfulness:
 def measure(prompt: str, completion: str, sources: Sequence[Source], task_type: TaskType) -> Faithfulness:
     """Measures a distilled pair against the sources that it was distilled from.
 
-    score = words · 0.5^f · a · coverage · (1 − repetition), where `words` is the share of content words that
+    fidelity = words · 0.5^f · a · (1 − repetition) and score = fidelity · coverage², where `words` is the share of content words that
     the sources hold, scaled so that `_FREE_WORDS` of other wording are free; f is the number of facts that are
     unsupported, misbound or negated against the sources; and a is `answering`, or 0.1 where a letter or a
     verdict is wrong.
@@ -111,7 +113,7 @@ def measure(prompt: str, completion: str, sources: Sequence[Source], task_type: 
         found += [piece.moved(Span(a, b, reading.text[a:b], "polarity")) for a, b in flipped]
         found += [piece.moved(Span(a, b, reading.text[a:b], "statement")) for a, b in invented]
         found += [piece.moved(Span(a, b, reading.text[a:b], "word")) for a, b in places]
-    covered = coverage((read_asked, read_told), readings)
+    covered = coverage((read_asked, read_told), readings, asked=task_type == "mcq")
     repeated, again = repetition(read_asked, read_told, readings)
     found += [told.moved(Span(a, b, told.text[a:b], "repeated")) for a, b in again]
     fit, unasked = (1.0, []) if task_type != "qa" else answering(read_asked, read_told, readings)
@@ -126,18 +128,15 @@ def measure(prompt: str, completion: str, sources: Sequence[Source], task_type: 
     items = words_total + facts_total  # facts count: two other words beside four facts are little
     share = 1 - words_missing / items if items else 1.0
     faults = facts_missing + bound_wrong + negated + sentences_missing
-    score = (
-        min(1.0, share / _FREE_WORDS) ** _WORDS_POWER
-        * _FACT_FAULT**faults
-        * max(fit, _WRONG_ANSWER)
-        * covered
-        * (1 - repeated)
+    fidelity = (
+        min(1.0, share / _FREE_WORDS) * _FACT_FAULT**faults * max(fit, _WRONG_ANSWER) * (1 - repeated)
+        if weight
+        else 0.0  # it says nothing
     )
-    if weight == 0:
-        score = 0.0
     unique = sorted(set(found), key=lambda span: (span.start, span.end, span.kind))
     return Faithfulness(
-        score=score,
+        score=fidelity * covered**_COVERAGE_POWER,
+        fidelity=fidelity,
         support=max(0.0, support),
         coverage=covered,
         binding=1 - min(held, bound_wrong) / held if held > 0 else 1.0,
