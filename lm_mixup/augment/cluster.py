@@ -1,8 +1,8 @@
-"""Groups the poor rows of a pool into small clusters of kin, each to be distilled into one row.
+"""Stage `cluster`: groups low-quality rows into small clusters of similar rows, each distilled into one.
 
-Clusters are formed within a source (if so configured) and always within a task type: the policy is told by
-task type what to merge into ("one complete question and answer", …), it has seen inputs of one type only, and
-the parser is chosen by it, so a mixed cluster could neither be asked for nor checked.
+Clusters are formed within a source (if so configured) and always within a task type. The task type selects
+the instruction of the policy and the parser of its output, and training inputs have one type only, so a mixed
+cluster could be neither requested nor checked.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ import pyarrow.compute as pc
 from lm_mixup.augment.clustering.cohesion import Bounds, centre_cosines, clusters_of
 from lm_mixup.augment.clustering.size_bounded import bounded_clusters, residual_reasons
 from lm_mixup.augment.embed import vectors_for, vectors_of
+from lm_mixup.augment.selection.score_cut import ScoreCut, columns_for, find_cut, is_above
 from lm_mixup.augment.vector_search.kmeans import split_cell
 from lm_mixup.augment.vector_search.shuffle import cell_count, plan_cells, shuffle
 from lm_mixup.config import ClusterConfig, DataConfig
 from lm_mixup.core import schemas
-from lm_mixup.core.progress import track
+from lm_mixup.core.progress import say, track
 from lm_mixup.core.run_dir import Outcome, Receipt, StageDir
 from lm_mixup.distributed.ray_tasks import in_blocks, run_tasks
 
@@ -32,12 +33,12 @@ OUTPUT = schemas.extend(
     schemas.CLUSTER,
     pa.schema([("source", pa.string()), ("task_type", pa.string()), ("central_id", pa.string())]),
 )
-_SOLVED = schemas.extend(OUTPUT, pa.schema([("cosines", pa.list_(pa.float32()))]))
+_CLUSTERED = schemas.extend(OUTPUT, pa.schema([("cosines", pa.list_(pa.float32()))]))
 _REJECTED = pa.schema(
     [("id", pa.string()), ("source", pa.string()), ("task_type", pa.string()), ("reason", pa.string())]
 )
-_LISTED = schemas.extend(_REJECTED, pa.schema([("group", pa.string())]))
-# The ids of 67 million rows are more text than the 32-bit offsets of a column can point into.
+_RESIDUAL = schemas.extend(_REJECTED, pa.schema([("group", pa.string())]))
+# The ids of 67 million rows exceed the 32-bit offsets of a string column.
 _WIDE = {
     pa.string(): pa.large_string(),
     pa.list_(pa.string()): pa.large_list(pa.large_string()),
@@ -47,13 +48,13 @@ _WIDE = {
 def cluster(
     curated: StageDir, embed: StageDir, out: StageDir, config: ClusterConfig, data: DataConfig, seed: int
 ) -> Outcome:
-    """Clusters the rows with a curated score below `low_below`.
+    """Clusters the rows with a curated score below `low_below`, or outside its share of the best.
 
     Input columns: id, source, task_type, curated_score; and id, embedding. Output columns: schemas.CLUSTER,
     source, task_type, central_id. `member_ids` begin with the row nearest to the centre, which is
-    `central_id`; `cohesion` is the mean cosine to the centre; `source` is the central row's. Rows are sorted
-    by cluster_id, the hash of the sorted member ids. Rejected rows are the residual, with a reason. The
-    result depends on the rows, the seed and the cell size alone, never on parts or workers.
+    `central_id`; `cohesion` is the mean cosine to the centre; `source` is that of the central row. Rows are
+    sorted by cluster_id, the hash of the sorted member ids. Rejected: the residual, with a reason. The result
+    depends only on the rows, the seed and the cell size, not on parts or workers.
 
     Memory: the driver holds the clusters (ids, no vectors); a task holds one block of parts, one bucket of
     the shuffle, or 262,144 sampled vectors. The vectors of poor rows pass through the object store, which
@@ -65,17 +66,19 @@ def cluster(
     import ray
 
     blocks, rows_by_group, left_out = _load(curated, embed, config)
-    solved, residual, listed = _solve_all(blocks, rows_by_group, config, seed, "cluster")
-    # Kin may have been parted by a border between cells: what is left of a divided group gets another chance.
+    solved, residual, listed = _cluster_all(blocks, rows_by_group, config, seed, "cluster")
+    # Cell borders separate similar rows, so the residual of every divided group is clustered once more.
     divided = {group for group, rows in rows_by_group.items() if cell_count(rows, config.cell_rows) > 1}
     again = Counter(group for group in listed["group"].to_pylist() if group in divided)
     if again:
-        more, _, still = _solve_all(residual, again, config, seed, "cluster the rest")
+        more, _, still = _cluster_all(residual, again, config, seed, "cluster the rest")
         solved += more
         whole = pc.invert(pc.is_in(listed["group"], pa.array(sorted(divided))))
         listed = pa.concat_tables([listed.filter(whole), still])
-    clusters = sorted_wide(pa.concat_tables([_SOLVED.empty_table(), *ray.get(solved)]), "cluster_id")
-    rejected = sorted_wide(listed.select(_REJECTED.names), "id")
+    clusters = sort_with_wide_offsets(
+        pa.concat_tables([_CLUSTERED.empty_table(), *ray.get(solved)]), "cluster_id"
+    )
+    rejected = sort_with_wide_offsets(listed.select(_REJECTED.names), "id")
     _write(out, clusters, rejected, data.rows_per_part)
     return _outcome(clusters, rejected, left_out)
 
@@ -86,11 +89,13 @@ def _load(
     """Blocks of poor rows in the object store, their number by group, and the rows left out by reason."""
     import ray
 
+    cut, high, rated = find_cut(curated, config.low_below)
+    say(f"  cluster: low_below {config.low_below} leaves {rated - high} of {rated} rated rows")
     chunks = in_blocks(curated.parts())
     task = ray.remote(load_block).options(num_returns=2)
     with track("poor rows", total=len(chunks)) as advance:
         loaded = run_tasks(
-            [partial(task.remote, curated, embed, chunk, config) for chunk in chunks],
+            [partial(task.remote, curated, embed, chunk, config, cut) for chunk in chunks],
             config.num_tasks,
             advance,
         )
@@ -103,20 +108,20 @@ def _load(
 
 
 def load_block(
-    curated: StageDir, embed: StageDir, parts: Sequence[str], config: ClusterConfig
+    curated: StageDir, embed: StageDir, parts: Sequence[str], config: ClusterConfig, cut: ScoreCut
 ) -> tuple[pa.Table, tuple[Counter[str], Counter[str]]]:
     """The poor rows {id, source, task_type, group, reason, embedding} of some parts, and what was counted."""
     tables: list[pa.Table] = []
     groups: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
     for part in parts:
-        rows = curated.read_part(part, ["id", "source", "task_type", "curated_score"])
+        rows = curated.read_part(part, ["source", "task_type", *columns_for(config.low_below)])
         score = rows["curated_score"]
-        low = pc.fill_null(pc.less(score, config.low_below), False)
+        low = pc.and_(pc.is_valid(score), pc.invert(is_above(rows, cut)))
         left_out.update(
             unrated=score.null_count, high=rows.num_rows - score.null_count - (pc.sum(low).as_py() or 0)
         )
-        rows = rows.filter(low).drop_columns(["curated_score"])
+        rows = rows.filter(low).select(["id", "source", "task_type"])
         keys = ["source", "task_type"] if config.by_source else ["task_type"]
         joined = pc.binary_join_element_wise(*(rows[key] for key in keys), "\t", null_handling="replace")
         rows = rows.append_column("group", joined)
@@ -124,41 +129,43 @@ def load_block(
         groups.update(rows["group"].to_pylist())
         if rows.num_rows:
             tables.append(rows.append_column("embedding", vectors_for(rows["id"], embed, part)))
-    return pa.concat_tables(tables) if tables else _no_rows(), (groups, left_out)
+    return pa.concat_tables(tables) if tables else _empty_block(), (groups, left_out)
 
 
-def _no_rows() -> pa.Table:
+def _empty_block() -> pa.Table:
     names = ["id", "source", "task_type", "group", "reason"]
     empty = pa.FixedSizeListArray.from_arrays(pa.array([], pa.float16()), 1)
     return pa.schema([(name, pa.string()) for name in names]).empty_table().append_column("embedding", empty)
 
 
-def _solve_all(
+def _cluster_all(
     blocks: Sequence[Any], rows_by_group: Mapping[str, int], config: ClusterConfig, seed: int, label: str
 ) -> tuple[list[Any], list[Any], pa.Table]:
     """Clusters rows cell by cell: references to clusters and to the residual, and the residual listed."""
     import ray
 
     if not rows_by_group:
-        return [], [], _LISTED.empty_table()
+        return [], [], _RESIDUAL.empty_table()
     plan = plan_cells(blocks, rows_by_group, config.cell_rows, config.num_tasks, seed)
     buckets = shuffle(blocks, plan, config.num_tasks)
-    task = ray.remote(solve_bucket).options(num_returns=3)
+    task = ray.remote(cluster_bucket).options(num_returns=3)
     with track(label, total=len(buckets)) as advance:
         solved = run_tasks(
             [partial(task.remote, config, seed, *pieces) for pieces in buckets],
             config.num_tasks,
             advance,
         )
-    listed = pa.concat_tables([_LISTED.empty_table(), *ray.get([result[2] for result in solved])])
+    listed = pa.concat_tables([_RESIDUAL.empty_table(), *ray.get([result[2] for result in solved])])
     return [result[0] for result in solved], [result[1] for result in solved], listed
 
 
-def solve_bucket(config: ClusterConfig, seed: int, *pieces: pa.Table) -> tuple[pa.Table, pa.Table, pa.Table]:
+def cluster_bucket(
+    config: ClusterConfig, seed: int, *pieces: pa.Table
+) -> tuple[pa.Table, pa.Table, pa.Table]:
     """Clusters the cells of one bucket: the clusters, the residual with its vectors, and without them."""
     filled = [piece for piece in pieces if piece.num_rows]
     if not filled:
-        return _SOLVED.empty_table(), _no_rows(), _LISTED.empty_table()
+        return _CLUSTERED.empty_table(), _empty_block(), _RESIDUAL.empty_table()
     rows = pa.concat_tables(filled).combine_chunks()
     rows = rows.take(pc.sort_indices(rows, sort_keys=[("cell", "ascending"), ("id", "ascending")]))
     cells = rows["cell"].to_numpy()
@@ -171,13 +178,13 @@ def solve_bucket(config: ClusterConfig, seed: int, *pieces: pa.Table) -> tuple[p
             schemas.content_id(str(seed), cell["group"][0].as_py(), cell["id"][0].as_py())[:15], 16
         )
         for inner in split_cell(vectors, config.cell_rows, cell_seed):
-            found, left = solve_cell(cell.take(pa.array(inner)), vectors[inner], config)
+            found, left = cluster_cell(cell.take(pa.array(inner)), vectors[inner], config)
             clusters += found
             residual |= {start + int(inner[row]): reason for row, reason in left.items()}
     left_rows = rows.take(pa.array(sorted(residual), pa.int64())).drop_columns(["cell", "reason"])
     reasons = pa.array([residual[row] for row in sorted(residual)], pa.string())
     left_rows = left_rows.append_column("reason", reasons)
-    return schemas.table(clusters, _SOLVED), left_rows, left_rows.select(_LISTED.names)
+    return schemas.table(clusters, _CLUSTERED), left_rows, left_rows.select(_RESIDUAL.names)
 
 
 def _runs(cells: np.ndarray) -> list[tuple[int, int]]:
@@ -185,7 +192,7 @@ def _runs(cells: np.ndarray) -> list[tuple[int, int]]:
     return list(itertools.pairwise([0, *(np.flatnonzero(np.diff(cells)) + 1).tolist(), len(cells)]))
 
 
-def solve_cell(
+def cluster_cell(
     rows: pa.Table, vectors: np.ndarray, config: ClusterConfig
 ) -> tuple[list[dict[str, Any]], dict[int, str]]:
     """Clusters one cell.
@@ -193,7 +200,6 @@ def solve_cell(
     Args:
         rows: {id, source, task_type, reason, …}, sorted by id; `reason` is why an earlier cell left the row.
         vectors: float32 [n, d] of these rows.
-        config: Sizes and similarity.
 
     Returns:
         The clusters as rows, and the reason of each row of the residual.
@@ -219,19 +225,19 @@ def solve_cell(
                 "cosines": cosines[order].tolist(),
             }
         )
-    # A row that had kin in its own cell has kin, even if none of it is left here.
+    # A row with similar rows in its first cell keeps that reason, even if none of them is in the residual.
     reasons = residual_reasons(vectors, labels, bounds)
     had_kin = "cluster_too_small"
     return clusters, {r: had_kin if earlier[r] == had_kin else reason for r, reason in reasons.items()}
 
 
-def sorted_wide(table: pa.Table, key: str) -> pa.Table:
+def sort_with_wide_offsets(table: pa.Table, key: str) -> pa.Table:
     """Rows in the order of a column, with 64-bit offsets: sorting joins the chunks of each column."""
     wide = [field.with_type(_WIDE.get(field.type, field.type)) for field in table.schema]
     return table.cast(pa.schema(wide)).sort_by(key)
 
 
-def narrow_rows(table: pa.Table, start: int, count: int, schema: pa.Schema) -> pa.Table:
+def with_narrow_offsets(table: pa.Table, start: int, count: int, schema: pa.Schema) -> pa.Table:
     """The columns of `schema` of up to `count` rows, with its types.
 
     The rows are copied first: a cast of 64-bit offsets to 32-bit ones looks at where a slice ends in the
@@ -245,11 +251,11 @@ def _write(out: StageDir, clusters: pa.Table, rejected: pa.Table, rows_per_part:
     """Writes clusters and residual in parts; at least one, so that the stage's folder is there."""
     count = max(1, *(-(-table.num_rows // rows_per_part) for table in (clusters, rejected)))
     for part in range(count):
-        rows = narrow_rows(clusters, part * rows_per_part, rows_per_part, OUTPUT)
-        refused = narrow_rows(rejected, part * rows_per_part, rows_per_part, _REJECTED)
-        reasons = Counter(refused["reason"].to_pylist())
-        receipt = Receipt(part, 0, rows.num_rows, refused.num_rows, dict(sorted(reasons.items())))
-        out.write_part(part, rows, refused, receipt)
+        rows = with_narrow_offsets(clusters, part * rows_per_part, rows_per_part, OUTPUT)
+        residual = with_narrow_offsets(rejected, part * rows_per_part, rows_per_part, _REJECTED)
+        reasons = Counter(residual["reason"].to_pylist())
+        receipt = Receipt(part, 0, rows.num_rows, residual.num_rows, dict(sorted(reasons.items())))
+        out.write_part(part, rows, residual, receipt)
 
 
 def _outcome(clusters: pa.Table, rejected: pa.Table, left_out: Counter[str]) -> Outcome:

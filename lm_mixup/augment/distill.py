@@ -1,4 +1,4 @@
-"""The distill stage: one dense row from each cluster, written by the trained policy (paper section 3.4)."""
+"""Stage `distill`: the trained policy writes one dense row from each cluster (paper section 3.4)."""
 
 from __future__ import annotations
 
@@ -40,19 +40,11 @@ def distill(
     config: DistillConfig,
     model: ModelConfig,
 ) -> Outcome:
-    """Writes one row a cluster.
+    """Writes one row per cluster.
 
     Clusters whose prompt is too long, or whose output does not parse, are rejected with a reason and the raw
     text. Each part of clusters is one unit of work; an actor holds one engine. The members of the clusters
-    still to be distilled are gathered first (`members.gather_members`).
-
-    Args:
-        cluster: Clusters (`records.CLUSTER`).
-        curated: The rows they are made of.
-        out: Where distilled rows go.
-        policy: Folder, Hub name or name of the distiller.
-        config: The `distill` section.
-        model: How model files are loaded.
+    still to be distilled are gathered first (`gather_members`).
     """
     from lm_mixup.distributed.ray_cluster import has_gpu
     from lm_mixup.models.engine import engine_environment
@@ -99,24 +91,19 @@ def make_distiller(
     """Loads the policy into an engine; returns the function that distils one part of clusters.
 
     Args:
-        cluster: Clusters.
         members: For each part of clusters a reference to its members.
-        policy: Folder, Hub name or name of the distiller.
-        config: The `distill` section.
-        model: How model files are loaded.
     """
     import ray
 
     from lm_mixup.models.engine import Engine, Sampling
-    from lm_mixup.models.policy import encode_prompt, load_tokenizer, policy_dtype
+    from lm_mixup.models.policy import encode_prompt, load_tokenizer
 
     tokenizer = load_tokenizer(policy, model)
-    engine = Engine(
+    engine = Engine.from_config(
         policy,
-        dtype=str(policy_dtype(model)).removeprefix("torch."),
+        model,
         max_model_len=config.max_prompt_length + config.max_completion_length,
         tensor_parallel_size=config.tensor_parallel_size,
-        trust_remote_code=model.trust_remote_code,
     )
     sampling = Sampling(
         n=1,
@@ -162,7 +149,7 @@ def distilled_row(
     """The distilled row that the policy's text stands for.
 
     Args:
-        cluster: A row of `records.CLUSTER`, with `task_type`.
+        cluster: A row of `schemas.CLUSTER`, with `task_type`.
         raw: The policy's text.
         central_prompt: The prompt of the cluster's most central member, which a paragraph answers.
         inputs: What the policy was shown, which its text is measured against.

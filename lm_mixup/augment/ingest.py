@@ -1,10 +1,10 @@
-"""Reads the pool: every item becomes an instruction row or is refused with a reason, none is lost.
+"""Stage `ingest`: every item of the pool becomes an instruction row or is rejected with a reason.
 
-Two passes. The first (Ray tasks, one a unit of the pool) tells usable items from refused ones and hashes
-them, so that duplicates are found over the whole pool, whatever order the work is done in: of equal rows the
-first in order of file and place stays whose id no other row has taken (`repeats.settle`). The second writes
-the parts, `rows_per_part` items each. Between the two, near-duplicates and rows of evaluation sets are found,
-where the config asks for it (`sift`).
+Two passes. The first (one Ray task per group of units) separates usable items from rejected ones and hashes
+them, so that duplicates are found over the whole pool in any order of execution: of equal rows, the first in
+the order of the pool is kept whose id no earlier row has (`exact.find_duplicates`). The second pass writes
+the parts, `rows_per_part` items each. Near-duplicates and rows of evaluation sets are found between the two,
+where the config asks for it (`fuzzy_pass.find_matches`).
 """
 
 from __future__ import annotations
@@ -21,8 +21,17 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from lm_mixup.augment.dedup.exact import Finder, Places, by_unit, deal, keys_of, place, repeats, settle
-from lm_mixup.augment.dedup.fuzzy_pass import Match, sift
+from lm_mixup.augment.dedup.exact import (
+    Finder,
+    Places,
+    by_unit,
+    encode_places,
+    find_duplicates,
+    keys_of,
+    repeated_places,
+    split_by_bucket,
+)
+from lm_mixup.augment.dedup.fuzzy_pass import Match, find_matches
 from lm_mixup.augment.reading.files import Unit, list_units, read_unit
 from lm_mixup.augment.reading.rows import PoolRow, Reason, Refused, line_limit, raw_text, read_item
 from lm_mixup.config import DataConfig, IngestConfig
@@ -49,7 +58,7 @@ class Block:
         line: The first item's number in the file, from 1: its line, in JSONL.
         duplicates: Numbers in the block of items whose content an earlier one has that is kept.
         duplicate_ids: Numbers in the block of items whose id an earlier one has that is kept.
-        matches: Items refused because of another, numbered in the block.
+        matches: Items rejected because of another, numbered in the block.
     """
 
     unit: Unit
@@ -74,7 +83,7 @@ class Scan:
 def ingest(out: StageDir, pool: str, config: IngestConfig, data: DataConfig, seed: int) -> Outcome:
     """Ingests a pool of JSONL (plain, gzip or zstd), JSON arrays or Parquet.
 
-    Output columns: `records.INSTRUCTION`. Rejected columns: reason, where (file:line), id, match
+    Output columns: `schemas.INSTRUCTION`. Rejected columns: reason, where (file:line), id, match
     (the id of the evaluation item or of the kept row, where that is why), raw (cut).
 
     Memory of a task: one unit (`split_mib` of JSONL, a row group, or one file that cannot be cut), and 48
@@ -82,10 +91,7 @@ def ingest(out: StageDir, pool: str, config: IngestConfig, data: DataConfig, see
     bytes for each row of a bucket, of which there is one for every 2 GiB of pool.
 
     Args:
-        out: Where the parts are written.
         pool: File, folder, glob or fsspec URI; `world` for the demo pool.
-        config: This stage's section.
-        data: Rows of a part.
         seed: Seed of the demo pool.
 
     Raises:
@@ -105,7 +111,7 @@ def ingest(out: StageDir, pool: str, config: IngestConfig, data: DataConfig, see
     if config.near_duplicates or config.decontaminate:
         left_out = _sorted([duplicates, duplicate_ids])
         usable = sum(scan.usable for scan in scans)
-        matches, figures = sift(units, reader, config, left_out, usable)
+        matches, figures = find_matches(units, reader, config, left_out, usable)
         found |= figures
         if usable == len(left_out) + sum(map(len, matches.values())):
             raise InputError(
@@ -128,12 +134,12 @@ def _nothing_usable(scans: Sequence[Scan]) -> str:
         reasons.update(scan.reasons)
     if not reasons:
         return "is empty; give a pool with at least one row"
-    told = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
-    return f"has no usable row ({told}); name its columns in ingest.columns, e.g. {{prompt: question}}"
+    counted = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
+    return f"has no usable row ({counted}); name its columns in ingest.columns, e.g. {{prompt: question}}"
 
 
 class Reader:
-    """Reads units into rows and refusals. One of these goes to every task and actor."""
+    """Reads units into rows and rejections. One of these goes to every task and actor."""
 
     def __init__(self, config: IngestConfig, seed: int) -> None:
         self._config = config
@@ -163,12 +169,12 @@ def scan_unit(number: int, unit: Unit, reader: Reader, buckets: int) -> list[Any
     """
     rows = [reader.row(raw, unit) for raw in reader.items(unit)]
     usable = [(index, row) for index, row in enumerate(rows) if isinstance(row, PoolRow)]
-    places = place(number, np.array([index for index, _ in usable], dtype=np.int64))
-    contents = deal(keys_of([bytes.fromhex(row.content) for _, row in usable]), places, buckets)
-    ids = deal(keys_of([_digest(row.id) for _, row in usable]), places, buckets)
-    refused = Counter(str(row) for row in rows if not isinstance(row, PoolRow))
+    places = encode_places(number, np.array([index for index, _ in usable], dtype=np.int64))
+    contents = split_by_bucket(keys_of([bytes.fromhex(row.content) for _, row in usable]), places, buckets)
+    ids = split_by_bucket(keys_of([_digest(row.id) for _, row in usable]), places, buckets)
+    rejected = Counter(str(row) for row in rows if not isinstance(row, PoolRow))
     gave_ids = any(row.given_id for _, row in usable)
-    return [Scan(len(rows), len(usable), gave_ids, dict(refused)), *contents, *ids]
+    return [Scan(len(rows), len(usable), gave_ids, dict(rejected)), *contents, *ids]
 
 
 def scan_group(first: int, units: Sequence[Unit], reader: Reader, buckets: int) -> list[Any]:
@@ -219,11 +225,11 @@ def _scan_pool(units: Sequence[Unit], reader: Reader, buckets: int) -> tuple[lis
     if not any(scan.gave_ids for scan in scans):  # then ids are contents
         nothing = np.zeros(0, np.uint64)
         return scans, same_content(nothing), nothing
-    return scans, *settle(same_content, finder(columns[buckets:]))
+    return scans, *find_duplicates(same_content, finder(columns[buckets:]))
 
 
 def _repeats_of(left_out: Places, *tables: npt.NDArray[np.uint64]) -> Places:
-    return repeats(tables, left_out)
+    return repeated_places(tables, left_out)
 
 
 def _sorted(places: Sequence[Places]) -> Places:

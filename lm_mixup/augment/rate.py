@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 
-from lm_mixup.chat.judge import Judge, Rating, SharedJudge, rating_columns, share_judge
+from lm_mixup.chat.judge import (
+    Judge,
+    Rating,
+    SharedJudge,
+    Sources,
+    rating_columns,
+    share_judge,
+    source_columns,
+)
 from lm_mixup.config import RateConfig
 from lm_mixup.core.run_dir import Outcome, StageDir
-from lm_mixup.core.schemas import RATING, compress_score
+from lm_mixup.core.schemas import RATING, SOURCE_RATING, compress_score
 from lm_mixup.distributed.map_parts import PartResult, map_parts
 
 
@@ -40,11 +48,22 @@ def make_work(source: StageDir, shared: SharedJudge) -> Callable[[str], PartResu
     return lambda part: rate_table(source.read_part(part), judge)
 
 
-def rate_table(rows: pa.Table, judge: Judge) -> PartResult:
-    """The rows with their ratings: as many as came in, in the same order."""
-    verdicts = judge.rate(list(zip(rows["prompt"].to_pylist(), rows["completion"].to_pylist(), strict=True)))
+def rate_table(rows: pa.Table, judge: Judge, sources: Sequence[Sources] | None = None) -> PartResult:
+    """The rows with their ratings: as many as came in, in the same order.
+
+    Args:
+        rows: With prompt and completion.
+        judge: Rates them.
+        sources: Of distilled rows, the texts that each was made from; adds `schemas.SOURCE_RATING`.
+    """
+    pairs = list(zip(rows["prompt"].to_pylist(), rows["completion"].to_pylist(), strict=True))
+    verdicts = judge.rate(pairs) if sources is None else judge.rate(pairs, sources)
     columns = rating_columns(judge.name, verdicts)
-    for field in RATING:
+    fields = list(RATING)
+    if sources is not None:
+        columns |= source_columns(verdicts)
+        fields += list(SOURCE_RATING)
+    for field in fields:
         column = pa.array(columns[field.name], field.type)
         there = rows.schema.get_field_index(field.name)
         rows = rows.append_column(field, column) if there < 0 else rows.set_column(there, field, column)

@@ -30,7 +30,7 @@ def rate_distilled(
     rate: RateConfig,
     embedder: EmbedderConfig,
     neighbors_k: int,
-    min_score: int,
+    min_score: int | str,
     gate: RateDistilledConfig,
 ) -> Outcome:
     """Measures and rates distilled rows and scores the kept ones by their distance to each other.
@@ -52,12 +52,13 @@ def rate_distilled(
         rate: The judge.
         embedder: The embedder.
         neighbors_k: Neighbours of the long-tail score.
-        min_score: Least score kept.
+        min_score: Least score kept. A share of the pool is seen to by `select`, which has the pool.
         gate: The `rate_distilled` section.
 
     Raises:
         InputError: The judge lacks a setting, the embedder's path does not exist, or a row has no inputs.
     """
+    least = min_score if isinstance(min_score, int) else 0
     shared = share_judge(rate, out)
     embedder_folder(embedder.path)
     kept = kept_of(out)
@@ -65,7 +66,7 @@ def rate_distilled(
         kept,
         distill.parts(),
         make_rating,
-        {"distill": distill, "shared": shared, "embedder": embedder, "min_score": min_score, "gate": gate},
+        {"distill": distill, "shared": shared, "embedder": embedder, "min_score": least, "gate": gate},
         **_placement(shared, embedder),
         label="rate distilled",
     )
@@ -167,7 +168,7 @@ def _measured(row: dict[str, Any]) -> dict[str, Any]:
 
 def keep_rated(rows: pa.Table, judge: Judge, min_score: int) -> PartResult:
     """The rows rated at `min_score` or above; the others rejected, with the reason."""
-    rated = rate_table(rows, judge)
+    rated = rate_table(rows, judge, rows["inputs"].to_pylist() if "inputs" in rows.column_names else None)
     rows = rated.rows
     pairs = zip(rows["prompt"].to_pylist(), rows["completion"].to_pylist(), strict=True)
     ids = pa.array([schemas.content_id(prompt, completion) for prompt, completion in pairs], pa.string())

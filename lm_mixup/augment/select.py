@@ -1,9 +1,8 @@
-"""The final training set: the best distilled rows and the best of the originals, in a fixed proportion.
+"""Stage `select`: the training set, the best distilled rows and the best originals in a fixed proportion.
 
-Each side has a quota, budget × its share. A side with too few rows gives what it has and the other does not
-fill the gap: filling would turn a "5:5" into a set of originals, and shrinking the other side would throw
-away rows that were asked for. Strata share out a side's quota by the same rule. The shortfalls stand in the
-metrics beside the share that came out.
+Each side has a quota, budget × its share. A side with too few rows leaves its quota unfilled: filling it from
+the other side would turn "5:5" into a set of originals, and shrinking the other side would discard requested
+rows. The quotas of strata follow the same rule. The metrics report the shortfalls and the resulting share.
 """
 
 from __future__ import annotations
@@ -28,8 +27,10 @@ from lm_mixup.augment.selection.candidates import (
 )
 from lm_mixup.augment.selection.deita import take_diverse
 from lm_mixup.augment.selection.rank import budget_rows, fill, quotas, rank, strata_quotas
+from lm_mixup.augment.selection.score_cut import ScoreCut, find_cut
 from lm_mixup.augment.vector_search.neighbor_table import long_tail_scores
 from lm_mixup.config import SelectConfig
+from lm_mixup.config.section import share_of
 from lm_mixup.core import schemas
 from lm_mixup.core.draws import hash_of
 from lm_mixup.core.progress import say
@@ -38,7 +39,7 @@ from lm_mixup.core.run_dir import Outcome, Receipt, StageDir
 # Long tail among originals is an exact search on the driver: 100,000 rows of 1024-d are 0.4 GB and minutes.
 MOST_ORIGINALS = 100_000
 _ROWS_PER_PART = 8_192
-# Characters that JSON leaves alone and many readers take for the end of a line.
+# Characters that JSON does not escape and that many readers treat as the end of a line.
 _LINE_ENDS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
 
 OUTPUT = pa.schema(
@@ -105,14 +106,10 @@ def select(
     rows.
 
     Args:
-        distilled: Rated distilled rows.
-        curated: The rows of the pool.
         embed: Their embeddings, for `long_tail` and `deita`.
         neighbors: Their nearest neighbours, part for part the same rows, for `knn_diversity` and `ds2`.
-        out: Where the training set is written.
-        config: This stage's section.
         seed: Of ties, samples and the final order.
-        perplexity: What `data.perplexity` wrote about the two, for that method.
+        perplexity: What the stage `perplexity` wrote about the two, for that method.
     """
     left_out: Counter[str] = Counter()
     ours, theirs = _both_sides(distilled, curated, neighbors, perplexity, config, left_out)
@@ -121,7 +118,7 @@ def select(
     quota = quotas(budget, config.original_ratio)
 
     new = _choose(ours, quota.distilled, config, seed, "distilled", left_out, kept_of(distilled), None)
-    theirs = _unlike(new.rows, theirs, left_out)
+    theirs = _without_duplicates(new.rows, theirs, left_out)
     if config.method == "long_tail" and quota.original:
         theirs = _sampled(theirs, max(MOST_ORIGINALS, quota.original), seed, left_out)
         theirs = _with_long_tail(theirs, embed, config.neighbors)
@@ -179,13 +176,17 @@ def _both_sides(
         of_distilled = measured_perplexity(perplexity, 0)
         of_originals = measured_perplexity(perplexity, len(distilled.parts()))
     parents = curated if config.stratify_by == "source" else None
+    cut: ScoreCut | None = None
+    if share_of(config.min_score) is not None:
+        cut, high, rated = find_cut(curated, config.min_score)
+        say(f"  select: min_score {config.min_score} leaves {high} of {rated} rated rows of the pool")
     return (
-        candidates(distilled, "distilled", config, left_out, of_distilled, parents),
-        candidates(curated, "original", config, left_out, of_originals),
+        candidates(distilled, "distilled", config, left_out, of_distilled, parents, cut),
+        candidates(curated, "original", config, left_out, of_originals, cut=cut),
     )
 
 
-def _unlike(chosen: pa.Table, found: pa.Table, left_out: Counter[str]) -> pa.Table:
+def _without_duplicates(chosen: pa.Table, found: pa.Table, left_out: Counter[str]) -> pa.Table:
     """The originals whose text no chosen distilled row has."""
     fresh = found.filter(pc.invert(pc.is_in(found["content"], chosen["content"].combine_chunks())))
     left_out["original_duplicate"] += found.num_rows - fresh.num_rows
@@ -245,12 +246,12 @@ def _choose(
     left_out[f"{origin}_over_budget"] += found.num_rows - len(chosen) - too_similar
     given = np.bincount(strata[chosen], minlength=len(names))
     figures = zip(names.tolist(), counts.tolist(), room.tolist(), given.tolist(), strict=True)
-    told = {
+    by_stratum = {
         name: {"candidates": count, "quota": share, "rows": rows, "shortfall": share - rows}
         for name, count, share, rows in figures
         if config.stratify_by != "none"
     }
-    return Side(found.take(pa.array(chosen, pa.int64())), quota, told, vectors)
+    return Side(found.take(pa.array(chosen, pa.int64())), quota, by_stratum, vectors)
 
 
 def _fetch(stage: StageDir, chosen: pa.Table, origin: str) -> list[dict[str, Any]]:

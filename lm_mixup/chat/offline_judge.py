@@ -1,7 +1,8 @@
 """The offline rater's features: what is read off a row's surface, and how it becomes four ratings.
 
-A row is judged by how much it tells, how specifically, and how cleanly, never by whether it is true: truth
-needs a model or a source of facts. Every feature lies in [0, 1], so a weight is the most that it can matter.
+A row is judged by how much it tells, how specifically, how cleanly, and whether it answers its own prompt
+(`relevance`), never by whether it is true: truth needs a model or a source of facts. Every feature lies in
+[0, 1], so a weight is the most that it can matter.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from lm_mixup.chat.relevance import irrelevance, told
 from lm_mixup.core.task_types import detect_task_type
+from lm_mixup.core.words import tokens
 
 FEATURES: Final = (
     "length",  # words, logarithmic, full at 200
@@ -27,12 +30,15 @@ FEATURES: Final = (
     "asked",  # words of the prompt, logarithmic, full at 100
     "listed",  # list items, saturating: 3 give 0.63
     "echo",  # share of word triples that stand in the prompt
+    "mirrored",  # the prompt over again: echo times the share of its triples that recur, from 0.8 on
     "untidy",  # stray markup, literal escapes, a lower-case opening; saturating: 2 give 0.63
     "exclaiming",  # exclamation marks, saturating: 2 give 0.63
     "vague",  # share of hedges and empty words, full at one in 8
     "repetition",  # share of word triples that were there before
+    "looped",  # share of the words that were there before, of a text that is one loop from end to end
     "truncated",  # a text that stops in mid-sentence
     "refusal",  # declines, or names itself a language model
+    "irrelevant",  # how sure it is that this answers another prompt; 0 where that is not looked at
 )
 
 # How the numbers below came about. The weights of `overall` were fitted once, by ridge regression (penalty 5)
@@ -52,12 +58,13 @@ QUALITIES: Final[Mapping[str, Mapping[str, float]]] = {
     },
     "informativeness": {
         "length": 1.5, "novelty": 0.5, "vague": -0.5, "repetition": -1.0, "truncated": -0.2, "refusal": -0.5,
+        "mirrored": -1.0, "irrelevant": -1.5,
     },
     "overall": {
-        "length": 0.12, "sentences": 0.22, "sentence_length": 0.34, "long_words": 0.18, "vocabulary": 0.51,
-        "fresh": 0.39, "reasons": 0.04, "novelty": 0.04, "listed": 0.14, "echo": -0.16, "untidy": -0.15,
-        "exclaiming": -0.35,
-        "asked": 0.4, "vague": -0.3, "repetition": -0.8, "truncated": -0.2, "refusal": -0.4,
+        "sentences": 0.17, "sentence_length": 0.35, "long_words": 0.19, "vocabulary": 0.53, "fresh": 0.47,
+        "reasons": 0.04, "novelty": 0.06, "listed": 0.17, "echo": -0.16, "untidy": -0.14, "exclaiming": -0.36,
+        "asked": 0.7, "vague": -0.1, "repetition": -0.1, "looped": -2.0, "truncated": -0.1, "refusal": -0.4,
+        "mirrored": -1.5, "irrelevant": -4.0,
     },
 }  # fmt: skip
 FULL: Final[Mapping[str, float]] = {"rarity": 1.28, "informativeness": 1.5, "overall": 1.5}
@@ -69,9 +76,6 @@ CUTS: Final[Mapping[str, tuple[float, ...]]] = {
     "overall": (0.378, 0.46, 0.539, 0.646, 0.805, 1.064, 1.346, 1.533, 1.693),
 }
 
-_WORD = re.compile(r"\w[\w'’-]*")
-_CJK = r"\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af"
-_WORD_CJK = re.compile(rf"[{_CJK}]{{1,2}}|[^\W{_CJK}][\w'’-]*")
 _SENTENCE = re.compile(r"\w\W?(?:[.!?][\"')\]]*\s|[。！？]|\n)")
 _NAME = re.compile(r"(?<=[\w,;)\"'’-] )[(\"'“]?[A-Z][\w-]*(?: [A-Z][\w-]*)*")
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
@@ -82,6 +86,8 @@ _REFUSAL = re.compile(
     re.IGNORECASE,
 )
 _UNTIDY = re.compile(r"\\[nt]|&[a-z]+;|</?\w+>|�|!!|\?\?|,,|[ \t]{3}")
+_VERDICT = re.compile(r"\W*(?:(?:[Tt]he )?[Aa]nswer(?: is)?:?\W*)?(?:[A-D](?:[).:]|\W*$)|(?i:true|false)\b)")
+_OPTION = re.compile(r"(?:^|\s)\(?[A-D][).:]\s+([^\n]+)")
 _CLOSED = ("mcq", "tfq")
 _ENDINGS = tuple(".!?。！？\"')]}>`”’:;|")
 
@@ -105,13 +111,18 @@ _STOPWORDS = _words(
 )
 
 
-def features(prompt: str, completion: str) -> dict[str, float]:
+def features(prompt: str, completion: str, cosine: float | None = None) -> dict[str, float]:
     """The features of a row, each in [0, 1], in the order of `FEATURES`.
 
     Multiple-choice and true/false rows carry what they tell in the question, so there the question counts as
-    content beside the answer.
+    content beside the answer, and a verdict is relevant. What is no verdict is judged as any other answer.
+
+    Args:
+        prompt: The instruction.
+        completion: The answer.
+        cosine: Of the two (`relevance.Relevance`); None leaves relevance out.
     """
-    closed = detect_task_type(prompt, completion) in _CLOSED
+    closed = detect_task_type(prompt, completion) in _CLOSED and _is_verdict(prompt, completion)
     content = f"{prompt}\n{completion}" if closed else completion
     words = _tokens(content)
     asked = _tokens(prompt)
@@ -120,10 +131,11 @@ def features(prompt: str, completion: str) -> dict[str, float]:
     topic = set() if closed else set(asked)
     facts = _facts(content) if closed else _facts(content) - _facts(prompt)
     sentences = len(_SENTENCE.findall(content + "\n")) or 1
-    triples = _triples(words)
+    in_threes = _triples(words)
     fresh = distinct - topic - _STOPWORDS
     items, lines = (0, 0) if closed else (len(_ITEM.findall(content)), content.strip().count("\n"))
     cut_off = count >= 8 and not closed and not items and not content.rstrip().endswith(_ENDINGS)
+    echo, mirrored = (0.0, 0.0) if closed else _echo(words, asked)
     values = (
         min(1.0, math.log1p(count) / math.log(201)),
         _dense(min(len(facts), count / 5), sentences, count) * math.exp(-lines / 2),
@@ -136,42 +148,59 @@ def features(prompt: str, completion: str) -> dict[str, float]:
         len(fresh) / max(1, len(distinct)),
         min(1.0, math.log1p(len(asked)) / math.log(101)),
         _saturate(items, 3),
-        _echo(triples, asked) if not closed else 0.0,
+        echo,
+        mirrored,
         _saturate(len(_UNTIDY.findall(completion)) + completion[:1].islower(), 2),
         _saturate(completion.count("!"), 2),
         min(1.0, 8 * sum(map(_VAGUE.__contains__, words)) / max(8, count)),
-        1 - len(set(triples)) / len(triples) if triples else 0.0,
+        1 - len(set(in_threes)) / len(in_threes) if in_threes else 0.0,
+        _looped(words),
         float(cut_off),
         float(_REFUSAL.match(completion) is not None),
+        0.0 if closed or cosine is None else irrelevance(cosine, *shared_counts(prompt, completion)),
     )
     return dict(zip(FEATURES, values, strict=True))
 
 
-def rate_row(prompt: str, completion: str) -> tuple[dict[str, int], float]:
+def shared_counts(prompt: str, completion: str) -> tuple[int, int, int]:
+    """What both sides have in common: their content words, the answer's words, the prompt's content words.
+
+    Of the answer what is copied from the prompt is left out (`relevance.told`).
+    """
+    said, subject = _tokens(told(prompt, completion)), set(_tokens(prompt)) - _STOPWORDS
+    return len(subject.intersection(said)), len(said), len(subject)
+
+
+def rate_row(prompt: str, completion: str, cosine: float | None = None) -> tuple[dict[str, int], float]:
     """The four ratings of a row, 1 to 10, by quality, and `overall` before it was rounded.
 
     A rating is 1 plus the cuts that the row's weighted features reach.
     """
-    values = features(prompt, completion)
-    worth = {quality: weigh(quality, values) for quality in QUALITIES}
-    ratings = {quality: 1 + bisect_right(CUTS[quality], value) for quality, value in worth.items()}
-    return ratings, unrounded(worth["overall"], CUTS["overall"])
+    values = features(prompt, completion, cosine)
+    found = {quality: weigh(quality, values) for quality in QUALITIES}
+    ratings = {quality: 1 + bisect_right(CUTS[quality], value) for quality, value in found.items()}
+    return ratings, unrounded(found["overall"], CUTS["overall"])
 
 
 def weigh(quality: str, values: Mapping[str, float]) -> float:
-    """What the features are worth together.
+    """What the features are worth together."""
+    return worth(QUALITIES[quality], FULL.get(quality, 0.0), values)
 
-    What speaks for a row is added up; a dense text makes up for what that lacks to about `FULL`, in the
+
+def worth(weights: Mapping[str, float], full: float, values: Mapping[str, float]) -> float:
+    """What features are worth under some weights.
+
+    What speaks for a row is added up; a dense text makes up for what that lacks to about `full`, in the
     measure in which it is dense. What speaks against the row is subtracted after that.
     """
     gained = lost = 0.0
-    for name, weight in QUALITIES[quality].items():
+    for name, weight in weights.items():
         if weight > 0:
             gained += weight * values[name]
         else:
             lost += weight * values[name]
     dense = values["dense"]
-    lacking = max(0.0, FULL.get(quality, 0.0) * (0.97 + 0.06 * dense) - gained)  # one fact more still counts
+    lacking = max(0.0, full * (0.97 + 0.06 * dense) - gained)  # one fact more still counts
     return gained + min(1.0, dense / DENSE_ENOUGH) * lacking + lost
 
 
@@ -193,8 +222,40 @@ def unrounded(value: float, cuts: Sequence[float]) -> float:
 
 
 def _tokens(text: str) -> list[str]:
-    """Words in lower case; scripts without spaces count two characters as a word."""
-    return (_WORD if text.isascii() else _WORD_CJK).findall(text.lower())
+    """Words as they are compared; in scripts without spaces two characters in a row count as a word."""
+    found: list[str] = []
+    open_at = -1  # where the single character ends that the next one may join
+    for token in tokens(text):
+        if token.kind == "unspaced" and token.start == open_at:
+            found[-1] += token.key
+            open_at = -1
+        else:
+            found.append(token.key)
+            open_at = token.end if token.kind == "unspaced" else -1
+    return found
+
+
+def _is_verdict(prompt: str, completion: str) -> bool:
+    """Whether the answer of a closed question names a letter, an option, or true or false."""
+    if _VERDICT.match(completion):
+        return True
+    options = {option.strip().casefold() for option in _OPTION.findall(prompt)}
+    return completion.strip().rstrip(".").casefold() in options
+
+
+def _looped(words: Sequence[str]) -> float:
+    """The share of a loop's words that were there before; 0 for a text that is not one loop from end to end.
+
+    The text's least period, by the failure function of Knuth, Morris and Pratt.
+    """
+    longest = [0] * len(words)
+    for place in range(1, len(words)):
+        border = longest[place - 1]
+        while border and words[place] != words[border]:
+            border = longest[border - 1]
+        longest[place] = border + (words[place] == words[border])
+    period = len(words) - longest[-1] if words else 0
+    return 1 - period / len(words) if words and 2 * period <= len(words) else 0.0
 
 
 def _facts(text: str) -> set[str]:
@@ -206,10 +267,13 @@ def _triples(words: Sequence[str]) -> list[tuple[str, str, str]]:
     return list(zip(words, words[1:], words[2:], strict=False))
 
 
-def _echo(triples: Sequence[tuple[str, str, str]], asked: Sequence[str]) -> float:
-    """The share of word triples that are the prompt's."""
-    theirs = set(_triples(asked)) if triples else set()
-    return sum(map(theirs.__contains__, triples)) / len(triples) if theirs else 0.0
+def _echo(words: Sequence[str], asked: Sequence[str]) -> tuple[float, float]:
+    """The share of triples that are the prompt's; and that, times the share of the prompt's that recur."""
+    if len(words) < 3 or len(asked) < 3:
+        return (0.0, float(bool(words) and words == asked))
+    own, theirs = _triples(words), set(_triples(asked))
+    echo = sum(map(theirs.__contains__, own)) / len(own)
+    return echo, max(0.0, 5 * echo * len(theirs.intersection(own)) / len(theirs) - 4)
 
 
 def _dense(facts: float, sentences: int, words: int) -> float:

@@ -1,8 +1,8 @@
-"""Chat completion by any OpenAI-compatible server: limits, retries, and failures told apart.
+"""Chat completion by any OpenAI-compatible server: limits, retries, and classification of failures.
 
-What may pass is repeated with growing waits: no connection, a timeout, 408, 409, 429, 5xx, a body that cannot
-be read. What is wrong with one request fails that request alone. What is wrong with all of them (the key, the
-model, the account's quota, a server that is gone) stops the run in one line.
+Transient failures are retried with exponential waits: no connection, a timeout, 408, 409, 429, 5xx, a body
+that cannot be read. An error of one request fails that request only. An error of all requests (key, model,
+quota of the account, server gone) stops the run with a message of one line.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _DUMMY = 8  # characters; a key that is shorter (`x`, `none`) is no secret, and 
 _LOOKED_UP = 20  # times that a reply of another actor is looked for, half a second apart
 
 
-class _Passing(Exception):
+class _Transient(Exception):
     """An attempt failed in a way that may pass."""
 
     def __init__(self, reason: str, limited: bool = False) -> None:
@@ -42,9 +42,7 @@ class Server:
     """The transport to an OpenAI-compatible server.
 
     Args:
-        config: Server, model, limits.
         section: Name of the config's section, for error messages.
-        log: Where replies are kept.
         limits: `Limits`, or the Ray actor that shares them.
     """
 
@@ -81,7 +79,7 @@ class Server:
         self._stop, self._stopping = None, asyncio.Event()
         async with self._client() as client:
             lanes = min(self._config.concurrency, len(requests))
-            await asyncio.gather(*(self._lane(client, numbered, schema, results) for _ in range(lanes)))
+            await asyncio.gather(*(self._worker(client, numbered, schema, results) for _ in range(lanes)))
         if self._stop is not None:
             raise self._stop
         return [result for result in results if result is not None]
@@ -92,7 +90,7 @@ class Server:
         key, timeout = self._key or "unused", self._config.timeout_s
         return openai.AsyncOpenAI(base_url=self._url, api_key=key, timeout=timeout, max_retries=0)
 
-    async def _lane(
+    async def _worker(
         self,
         client: Any,
         numbered: Iterator[tuple[int, Request]],
@@ -117,11 +115,11 @@ class Server:
         def wait(state: tenacity.RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome else None
             # A rate limit holds back all requests, this one as well: `Limits` says for how long.
-            return 0.0 if isinstance(error, _Passing) and error.limited else backoff(state)
+            return 0.0 if isinstance(error, _Transient) and error.limited else backoff(state)
 
         try:
             async for attempt in tenacity.AsyncRetrying(
-                retry=tenacity.retry_if_exception_type(_Passing),
+                retry=tenacity.retry_if_exception_type(_Transient),
                 wait=wait,
                 sleep=self._pause,
                 stop=tenacity.stop_after_attempt(1 + self._config.max_retries),
@@ -130,7 +128,7 @@ class Server:
             ):
                 with attempt:
                     return await self._attempt(client, request, schema)
-        except _Passing as error:
+        except _Transient as error:
             await self._call("gave_up", str(error))
             return ChatFailure(f"request_failed: {error}")
         raise AssertionError("unreachable: tenacity re-raises")
@@ -219,24 +217,24 @@ class Server:
                 )
                 return self._read(raw.http_response.text, request)
         except TimeoutError:
-            raise _Passing(f"no reply within {self._config.timeout_s:g} s") from None
+            raise _Transient(f"no reply within {self._config.timeout_s:g} s") from None
         except openai.APIStatusError as error:
             return await self._refused(error)
         except (openai.OpenAIError, OSError, ValueError) as error:
-            raise _Passing(self._line(error)) from None
+            raise _Transient(self._line(error)) from None
 
     async def _refused(self, error: Any) -> ChatFailure:
         """Sorts a refusal: raises what may pass and what stops the run, returns what fails the request."""
         status = error.status_code
         if status == 429 and "insufficient_quota" not in str(error):
             await self._call("hold", retry_after(error.response.headers))
-            raise _Passing(self._line(error), limited=True) from None
+            raise _Transient(self._line(error), limited=True) from None
         asked = retry_after(error.response.headers) if status >= 500 else None
         if asked:
             await self._call("hold", asked)
-            raise _Passing(self._line(error), limited=True) from None
+            raise _Transient(self._line(error), limited=True) from None
         if status in (408, 409) or status >= 500:
-            raise _Passing(self._line(error)) from None
+            raise _Transient(self._line(error)) from None
         if status in (401, 402, 404, 429) or (status == 403 and not self.answered):
             raise InputError(
                 f"{self._where}: the server refuses model {self._config.model!r} (HTTP {status}, "
@@ -263,7 +261,7 @@ class Server:
                 raise TypeError
         except (ValueError, LookupError, TypeError, AttributeError):
             shown = " ".join(redact(body, *self._secrets)[:100].split())
-            raise _Passing(f"the body is not a chat completion: {shown!r}") from None
+            raise _Transient(f"the body is not a chat completion: {shown!r}") from None
         if not any(tokens):  # the server does not count: four bytes a token
             sent = sum(len(message["content"]) for message in request.messages)
             tokens = [sent // 4 + 1, len(text) // 4 + 1]

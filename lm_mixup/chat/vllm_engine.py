@@ -19,24 +19,19 @@ _LONGEST = 8192  # tokens of prompt and reply, where the config does not say
 class LocalModel:
     """The transport to an engine of this process.
 
-    The hosting actor needs `engine.engine_environment` as its runtime environment.
+    The hosting actor needs `models.engine.engine_environment` as its runtime environment.
 
     Args:
-        config: The model and its engine.
         section: Name of the config's section, for error messages.
-        log: Where replies are kept.
     """
 
     def __init__(self, config: ChatConfig, section: str, log: ReplyLog) -> None:
         from lm_mixup.models.engine import Engine
-        from lm_mixup.models.policy import load_tokenizer, policy_dtype
+        from lm_mixup.models.policy import load_tokenizer
 
         path = str(config.model)
         model = ModelConfig(path=path, dtype=config.dtype, trust_remote_code=config.trust_remote_code)
-        try:
-            self._tokenizer = load_tokenizer(path, model)
-        except InputError as error:
-            raise InputError(str(error).replace("model.path", f"{section}.model")) from None
+        self._tokenizer = load_tokenizer(path, model, key=f"{section}.model")
         self._config, self._section, self._log = config, section, log
         self._max_len = config.max_model_len or _longest(path, config)
         if config.max_tokens >= self._max_len:
@@ -44,18 +39,16 @@ class LocalModel:
                 f"{section}.max_tokens {config.max_tokens} leaves no room for a prompt: {path} reads "
                 f"{self._max_len} tokens, and the reply is among them"
             )
-        dtype = str(policy_dtype(model)).removeprefix("torch.")
-        self._engine = Engine(
+        self._engine = Engine.from_config(
             path,
-            dtype=dtype,
+            model,
             max_model_len=self._max_len,
             kv_cache_gib=config.kv_cache_gib,
             gpu_memory_utilization=config.gpu_memory_utilization,
             tensor_parallel_size=config.tensor_parallel_size,
-            trust_remote_code=config.trust_remote_code,
         )
         self.answered = True
-        self.identity = identity_of(config, dtype, self._max_len)
+        self.identity = identity_of(config, self._engine.dtype, self._max_len)
 
     def complete(self, requests: Sequence[Request], schema: dict[str, Any]) -> list[Reply | ChatFailure]:
         """Generates replies in batches, greedily unless `request` has a temperature; see `Transport`."""

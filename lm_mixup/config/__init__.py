@@ -25,7 +25,7 @@ from lm_mixup.config.augment import (
     SelectConfig,
     SelectMethod,
 )
-from lm_mixup.config.build import BuildConfig
+from lm_mixup.config.build import BuildConfig, SamplesFrom
 from lm_mixup.config.models import (
     ChatConfig,
     EmbedderConfig,
@@ -70,6 +70,7 @@ __all__ = [
     "RewardWeights",
     "RewardsConfig",
     "Section",
+    "SamplesFrom",
     "SelectConfig",
     "SelectMethod",
     "SftConfig",

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from lm_mixup.config.section import Section, resources
+from lm_mixup.config.section import ScoreCutSetting, Section, resources
 
 SelectMethod = Literal[
     "long_tail",
@@ -156,7 +156,9 @@ class ClusterConfig(Section):
     min_similarity: float = Field(
         0.3, ge=-1, le=1, description="Least mean cosine of a row to the other rows of its cluster."
     )
-    low_below: int = Field(4, ge=0, le=5, description="Rows with a score below this are clustered.")
+    low_below: ScoreCutSetting = Field(
+        4, description='Rows with a curated score below this are clustered; or "top 10%": all rows but those.'
+    )
     by_source: bool = Field(True, description="Clusters never cross sources.")
     cell_rows: int = Field(1024, ge=16, description="Rows of one coarse cell: the unit of parallel work.")
     num_tasks: int = resources(2, ge=1, description="Tasks that work at a time.")
@@ -226,8 +228,8 @@ class SelectConfig(Section):
     stratify_by: Literal["none", "source", "task_type"] = Field(
         "none", description="Each side's rows are shared out over these in proportion to their candidates."
     )
-    min_score: int = Field(
-        4, ge=0, le=5, description="Least score; originals under a method with a rule of its own need none."
+    min_score: ScoreCutSetting = Field(
+        4, description="Least score; originals under a method with a rule of its own need none."
     )
     neighbors: int = Field(15, ge=1, description="Nearest neighbours of the long-tail score.")
     score_threshold: float = Field(

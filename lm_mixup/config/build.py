@@ -4,12 +4,41 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator, model_validator
 
-from lm_mixup.config.section import Section, resources
+from lm_mixup.config.section import ScoreCutSetting, Section, resources
 from lm_mixup.core.task_types import TASK_TYPES, Fault, TaskType
 
 
+class SamplesFrom(Section):
+    """A file, folder or glob of good rows, and which of them are taken."""
+
+    path: str = Field(
+        description="JSONL or Parquet as in `augment.pool`, in any layout that `ingest` reads; or passages "
+        "{title, text}, questions {question, choices, answer}, claims {sentence, label, explanation}; "
+        "`world`: the closed world; `pool`: the best-rated rows of augment.pool."
+    )
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="Our column → the file's, beside those of ingest.columns."
+    )
+    sources: list[str] = Field(
+        default_factory=list, description="Take rows of these sources alone; patterns such as flan_cot_* too."
+    )
+    min_score: ScoreCutSetting = Field(
+        4,
+        description='Rows with a lower score (of `pool`, curated score) are not taken; or "top 10%" of those '
+        "rated. Rows of files without a score are taken as good.",
+    )
+    max_rows: int | None = Field(None, ge=1, description="Most rows, drawn with the seed; default: all.")
+    max_chars: int = Field(1200, ge=50, description="Longest prompt or completion.")
+    share: float | None = Field(
+        None, gt=0, le=1, description="Share of the MIXTURE rows that these lead; default: by their number."
+    )
+    reasoning_calls: bool = Field(
+        True, description="Leave calls such as `Let's think step by step` in the prompts."
+    )
+
+
 class BuildConfig(Section):
-    """MIXTURE from passages."""
+    """MIXTURE from passages, from good rows, or as others published it."""
 
     mixture: str | None = Field(
         None,
@@ -18,6 +47,11 @@ class BuildConfig(Section):
     )
     mixture_separator: str | None = Field(
         None, min_length=1, description="What stands between the inputs of its rows; default: recognised."
+    )
+    samples_from: str | dict[str, SamplesFrom] | None = Field(
+        None,
+        description="Good rows that targets are made of by rule, with no teacher asked: a file, folder or "
+        "glob, or several by name with what is taken of each; `pool`: the best-rated rows of augment.pool.",
     )
     passages: str = Field(
         "world",
@@ -71,9 +105,36 @@ class BuildConfig(Section):
     crosstopic_min_similarity: float = Field(
         0.5, ge=-1, le=1, description="Least cosine of two samples of a teacher model that it merges."
     )
+    max_row_chars: int = Field(
+        4000, ge=200, description="Longest row made of good rows: characters of its inputs and its target."
+    )
     grpo_fraction: float = Field(0.2, ge=0, lt=1, description="Share of entities held for GRPO prompts.")
     test_fraction: float = Field(0.1, ge=0, lt=1, description="Share of entities held for the test split.")
+    dev_fraction: float = Field(
+        0.05,
+        ge=0,
+        lt=1,
+        description="Share of entities held for the dev split, by which training chooses its model; of a "
+        "published MIXTURE, share of the targets of its sft split.",
+    )
+    split_seed: int = Field(
+        0,
+        description="Decides which entities are held out. Apart from `seed`, so that what a model was never "
+        "trained on stays the same: with the default, `nano` has not seen the test split of the closed world.",
+    )
     num_actors: int = resources(1, ge=1, description="Actors that assemble MIXTURE.")
+
+    def reads_pool(self) -> bool:
+        """Whether good rows are taken from the pool, which must be rated before."""
+        return any(entry.path == "pool" for entry in self.entries().values())
+
+    def entries(self) -> dict[str, SamplesFrom]:
+        """The entries of `samples_from` by name; a bare path is one, named `samples`."""
+        if self.samples_from is None:
+            return {}
+        if isinstance(self.samples_from, str):
+            return {"samples": SamplesFrom(path=self.samples_from)}
+        return dict(self.samples_from)
 
     @field_validator("task_mix")
     @classmethod
@@ -104,6 +165,8 @@ class BuildConfig(Section):
                 raise ValueError(f"size_mix: {outside[0]} is not within min_inputs and max_inputs")
             if any(share < 0 for share in self.size_mix.values()) or sum(self.size_mix.values()) <= 0:
                 raise ValueError("size_mix: shares must be non-negative and not all zero")
+        if self.mixture is not None and self.samples_from is not None:
+            raise ValueError("mixture and samples_from are two ways to a MIXTURE: give one")
         if self.passage_min_words > self.passage_words:
             raise ValueError("passage_min_words must not exceed passage_words")
         return self

@@ -157,6 +157,19 @@ class ChatConfig(Section):
 class RateConfig(ChatConfig):
     """The judge."""
 
+    relevance: bool = Field(
+        True,
+        description="Offline: embed prompt and answer, and rate low what answers another prompt; off: many "
+        "times as fast.",
+    )
+
+    def unused(self) -> list[str]:
+        """As of every chat model; relevance is the offline judge's."""
+        return [
+            *super().unused(),
+            *(["relevance"] if self.backend != "offline" and not self.relevance else []),
+        ]
+
 
 class TeacherConfig(ChatConfig):
     """Writes samples and their poor variants; offline it knows the closed world and nothing else."""

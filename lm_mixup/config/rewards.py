@@ -21,7 +21,9 @@ class RewardWeights(Section):
     alignment: float = Field(0.15, allow_inf_nan=False, description="Closeness to the reference.")
     format: float = Field(0.1, allow_inf_nan=False, description="Tags, and the pattern of the task type.")
     faithfulness: float = Field(
-        0.5, allow_inf_nan=False, description="Whether the inputs bear out what is said, and all of it is said."
+        0.5,
+        allow_inf_nan=False,
+        description="Whether the inputs bear out what is said, and all of it is said.",
     )
 
 

@@ -41,7 +41,7 @@ class DataConfig(Section):
 class ReportConfig(Section):
     """The HTML page."""
 
-    title: str = Field("lm-mixup run", description="Heading of the page.")
+    title: str = Field("", description="Heading of the page; default: the pool's name.")
     examples: int = Field(10, ge=0, description="Distilled rows shown beside their parents.")
 
 

@@ -39,6 +39,30 @@ def _without_query(url: str) -> str:
 UrlWithoutQuery = Annotated[str, AfterValidator(_without_query)]
 
 
+_TOP = re.compile(r"top\s+(\d+(?:\.\d+)?)\s*%", re.IGNORECASE)
+
+
+def share_of(cut: int | str) -> float | None:
+    """The share of a cut such as "top 10%", in (0, 1]; None for a score."""
+    found = _TOP.fullmatch(cut.strip()) if isinstance(cut, str) else None
+    return float(found[1]) / 100 if found else None
+
+
+def _score_cut(cut: int | str) -> int | str:
+    if isinstance(cut, int):
+        if not 0 <= cut <= 5:
+            raise ValueError("a score is from 0 to 5")
+        return cut
+    share = share_of(cut)
+    if share is None or not 0 < share <= 1:
+        raise ValueError('is a score from 0 to 5, or a share of the rated rows such as "top 10%"')
+    return cut
+
+
+ScoreCutSetting = Annotated[int | str, AfterValidator(_score_cut)]
+"""A score from 0 to 5, or the best share of the rated rows, "top 10%"."""
+
+
 class Section(BaseModel):
     """Base of every section: unknown keys refused, values frozen after loading."""
 

@@ -40,7 +40,6 @@ def knn(
     Args:
         queries: float32 [M, d].
         bank: float32 [N, d].
-        k: Neighbours wanted.
         exclude_self: The queries are the bank, and row i is not a neighbour of itself. Rows are excluded by
             index, so an exact duplicate of row i remains its neighbour.
         device: `cpu` (faiss) or a torch device.
@@ -59,10 +58,10 @@ def knn(
         raise ValueError(f"exclude_self: {len(queries)} queries are not the {len(bank)} rows of the bank")
     own = np.arange(len(queries)) if exclude_self else np.full(len(queries), -1)
     if exclude_self and device == "cpu" and len(bank) > _WITHIN_BLOCK:
-        found, alike = top_k_within(bank, k + 1 + SLACK)
+        found, similarities = top_k_within(bank, k + 1 + SLACK)
     else:
-        found, alike = top_k(queries, bank, k + 1 + SLACK, device)
-    return keep_best(found, alike, min(k, len(bank) - int(exclude_self)), own)
+        found, similarities = top_k(queries, bank, k + 1 + SLACK, device)
+    return keep_best(found, similarities, min(k, len(bank) - int(exclude_self)), own)
 
 
 def top_k_within(rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -39,6 +39,10 @@ RATING = pa.schema(
     ]
 )
 
+# Of a judge that was shown a distilled row's sources: how far they bear out what it says, 1 to 10, and what
+# it quotes of the row as not borne out. Null where no judge was shown them.
+SOURCE_RATING = pa.schema([("faithfulness_rating", pa.int8()), ("unsupported_quotes", _STRINGS)])
+
 CURATION = pa.schema([("curated_score", pa.int8()), ("confidence", pa.float32())])
 
 CLUSTER = pa.schema(

@@ -1,7 +1,4 @@
-"""How facts are put into words.
-
-The words for each attribute are in `backends.topics`.
-"""
+"""Entities and small helpers that put their facts into words; the words are in `demo.topics`."""
 
 from __future__ import annotations
 
@@ -14,13 +11,13 @@ from lm_mixup.demo.topics import TOPICS, Attribute
 
 @dataclass(frozen=True)
 class Entity:
-    """A thing of the closed world.
+    """An entity of the closed world.
 
     Attributes:
         topic: Key of `TOPICS`.
         name: Its name as it stands in mid-sentence.
         facts: Attribute → value as it is written, with its unit. Unknown facts are absent.
-        article: What goes before the name in a sentence, such as `the`, if anything.
+        article: Precedes the name in a sentence, such as `the`; may be empty.
     """
 
     topic: str
@@ -43,12 +40,12 @@ def attribute_of(entity: Entity, attribute: str) -> Attribute:
     return TOPICS[entity.topic].attributes[attribute]
 
 
-def listed(items: Sequence[str]) -> str:
+def join_words(items: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     *head, last = items
     return f"{', '.join(head)} and {last}" if head else last
 
 
-def capitalised(text: str) -> str:
+def capitalized(text: str) -> str:
     """With a capital first letter, the rest as it was."""
     return text[:1].upper() + text[1:]

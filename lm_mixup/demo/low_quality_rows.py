@@ -1,7 +1,7 @@
-"""Poor instruction rows: what the low-quality part of a pool looks like, about known facts.
+"""Low-quality instruction rows about known facts, like those that pools are full of.
 
-A row carries some claims about an entity, or none; it is short, vague, in the wrong register or says things
-twice.
+A row states some claims about an entity, or none. It is short, vague, in the wrong register or repeats
+itself.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 
 from lm_mixup.core.claims import Claim
 from lm_mixup.core.task_types import LETTERS, Cs, Fault, Mcq, Para, Qa, Sample, TaskType, Tfq, without_options
-from lm_mixup.demo.entities import Entity, capitalised, listed
+from lm_mixup.demo.entities import Entity, capitalized, join_words
 from lm_mixup.demo.offline_teacher import is_true
 from lm_mixup.demo.sentence_templates import labels, predicate
 from lm_mixup.demo.topics import TOPICS
@@ -82,7 +82,7 @@ SEEN: Final = Prompts(
         "quiz, true or false, {statement}",
     ),
 )
-HELD_OUT: Final = Prompts(  # met by no model before the test
+HELD_OUT: Final = Prompts(  # used in test rows only
     ask=("i need the {labels} of {s}", "on {s}, the {labels} pls"),
     ask_nothing=("any idea about {s}", "i need something on {s}"),
     paragraph=("a paragraph with {s} in it", "i need a short story on {s}"),
@@ -111,7 +111,7 @@ _YES_NO: Final[tuple[Options, ...]] = (
     ("yes", "no", "no idea", "none"),
 )
 _NO_OPTIONS: Final[Options] = ("this", "that", "both", "none")
-_TELLINGS: Mapping[Fault, tuple[str, ...]] = {
+_COMPLETIONS: Mapping[Fault, tuple[str, ...]] = {
     "incomplete": ("{t}", "{t}.", "It is {t}."),
     "vague": ("{t}",),
     "register": ("its {t} lol", "umm {t} i think", "{t} ok", "hey so {t}"),
@@ -128,7 +128,7 @@ _STATEMENTS: Mapping[Fault, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class PoorRow:
+class LowQualityRow:
     """A poor row: the pair as it stands in a pool, and the sample that it is a poor attempt at."""
 
     prompt: str
@@ -136,7 +136,7 @@ class PoorRow:
     sample: Sample
 
 
-def poor_row(
+def low_quality_row(
     entity: Entity,
     task_type: TaskType,
     claims: Sequence[Claim],
@@ -147,16 +147,12 @@ def poor_row(
     options: Options | None = None,
     shown: Sequence[str] = (),
     held_out: bool = False,
-) -> PoorRow:
+) -> LowQualityRow:
     """Writes a poor row.
 
     Args:
-        entity: What the row is about.
-        task_type: What kind of row it is.
         claims: What the row tells, right or wrong; all of it stands in the prompt or the completion, word for
             word. A vague row tells nothing and is given none.
-        fault: What is poor about it.
-        rng: Makes all choices.
         category: The category of a category-statement row; default: the first of the topic.
         options: The options of a multiple-choice row, which asks for its first claim; else it asks whether
             its claims hold.
@@ -169,66 +165,77 @@ def poor_row(
     """
     if (fault == "vague") == bool(claims):
         raise ValueError("a vague row has no claims, any other has some")
-    use = HELD_OUT if held_out else SEEN
+    templates = HELD_OUT if held_out else SEEN
     match task_type:
         case "qa":
-            return _qa(entity, claims, fault, use, rng)
+            return _qa(entity, claims, fault, templates, rng)
         case "mcq":
-            poor = _mcq(entity, claims, fault, use, rng, options)
+            poor = _mcq(entity, claims, fault, templates, rng, options)
             return replace(poor, prompt=without_options(poor.prompt, shown)) if shown else poor
         case "tfq":
-            return _tfq(entity, claims, fault, use, rng)
+            return _tfq(entity, claims, fault, templates, rng)
         case "cs":
             category = category or TOPICS[entity.topic].categories[0]
-            prompt = rng.choice(use.category).format(c=category, s=entity.subject)
-            completion = _told(entity, claims, fault, rng)
-            return PoorRow(prompt, completion, Cs(category, completion))
+            prompt = rng.choice(templates.category).format(c=category, s=entity.subject)
+            completion = _statement_with_fault(entity, claims, fault, rng)
+            return LowQualityRow(prompt, completion, Cs(category, completion))
         case "para":
             prompt, completion = (
-                rng.choice(use.paragraph).format(s=entity.subject),
-                _told(entity, claims, fault, rng),
+                rng.choice(templates.paragraph).format(s=entity.subject),
+                _statement_with_fault(entity, claims, fault, rng),
             )
-            return PoorRow(prompt, completion, Para(completion))
+            return LowQualityRow(prompt, completion, Para(completion))
 
 
-def _qa(entity: Entity, claims: Sequence[Claim], fault: Fault, use: Prompts, rng: Random) -> PoorRow:
+def _qa(
+    entity: Entity, claims: Sequence[Claim], fault: Fault, templates: Prompts, rng: Random
+) -> LowQualityRow:
     if claims:
-        prompt = rng.choice(use.ask).format(labels=labels(entity, claims), s=entity.subject)
-        completion = _with_fault(listed([claim.value for claim in claims]), fault, rng)
+        prompt = rng.choice(templates.ask).format(labels=labels(entity, claims), s=entity.subject)
+        completion = _with_fault(join_words([claim.value for claim in claims]), fault, rng)
     else:
-        prompt = rng.choice(use.ask_nothing).format(s=entity.subject)
+        prompt = rng.choice(templates.ask_nothing).format(s=entity.subject)
         completion = _vague(entity, rng)
-    return PoorRow(prompt, completion, Qa(prompt, completion))
+    return LowQualityRow(prompt, completion, Qa(prompt, completion))
 
 
 def _mcq(
-    entity: Entity, claims: Sequence[Claim], fault: Fault, use: Prompts, rng: Random, options: Options | None
-) -> PoorRow:
+    entity: Entity,
+    claims: Sequence[Claim],
+    fault: Fault,
+    templates: Prompts,
+    rng: Random,
+    options: Options | None,
+) -> LowQualityRow:
     if not claims:
         question, options, answer = f"{entity.subject}?", _NO_OPTIONS, rng.choice(_NO_OPTIONS)
     elif options is None:
         question, options, answer = f"{_bare(entity, claims, rng)[:-1]}?", rng.choice(_YES_NO), "yes"
     else:
         stem = f"{_bare(entity, claims[1:], rng)} " if claims[1:] else ""
-        question = stem + rng.choice(use.ask).format(labels=labels(entity, claims[:1]), s=entity.subject)
+        question = stem + rng.choice(templates.ask).format(
+            labels=labels(entity, claims[:1]), s=entity.subject
+        )
         answer = claims[0].value
     sample = Mcq(question, options, LETTERS[options.index(answer)])
     lines = [f"{letter}) {option}" for letter, option in zip(LETTERS, options, strict=True)]
-    return PoorRow(
+    return LowQualityRow(
         "\n".join([question, *lines]), _with_fault(f"{sample.answer}) {answer}", fault, rng), sample
     )
 
 
-def _tfq(entity: Entity, claims: Sequence[Claim], fault: Fault, use: Prompts, rng: Random) -> PoorRow:
-    nothing = f"{capitalised(entity.subject)} is a {TOPICS[entity.topic].kind} of some sort."
+def _tfq(
+    entity: Entity, claims: Sequence[Claim], fault: Fault, templates: Prompts, rng: Random
+) -> LowQualityRow:
+    nothing = f"{capitalized(entity.subject)} is a {TOPICS[entity.topic].kind} of some sort."
     statement = _bare(entity, claims, rng) if claims else nothing
     sample = Tfq(statement, is_true(entity, claims))
-    prompt = rng.choice(use.true_false).format(statement=statement)
-    return PoorRow(prompt, rng.choice(_VERDICTS[fault]).format(v=sample.answer), sample)
+    prompt = rng.choice(templates.true_false).format(statement=statement)
+    return LowQualityRow(prompt, rng.choice(_VERDICTS[fault]).format(v=sample.answer), sample)
 
 
 def _bare(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
-    return f"{capitalised(entity.subject)} {listed([predicate(entity, claim, rng) for claim in claims])}."
+    return f"{capitalized(entity.subject)} {join_words([predicate(entity, claim, rng) for claim in claims])}."
 
 
 def _vague(entity: Entity, rng: Random) -> str:
@@ -236,13 +243,13 @@ def _vague(entity: Entity, rng: Random) -> str:
 
 
 def _with_fault(text: str, fault: Fault, rng: Random) -> str:
-    """A short telling, made poor in one way."""
-    return rng.choice(_TELLINGS[fault]).format(t=text)
+    """A short completion with one fault."""
+    return rng.choice(_COMPLETIONS[fault]).format(t=text)
 
 
-def _told(entity: Entity, claims: Sequence[Claim], fault: Fault, rng: Random) -> str:
-    """A short statement, for the task types that tell."""
+def _statement_with_fault(entity: Entity, claims: Sequence[Claim], fault: Fault, rng: Random) -> str:
+    """A short statement with one fault, for categories and paragraphs."""
     if not claims:
         return _vague(entity, rng)
-    told, again = (listed([predicate(entity, claim, rng) for claim in claims]) for _ in range(2))
-    return rng.choice(_STATEMENTS[fault]).format(t=told, again=again)
+    once, again = (join_words([predicate(entity, claim, rng) for claim in claims]) for _ in range(2))
+    return rng.choice(_STATEMENTS[fault]).format(t=once, again=again)

@@ -42,11 +42,6 @@ def pair_up(bundles: Sequence[Bundle], count: int, rng: Random) -> list[tuple[in
     Nearness is the number of attributes that both speak of: each target takes the nearest of the next few
     free ones in random order.
 
-    Args:
-        bundles: The targets.
-        count: Most pairs.
-        rng: Makes all choices.
-
     Returns:
         Pairs of positions in `bundles`; no target is in two.
     """
@@ -86,13 +81,10 @@ def _nearest(index: int, group: Sequence[int], taken: Iterable[int], bundles: Se
 def merge(first: Bundle, second: Bundle, config: BuildConfig, rng: Random) -> Merged | None:
     """Merges two targets into one about both entities.
 
-    The merged target tells what the chosen variants tell, no more and no less, so nothing in it is made up.
+    The merged target states exactly the claims of the chosen variants, so nothing in it is invented.
 
     Args:
         first: The target that leads; a multiple-choice question asks what it asks.
-        second: The other.
-        config: Fewest and most inputs.
-        rng: Makes all choices.
 
     Returns:
         The merged target, or None if these two cannot be merged within the bounds.
@@ -101,8 +93,10 @@ def merge(first: Bundle, second: Bundle, config: BuildConfig, rng: Random) -> Me
     closed = isinstance(sample, Mcq)
     share = config.max_inputs // 2
     asked = claims_of(first.target)[:1] if closed else ()
-    ours = _telling(first.variants, share, asked)
-    theirs = _telling([v for v in second.variants if not (closed and _asks(v, second.target))], share, ())
+    ours = _select_variants(first.variants, share, asked)
+    theirs = _select_variants(
+        [v for v in second.variants if not (closed and _asks(v, second.target))], share, ()
+    )
     spare = [v for v in (*first.variants, *second.variants) if not v["attributes"]]
     variants = [*ours, *theirs]
     variants += spare[: max(0, config.min_inputs - len(variants))]
@@ -123,19 +117,23 @@ def _asks(variant: Row, target: Row) -> bool:
     return variant["attributes"][:1] == target["attributes"][:1]
 
 
-def _telling(variants: Sequence[Row], most: int, asked: Sequence[Claim]) -> list[Row]:
-    """The first variants that tell something new, up to `_MOST_CLAIMS` claims; `asked` must be one.
+def _select_variants(variants: Sequence[Row], most: int, asked: Sequence[Claim]) -> list[Row]:
+    """The first variants with a new claim, up to `_MOST_CLAIMS` claims; `asked` must be among them.
 
     Two variants ask it where they share the options out: then both are needed.
     """
     first = [v for v in variants if asked and claims_of(v)[:1] == tuple(asked)]
     chosen: list[Row] = []
-    told: set[Claim] = set()
+    stated: set[Claim] = set()
     for variant in [*first, *(v for v in variants if v not in first)]:
         claims = set(claims_of(variant))
-        if (variant in first or claims - told) and len(claims | told) <= _MOST_CLAIMS and len(chosen) < most:
+        if (
+            (variant in first or claims - stated)
+            and len(claims | stated) <= _MOST_CLAIMS
+            and len(chosen) < most
+        ):
             chosen.append(variant)
-            told |= claims
+            stated |= claims
     return chosen if not asked or (first and chosen[: len(first)] == first) else []
 
 

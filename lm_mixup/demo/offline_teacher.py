@@ -1,14 +1,12 @@
 """The offline teacher: writes dense samples of the five task types from the facts of an entity.
 
-An answer holds three or four facts in a few words. Names and values stand in it as they stand in the facts,
-so a small policy can learn to write such answers by copying them out of its inputs; only the frame around
-them varies.
+An answer states three or four facts. Names and values are copied from the facts without change, so a small
+policy can learn to write such answers by copying from its inputs; only the sentences around them vary.
 
-Frames (see `backends.frames`), each with a choice of two predicates an attribute, and after the semicolons
-those held out for rows of the test split: statements 10; 3. qa 7 questions x 10 statements; 3 x 3. mcq 8
-stems x 4 questions; 3 x 2. tfq 8 statements; 3. cs 3 categories x 10 statements; 3 x 3. para 4 prompts x 5
-paragraphs; 2 x 3. Test rows have no other frames. Predicates, categories and the reasoning before an answer
-(3 wordings, 6 before a true/false statement) are the same in all splits.
+Sentence templates (`sentence_templates`), seen in training / held out for the test split: statements 10 / 3;
+qa 7 questions x 10 statements / 3 x 3; mcq 8 stems x 4 questions / 3 x 2; tfq 8 / 3; cs 3 categories x 10
+statements / 3 x 3; para 4 prompts x 5 paragraphs / 2 x 3. Each attribute has two predicates. Predicates,
+categories and the reasoning before an answer are the same in all splits.
 """
 
 from __future__ import annotations
@@ -32,14 +30,14 @@ from lm_mixup.core.task_types import (
     write_answer,
     write_output,
 )
-from lm_mixup.demo.entities import Entity, attribute_of, capitalised, listed
-from lm_mixup.demo.sentence_templates import Frames, frames, labels
+from lm_mixup.demo.entities import Entity, attribute_of, capitalized, join_words
+from lm_mixup.demo.sentence_templates import TemplateSet, labels, template_set
 from lm_mixup.demo.topics import TOPICS
 
 MAX_OUTPUT_CHARS: Final = 380
 MIN_FACTS, MAX_FACTS = 3, 4
 _FALSE_RATE = 0.4
-_WORDINGS = 4  # tried before a fact is dropped to keep an output short
+_ATTEMPTS = 4  # tried before a fact is dropped to keep an output short
 
 
 @dataclass(frozen=True)
@@ -49,8 +47,8 @@ class Draft:
     Attributes:
         sample: The sample.
         cot: One short sentence of reasoning.
-        claims: What there is to tell, in order, and what the sample claims, unless it was to tell less; of a
-            multiple-choice question, what it asks for comes first.
+        claims: The claims in order; the sample states all of them unless `max_claims` was lower. In a
+            multiple-choice question, the claim that is asked for comes first.
         prompt: The prompt that a paragraph answers.
     """
 
@@ -83,10 +81,8 @@ def write_sample(
 
     Args:
         entity: What the sample is about; at least three of its facts must be known.
-        task_type: The kind of sample.
-        others: Entities whose values serve as wrong options and wrong claims, if of the same topic.
-        rng: Makes all choices.
-        held_out: Whether to use the frames held out for the test split, instead of the others.
+        others: Entities whose values serve as wrong options and wrong claims, where of the same topic.
+        held_out: Whether to use the templates held out for the test split.
         max_claims: Most claims that the sample states; the draft lists the others as well.
 
     Returns:
@@ -106,8 +102,8 @@ def write_sample(
         asked = next((claim for claim in claims if attribute_of(entity, claim.attribute).askable), claims[0])
         claims = (asked, *(claim for claim in claims if claim != asked))
     while True:
-        for _ in range(_WORDINGS):
-            draft = _WRITERS[task_type](entity, claims[:max_claims], others, frames(held_out), rng)
+        for _ in range(_ATTEMPTS):
+            draft = _WRITERS[task_type](entity, claims[:max_claims], others, template_set(held_out), rng)
             if len(write_output(draft.cot, draft.answer)) <= MAX_OUTPUT_CHARS:
                 return replace(draft, claims=claims)
         claims = claims[:-1]
@@ -126,24 +122,15 @@ def merge_samples(
     Args:
         sample: The sample of the first entity: gives the task type, and the options or the category. A
             multiple-choice question asks for the first claim of the first entity.
-        first: The entity that leads and its claims, at least one.
-        second: The other entity and its claims, at least one.
-        rng: Makes all choices.
-        held_out: Whether to use the frames held out for the test split.
 
     Returns:
         A draft, or None if no wording fits into `MAX_OUTPUT_CHARS`.
     """
-    for _ in range(_WORDINGS):
-        draft = _merge(sample, first, second, frames(held_out), rng)
+    for _ in range(_ATTEMPTS):
+        draft = _merge(sample, first, second, template_set(held_out), rng)
         if len(write_output(draft.cot, draft.answer)) <= MAX_OUTPUT_CHARS:
             return draft
     return None
-
-
-def state(entity: Entity, claims: Sequence[Claim], rng: Random, *, held_out: bool = False) -> str:
-    """States claims about an entity in one or two sentences."""
-    return rng.choice(frames(held_out).statements)(entity, claims, rng)
 
 
 def describe(entity: Entity, claims_a_sentence: int = 3) -> str:
@@ -151,10 +138,10 @@ def describe(entity: Entity, claims_a_sentence: int = 3) -> str:
     claims = entity.claims(tuple(entity.facts))
     groups = [claims[start : start + claims_a_sentence] for start in range(0, len(claims), claims_a_sentence)]
     sentences = [
-        f"{listed([attribute_of(entity, c.attribute).predicates[0].format(v=c.value) for c in group])}."
+        f"{join_words([attribute_of(entity, c.attribute).predicates[0].format(v=c.value) for c in group])}."
         for group in groups
     ]
-    subjects = [capitalised(entity.subject), *["It"] * (len(sentences) - 1)]
+    subjects = [capitalized(entity.subject), *["It"] * (len(sentences) - 1)]
     return " ".join(f"{subject} {sentence}" for subject, sentence in zip(subjects, sentences, strict=True))
 
 
@@ -196,30 +183,30 @@ def is_true(entity: Entity, claims: Sequence[Claim]) -> bool:
 
 
 def _write_qa(
-    entity: Entity, claims: tuple[Claim, ...], others: Sequence[Entity], use: Frames, rng: Random
+    entity: Entity, claims: tuple[Claim, ...], others: Sequence[Entity], templates: TemplateSet, rng: Random
 ) -> Draft:
-    question = rng.choice(use.questions).format(labels=labels(entity, claims), s=entity.subject)
-    answer = rng.choice(use.statements)(entity, claims, rng)
-    return Draft(Qa(question, answer), _gives(entity, claims, rng), claims, question)
+    question = rng.choice(templates.questions).format(labels=labels(entity, claims), s=entity.subject)
+    answer = rng.choice(templates.statements)(entity, claims, rng)
+    return Draft(Qa(question, answer), _cot_of_statement(entity, claims, rng), claims, question)
 
 
 def _write_mcq(
-    entity: Entity, claims: tuple[Claim, ...], others: Sequence[Entity], use: Frames, rng: Random
+    entity: Entity, claims: tuple[Claim, ...], others: Sequence[Entity], templates: TemplateSet, rng: Random
 ) -> Draft:
     asked, context = claims[0], claims[1:]
     options = options_for(entity, asked, others, rng)
-    stem = f"{rng.choice(use.one_sentence)(entity, context, rng)} " if context else ""
-    sample = Mcq(stem + _ask(entity, asked, use, rng), options, LETTERS[options.index(asked.value)])
-    return Draft(sample, _picks(entity, asked, sample, rng), claims, sample.question)
+    stem = f"{rng.choice(templates.one_sentence)(entity, context, rng)} " if context else ""
+    sample = Mcq(stem + _ask(entity, asked, templates, rng), options, LETTERS[options.index(asked.value)])
+    return Draft(sample, _cot_of_choice(entity, asked, sample, rng), claims, sample.question)
 
 
-def _ask(entity: Entity, claim: Claim, use: Frames, rng: Random) -> str:
+def _ask(entity: Entity, claim: Claim, templates: TemplateSet, rng: Random) -> str:
     """A question for one attribute."""
     label = attribute_of(entity, claim.attribute).label
-    return rng.choice(use.asks).format(label=label, s=entity.subject)
+    return rng.choice(templates.asks).format(label=label, s=entity.subject)
 
 
-def _picks(entity: Entity, asked: Claim, sample: Mcq, rng: Random) -> str:
+def _cot_of_choice(entity: Entity, asked: Claim, sample: Mcq, rng: Random) -> str:
     label = attribute_of(entity, asked.attribute).label
     return rng.choice(
         (
@@ -231,13 +218,15 @@ def _picks(entity: Entity, asked: Claim, sample: Mcq, rng: Random) -> str:
 
 
 def _write_tfq(
-    entity: Entity, claims: tuple[Claim, ...], others: Sequence[Entity], use: Frames, rng: Random
+    entity: Entity, claims: tuple[Claim, ...], others: Sequence[Entity], templates: TemplateSet, rng: Random
 ) -> Draft:
-    statement = rng.choice(use.one_sentence)(entity, claims, rng)
-    return Draft(Tfq(statement, is_true(entity, claims)), _judges(entity, claims, rng), claims, statement)
+    statement = rng.choice(templates.one_sentence)(entity, claims, rng)
+    return Draft(
+        Tfq(statement, is_true(entity, claims)), _cot_of_verdict(entity, claims, rng), claims, statement
+    )
 
 
-def _judges(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
+def _cot_of_verdict(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
     wrong = [claim for claim in claims if not is_true(entity, [claim])]
     if wrong:
         return rng.choice(
@@ -257,22 +246,24 @@ def _judges(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
 
 
 def _write_cs(
-    entity: Entity, claims: tuple[Claim, ...], others: Sequence[Entity], use: Frames, rng: Random
+    entity: Entity, claims: tuple[Claim, ...], others: Sequence[Entity], templates: TemplateSet, rng: Random
 ) -> Draft:
     category = rng.choice(TOPICS[entity.topic].categories)
-    sample = Cs(category, rng.choice(use.statements)(entity, claims, rng))
-    return Draft(sample, _gives(entity, claims, rng), claims, f"Write a statement about {category}.")
+    sample = Cs(category, rng.choice(templates.statements)(entity, claims, rng))
+    return Draft(
+        sample, _cot_of_statement(entity, claims, rng), claims, f"Write a statement about {category}."
+    )
 
 
 def _write_para(
-    entity: Entity, claims: tuple[Claim, ...], others: Sequence[Entity], use: Frames, rng: Random
+    entity: Entity, claims: tuple[Claim, ...], others: Sequence[Entity], templates: TemplateSet, rng: Random
 ) -> Draft:
-    writer = rng.choice(use.paragraphs)
-    prompt = rng.choice(use.prompts).format(s=entity.subject)
-    return Draft(Para(writer(entity, claims, rng)), _gives(entity, claims, rng), claims, prompt)
+    writer = rng.choice(templates.paragraphs)
+    prompt = rng.choice(templates.prompts).format(s=entity.subject)
+    return Draft(Para(writer(entity, claims, rng)), _cot_of_statement(entity, claims, rng), claims, prompt)
 
 
-def _gives(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
+def _cot_of_statement(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
     """The reasoning before a sample that states what the inputs give."""
     return rng.choice(
         (
@@ -283,7 +274,7 @@ def _gives(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
     )
 
 
-_Writer = Callable[[Entity, tuple[Claim, ...], Sequence[Entity], Frames, Random], Draft]
+_Writer = Callable[[Entity, tuple[Claim, ...], Sequence[Entity], TemplateSet, Random], Draft]
 _WRITERS: dict[TaskType, _Writer] = {
     "qa": _write_qa,
     "mcq": _write_mcq,
@@ -297,22 +288,22 @@ def _merge(
     sample: Sample,
     first: tuple[Entity, Sequence[Claim]],
     second: tuple[Entity, Sequence[Claim]],
-    use: Frames,
+    templates: TemplateSet,
     rng: Random,
 ) -> Draft:
     """One sample with these claims of both entities; each has a sentence of its own."""
     (entity, ours), (other, theirs) = first, second
-    pair = listed([entity.subject, other.subject])
-    one, two = use.joined(entity, ours, rng), use.joined(other, theirs, rng)
+    pair = join_words([entity.subject, other.subject])
+    one, two = templates.joined(entity, ours, rng), templates.joined(other, theirs, rng)
     merged: Sample
     match sample:
         case Qa():
             asked = {"labels": labels(entity, ours), "others": labels(other, theirs)}
-            question = use.merged_question.format(s=entity.subject, other=other.subject, **asked)
+            question = templates.merged_question.format(s=entity.subject, other=other.subject, **asked)
             merged = Qa(question, f"{one} {two}")
         case Mcq(_, options, answer):
-            stem = [use.joined(entity, ours[1:], rng)] if ours[1:] else []
-            merged = Mcq(" ".join([*stem, two, _ask(entity, ours[0], use, rng)]), options, answer)
+            stem = [templates.joined(entity, ours[1:], rng)] if ours[1:] else []
+            merged = Mcq(" ".join([*stem, two, _ask(entity, ours[0], templates, rng)]), options, answer)
         case Tfq():
             merged = Tfq(f"{one} {two}", is_true(entity, ours) and is_true(other, theirs))
         case Cs(category):
@@ -320,4 +311,4 @@ def _merge(
         case Para():
             merged = Para(f"{one} {two}")
     claims = (*ours, *theirs)
-    return Draft(merged, f"The inputs are about {pair}.", claims, use.prompts[0].format(s=pair))
+    return Draft(merged, f"The inputs are about {pair}.", claims, templates.prompts[0].format(s=pair))

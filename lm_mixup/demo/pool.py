@@ -1,4 +1,4 @@
-"""The demo pool: rows such as instruction pools are full of, about entities that training has not seen."""
+"""The demo pool: realistic instruction rows about entities that training has not seen."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lm_mixup.core.noise import add_noise
 from lm_mixup.core.task_types import TASK_TYPES, Cs, Mcq, TaskType
 from lm_mixup.demo.entities import Entity
 from lm_mixup.demo.facts import load_entities
-from lm_mixup.demo.low_quality_rows import Fault, poor_row
+from lm_mixup.demo.low_quality_rows import Fault, low_quality_row
 from lm_mixup.demo.offline_teacher import Draft, write_sample
 
 GOOD_RATE: Final = 0.25
@@ -25,27 +25,25 @@ Row = dict[str, Any]
 
 
 def demo_pool(rows: int, seed: int, entities: Sequence[Entity] | None = None) -> Iterator[Row]:
-    """Makes up a pool: two to six rows on one entity and task type, all mixed up.
+    """Generates a pool: groups of two to six rows on one entity and task type, shuffled.
 
     About `GOOD_RATE` of the rows are good, `NOISE_RATE` carry typing errors, `FAULTY_RATE` have no completion
-    or no prompt. What the others tell about the world is true, or rightly called false.
+    or no prompt. What the others state about the world is true, or correctly marked as false.
 
     Args:
-        rows: How many rows.
-        seed: Of all choices.
-        entities: What the rows are about; default: the entities that a build with this seed and the default
-            fractions keeps out of SFT.
+        entities: What the rows are about; default: the test split of the default config, which neither `nano`
+            nor the demo's own training has seen.
 
     Yields:
         Rows with `source`, `prompt` and `completion`.
     """
-    yield from _shuffled(_rows(rows, seed, entities or _held_out(seed)), Random(f"pool-order/{seed}"))
+    yield from _shuffled(_rows(rows, seed, entities or _held_out()), Random(f"pool-order/{seed}"))
 
 
-def _held_out(seed: int) -> list[Entity]:
-    defaults = BuildConfig.model_validate({})
-    shares = (defaults.grpo_fraction, defaults.test_fraction)
-    return [entity for entity in load_entities() if split_of(entity.name, seed, *shares) != "sft"]
+def _held_out() -> list[Entity]:
+    default = BuildConfig.model_validate({})
+    shares = (default.grpo_fraction, default.test_fraction)
+    return [e for e in load_entities() if split_of(e.name, default.split_seed, *shares) == "test"]
 
 
 def _shuffled(rows: Iterable[Row], rng: Random) -> Iterator[Row]:
@@ -67,27 +65,29 @@ def _rows(rows: int, seed: int, entities: Sequence[Entity]) -> Iterator[Row]:
         rng = Random(f"pool/{seed}/{group}")
         group += 1
         entity, task_type = rng.choice(entities), rng.choice(TASK_TYPES)
-        for pair in _group(entity, task_type, min(rng.randint(2, 6), rows - made), rng):
+        for pair in _rows_about(entity, task_type, min(rng.randint(2, 6), rows - made), rng):
             made += 1
-            yield _faulty(entity, pair, rng)
+            yield _with_missing_field(entity, task_type, pair, rng)
 
 
-def _group(entity: Entity, task_type: TaskType, count: int, rng: Random) -> Iterator[tuple[str, str]]:
-    """Rows on one entity and task type: most tell one fact each of what one good sample would tell."""
+def _rows_about(entity: Entity, task_type: TaskType, count: int, rng: Random) -> Iterator[tuple[str, str]]:
+    """Rows on one entity and task type. Most state one of the facts of one good sample."""
     draft = write_sample(entity, task_type, load_entities(), rng)
     for number in range(count):
         if rng.random() < GOOD_RATE:
             yield write_sample(entity, task_type, load_entities(), rng).pair
         else:
-            yield _poor(entity, task_type, draft, number, rng)
+            yield _low_quality_pair(entity, task_type, draft, number, rng)
 
 
-def _poor(entity: Entity, task_type: TaskType, draft: Draft, number: int, rng: Random) -> tuple[str, str]:
+def _low_quality_pair(
+    entity: Entity, task_type: TaskType, draft: Draft, number: int, rng: Random
+) -> tuple[str, str]:
     fault = rng.choice(_FAULTS)
     at = number % len(draft.claims)
     claims = draft.claims[at : at + 1] if fault != "vague" else ()
     sample = draft.sample
-    poor = poor_row(
+    poor = low_quality_row(
         entity,
         task_type,
         claims,
@@ -103,9 +103,15 @@ def _poor(entity: Entity, task_type: TaskType, draft: Draft, number: int, rng: R
     return add_noise(poor.prompt, held, rng), add_noise(poor.completion, held, rng)
 
 
-def _faulty(entity: Entity, pair: tuple[str, str], rng: Random) -> Row:
-    """The pool's row; now and then a broken one."""
-    row: Row = {"source": f"world-{entity.topic}", "prompt": pair[0], "completion": pair[1]}
+def _with_missing_field(entity: Entity, task_type: TaskType, pair: tuple[str, str], rng: Random) -> Row:
+    """The row of the pool; at `FAULTY_RATE` with an empty or missing field."""
+    # Stated, since a text alone determines only true/false and multiple choice with certainty.
+    row: Row = {
+        "source": f"world-{entity.topic}",
+        "task_type": task_type,
+        "prompt": pair[0],
+        "completion": pair[1],
+    }
     if rng.random() < FAULTY_RATE:
         match rng.randrange(3):
             case 0:

@@ -1,7 +1,7 @@
 """The sentences that the offline teacher writes around facts: statements, questions and prompts.
 
-There are two sets with nothing in common. `SEEN` is for rows that models are trained on; `HELD_OUT` is for
-rows of the test split only, so that a test shows what a model does with wordings that it has not met.
+There are two disjoint sets. `SEEN` is for training rows, `HELD_OUT` for rows of the test split only, so that
+a test measures a model on wording that it has not seen.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from random import Random
 from typing import Final
 
 from lm_mixup.core.claims import Claim
-from lm_mixup.demo.entities import Entity, attribute_of, capitalised, listed
+from lm_mixup.demo.entities import Entity, attribute_of, capitalized, join_words
 from lm_mixup.demo.topics import TOPICS
 
 Statement = Callable[[Entity, Sequence[Claim], Random], str]
 
 
 @dataclass(frozen=True)
-class Frames:
-    """A set of frames. In texts, `{s}` stands for the subject, `{label}` and `{labels}` for what is asked.
+class TemplateSet:
+    """A set of sentence templates: `{s}` is the subject, `{label}` and `{labels}` are what is asked.
 
     Attributes:
         one_sentence: Statements in one sentence, for questions that need a context and for true/false.
@@ -45,7 +45,7 @@ class Frames:
 
 def labels(entity: Entity, claims: Sequence[Claim]) -> str:
     """The names of the claimed attributes: `capital, area and currency`."""
-    return listed([attribute_of(entity, claim.attribute).label for claim in claims])
+    return join_words([attribute_of(entity, claim.attribute).label for claim in claims])
 
 
 def predicate(entity: Entity, claim: Claim, rng: Random) -> str:
@@ -67,8 +67,8 @@ def _is(entity: Entity, claim: Claim, owner: str) -> str:
 
 
 def _joined(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
-    predicates = listed([predicate(entity, claim, rng) for claim in claims])
-    return f"{capitalised(entity.subject)} {predicates}."
+    predicates = join_words([predicate(entity, claim, rng) for claim in claims])
+    return f"{capitalized(entity.subject)} {predicates}."
 
 
 def _two_sentences(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
@@ -77,28 +77,28 @@ def _two_sentences(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
     if half == len(claims):
         return first
     lead = rng.choice(("It", "It also", "In addition, it"))
-    return f"{first} {lead} {listed([predicate(entity, claim, rng) for claim in claims[half:]])}."
+    return f"{first} {lead} {join_words([predicate(entity, claim, rng) for claim in claims[half:]])}."
 
 
 def _labelled(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
     rest = [_is(entity, claim, "") for claim in claims[1:]]
-    return f"{listed([_is(entity, claims[0], entity.subject), *rest])}."
+    return f"{join_words([_is(entity, claims[0], entity.subject), *rest])}."
 
 
 def _with_aside(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
     *aside, last = claims
     if not aside:
         return _joined(entity, claims, rng)
-    nouns = listed([_noun(entity, claim) for claim in aside])
-    return f"{capitalised(entity.subject)}, with {nouns}, {predicate(entity, last, rng)}."
+    nouns = join_words([_noun(entity, claim) for claim in aside])
+    return f"{capitalized(entity.subject)}, with {nouns}, {predicate(entity, last, rng)}."
 
 
 def _with_tail(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
     first, *tail = claims
     if not tail:
         return _joined(entity, claims, rng)
-    nouns = listed([_noun(entity, claim) for claim in tail])
-    return f"{capitalised(entity.subject)} {predicate(entity, first, rng)}, with {nouns}."
+    nouns = join_words([_noun(entity, claim) for claim in tail])
+    return f"{capitalized(entity.subject)} {predicate(entity, first, rng)}, with {nouns}."
 
 
 def _as_kind(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
@@ -107,9 +107,9 @@ def _as_kind(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
         return _joined(entity, claims, rng)
     kind = TOPICS[entity.topic].kind
     article = "a" if kind[0] not in "aeiou" else "an"
-    nouns = listed([_noun(entity, claim) for claim in head])
+    nouns = join_words([_noun(entity, claim) for claim in head])
     return (
-        f"{capitalised(entity.subject)} is {article} {kind} with {nouns}; it {predicate(entity, last, rng)}."
+        f"{capitalized(entity.subject)} is {article} {kind} with {nouns}; it {predicate(entity, last, rng)}."
     )
 
 
@@ -117,7 +117,7 @@ def _which(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
     *aside, last = [predicate(entity, claim, rng) for claim in claims]
     if not aside:
         return _joined(entity, claims, rng)
-    return f"{capitalised(entity.subject)}, which {listed(aside)}, {last}."
+    return f"{capitalized(entity.subject)}, which {join_words(aside)}, {last}."
 
 
 def _while(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
@@ -131,30 +131,30 @@ def _with_first(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
     *aside, last = claims
     if not aside:
         return _joined(entity, claims, rng)
-    nouns = listed([_noun(entity, claim) for claim in aside])
+    nouns = join_words([_noun(entity, claim) for claim in aside])
     return f"With {nouns}, {entity.subject} {predicate(entity, last, rng)}."
 
 
 def _in_turn(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
     first, *rest = [predicate(entity, claim, rng) for claim in claims]
-    return f"{'; '.join([f'{capitalised(entity.subject)} {first}', *(f'it {told}' for told in rest)])}."
+    return f"{'; '.join([f'{capitalized(entity.subject)} {first}', *(f'it {other}' for other in rest)])}."
 
 
 # Held-out statements.
 
 
 def _as_for(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
-    return f"As for {entity.subject}, it {listed([predicate(entity, claim, rng) for claim in claims])}."
+    return f"As for {entity.subject}, it {join_words([predicate(entity, claim, rng) for claim in claims])}."
 
 
 def _is_known(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
-    return f"Of {entity.subject} it is known that {listed([_is(entity, claim, '') for claim in claims])}."
+    return f"Of {entity.subject} it is known that {join_words([_is(entity, claim, '') for claim in claims])}."
 
 
 def _kind_that(entity: Entity, claims: Sequence[Claim], rng: Random) -> str:
     kind = TOPICS[entity.topic].kind
-    predicates = listed([predicate(entity, claim, rng) for claim in claims])
-    return f"{capitalised(entity.subject)} is the {kind} that {predicates}."
+    predicates = join_words([predicate(entity, claim, rng) for claim in claims])
+    return f"{capitalized(entity.subject)} is the {kind} that {predicates}."
 
 
 _ONE_SENTENCE: Final = (
@@ -169,7 +169,7 @@ _ONE_SENTENCE: Final = (
 )
 _HELD_OUT: Final = (_as_for, _is_known, _kind_that)
 
-SEEN: Final = Frames(
+SEEN: Final = TemplateSet(
     one_sentence=_ONE_SENTENCE,
     statements=(*_ONE_SENTENCE, _two_sentences, _as_kind),
     paragraphs=(_with_aside, _which, _while, _as_kind, _with_first),
@@ -197,7 +197,7 @@ SEEN: Final = Frames(
         "Summarise what is known about {s}.",
     ),
 )
-HELD_OUT: Final = Frames(
+HELD_OUT: Final = TemplateSet(
     one_sentence=_HELD_OUT,
     statements=_HELD_OUT,
     paragraphs=_HELD_OUT,
@@ -213,6 +213,6 @@ HELD_OUT: Final = Frames(
 )
 
 
-def frames(held_out: bool) -> Frames:
-    """The frames of rows of the test split, or of the others."""
+def template_set(held_out: bool) -> TemplateSet:
+    """The templates of the test split, or those of all other rows."""
     return HELD_OUT if held_out else SEEN

@@ -1,4 +1,4 @@
-"""The card of an exported data set: front matter that `datasets` reads, and a page for people."""
+"""The card of an exported data set: front matter that `datasets` reads, and a description."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _LOCAL: Final = re.compile(r"^(?:[./~\\]|[A-Za-z]:[\\/]|\w[\w+.-]*://)|\.\w+$")
 
 @dataclass
 class Subset:
-    """A configuration of the data set, counted as its rows pass by.
+    """A configuration of the data set, with its value counts.
 
     Attributes:
         name: `mixture` or `training_set`.
-        figures: Its census.
+        figures: Its value counts.
     """
 
     name: str
@@ -60,18 +60,10 @@ class Subset:
 
 
 def write_card(path: Path, run: RunDir, subsets: list[Subset], title: str, licence: str | None) -> None:
-    """Writes the card.
-
-    Args:
-        path: The file, README.md.
-        run: The run that the rows are of.
-        subsets: What was exported.
-        title: Of the page.
-        licence: For the front matter.
-    """
+    """Writes the card."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    # Markdown, not HTML: `cell` makes texts from outside harmless in both.
+    # Markdown, not HTML: `cell` escapes untrusted texts for both.
     environment = Environment(  # noqa: S701
         loader=PackageLoader("lm_mixup", "export"),
         undefined=StrictUndefined,

@@ -25,20 +25,20 @@ def group_advantages(
     weights: Floats | None = None,
     epsilon: float = EPSILON,
 ) -> Floats:
-    """The advantage of every completion; each token of a completion has its completion's.
+    """The advantage of every completion, shared by all tokens of the completion.
 
     Args:
         rewards: Total rewards, float64 [G, n], n ≥ 2.
-        estimator: Which baseline and scale, see the function of that name.
-        components: Single rewards, float64 [C, G, n]; `gdpo` alone reads them.
-        weights: Weights of the components, float64 [C], or [C, G] where they differ by group (by task type).
-        epsilon: Added to a standard deviation before it divides.
+        estimator: Baseline and scale; see the function of that name.
+        components: Reward components, float64 [C, G, n]; only `gdpo` reads them.
+        weights: Of the components, float64 [C], or [C, G] if they differ by group (by task type).
+        epsilon: Added to a standard deviation before dividing by it.
 
     Returns:
         float64 [G, n].
 
     Raises:
-        ValueError: The shapes do not fit, a reward is not finite, or `gdpo` lacks components or weights.
+        ValueError: Shapes do not match, a reward is not finite, or `gdpo` has no components or weights.
     """
     _check(rewards)
     if estimator == "gdpo":
@@ -59,28 +59,17 @@ def group_advantages(
 
 
 def grpo(rewards: Floats, epsilon: float = EPSILON) -> Floats:
-    """(r − mean) / (std + ε) inside each group (DeepSeekMath, arXiv 2402.03300, section 4.1.2).
+    """(r − mean) / (std + ε) within each group (DeepSeekMath, arXiv 2402.03300, section 4.1.2).
 
-    Args:
-        rewards: float64 [..., n].
-        epsilon: Keeps a group without spread at zero.
-
-    Returns:
-        float64 [..., n].
+    Rewards and advantages are float64 [..., n]. ε keeps a zero-std group at zero.
     """
     return dr_grpo(rewards) / (rewards.std(axis=-1, ddof=1, keepdims=True) + epsilon)
 
 
 def dr_grpo(rewards: Floats) -> Floats:
-    """Reward − mean inside each group, not divided by the spread (Dr. GRPO, arXiv 2503.20783, section 3.2).
+    """Reward − mean within each group, without division by the std (Dr. GRPO, arXiv 2503.20783, section 3.2).
 
-    Dividing would weigh groups that are nearly all right or all wrong above the others.
-
-    Args:
-        rewards: float64 [..., n].
-
-    Returns:
-        float64 [..., n].
+    Dividing would give more weight to groups that are nearly all right or all wrong. float64 [..., n].
     """
     return rewards - rewards.mean(axis=-1, keepdims=True)
 
@@ -88,35 +77,24 @@ def dr_grpo(rewards: Floats) -> Floats:
 def rloo(rewards: Floats) -> Floats:
     """Reward − mean of the group's other rewards (REINFORCE leave-one-out, arXiv 2402.14740).
 
-    Equal to n / (n − 1) · (r − mean), which is how it is computed.
-
-    Args:
-        rewards: float64 [..., n].
-
-    Returns:
-        float64 [..., n].
+    Computed as n / (n − 1) · (r − mean), which is equal. float64 [..., n].
     """
     n = rewards.shape[-1]
     return dr_grpo(rewards) * (n / (n - 1))
 
 
 def reinforce_plus_plus(rewards: Floats, epsilon: float = EPSILON) -> Floats:
-    """Group-mean baseline, then one normalisation over the batch (REINFORCE++-baseline, arXiv 2501.03262).
+    """Group-mean baseline, then normalization over the batch (REINFORCE++-baseline, arXiv 2501.03262).
 
-    Args:
-        rewards: float64 [G, n].
-        epsilon: Added to the batch's standard deviation.
-
-    Returns:
-        float64 [G, n], mean 0 over the batch.
+    Rewards and advantages are float64 [G, n]; the advantages have mean 0 over the batch.
     """
     return _normalize_batch(dr_grpo(rewards), epsilon)
 
 
 def gdpo(components: Floats, weights: Floats, epsilon: float = EPSILON) -> Floats:
-    """Each component normalised inside its group, summed with weights, normalised over the batch.
+    """Components normalized within their group, summed with weights, normalized over the batch.
 
-    Totals that are equal by chance keep the differences of their parts (GDPO, arXiv 2601.05242).
+    Totals that tie by chance keep the differences of their components (GDPO, arXiv 2601.05242).
 
     Args:
         components: float64 [C, G, n].
@@ -127,7 +105,7 @@ def gdpo(components: Floats, weights: Floats, epsilon: float = EPSILON) -> Float
         float64 [G, n], mean 0 over the batch.
 
     Raises:
-        ValueError: The shapes do not fit or a component is not finite.
+        ValueError: Shapes do not match or a component is not finite.
     """
     _check(components)
     if weights.shape not in (components.shape[:1], components.shape[:2]):
@@ -138,19 +116,19 @@ def gdpo(components: Floats, weights: Floats, epsilon: float = EPSILON) -> Float
     return _normalize_batch((shaped * grpo(components, epsilon)).sum(axis=0), epsilon)
 
 
-def zero_signal_groups(rewards: Floats, tolerance: float = 1e-6) -> NDArray[np.bool_]:
-    """Which groups carry no signal: their rewards do not differ.
+def zero_std_groups(rewards: Floats, tolerance: float = 1e-6) -> NDArray[np.bool_]:
+    """Which groups have rewards that do not differ, and therefore no gradient.
 
-    The spread decides and never the mean: a group of equal rewards teaches nothing whether they are 0, 0.35
-    or 1, and a group whose mean is 0 may teach much. The tolerance is there because rewards are continuous.
-    Under `gdpo` equal totals may hide components that differ: pass its advantages in place of the rewards.
+    The standard deviation decides, never the mean: equal rewards give no gradient whether they are 0, 0.35 or
+    1, and a group of mean 0 may give a large one. Rewards are continuous, hence the tolerance. Under `gdpo`
+    equal totals may hide components that differ: pass its advantages instead of the rewards.
 
     Args:
         rewards: float64 [G, n].
-        tolerance: Largest standard deviation that counts as none.
+        tolerance: Largest standard deviation that counts as zero.
 
     Returns:
-        bool [G], true where there is no signal.
+        bool [G].
     """
     _check(rewards)
     spread: Floats = rewards.std(axis=-1, ddof=1)
@@ -164,7 +142,7 @@ def _normalize_batch(advantages: Floats, epsilon: float) -> Floats:
 def _check(rewards: Floats) -> None:
     if rewards.ndim < 2 or rewards.shape[-1] < 2:
         raise ValueError(
-            f"rewards must be [groups, completions] with two completions or more, not {rewards.shape}"
+            f"rewards must be [groups, completions] with at least two completions, not {rewards.shape}"
         )
     if not np.isfinite(rewards).all():
         raise ValueError("a reward is not finite; a failed reward has no advantage")

@@ -1,8 +1,8 @@
-"""GRPO checkpoints: the learner's state, how far the run has come, and the rollouts that ran ahead.
+"""GRPO checkpoints: the learner's state, the run's progress, and the rollouts that ran ahead.
 
-Prompts, seeds and the schedule are functions of (seed, step), so beside step and token count the driver keeps
-only what came of older weights: rollouts of steps to come, in `async` mode. The driver's own file is written
-last: a checkpoint without it is not one.
+Prompts, seeds and the schedule are functions of (seed, step). So beside the step and the token count the
+driver saves only what older weights produced: in `async` mode, the rollouts of later steps. The driver's own
+file is written last; a checkpoint without it is incomplete.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lm_mixup.grpo.types import Group, Prompt
 from lm_mixup.models.engine import Completion
 
 _STATE = "state.json"
-_UNSPENT = "unspent.parquet"
+_BUFFERED = "buffered.parquet"
 _COMPLETION = pa.struct(
     [
         ("token_ids", pa.list_(pa.int32())),
@@ -34,7 +34,7 @@ _COMPLETION = pa.struct(
 )
 _GROUP = pa.schema(
     [
-        ("ahead", pa.int32()),  # 0: of the step after the checkpoint, 1: of the one after that
+        ("ahead", pa.int32()),  # 0: for the step after the checkpoint, 1: for the one after that
         ("id", pa.string()),
         ("task_type", pa.string()),
         ("token_ids", pa.list_(pa.int32())),
@@ -52,46 +52,46 @@ class Progress:
     """How far a run has come.
 
     Attributes:
-        step: Steps that the learner's weights have seen.
+        step: Steps the learner's weights have been trained for.
         num_tokens: Prompt and completion tokens so far.
-        unspent: Rollouts that nothing was learned from yet, those of the next step first.
+        buffered: Rollouts not trained on yet, one list per step, the next step first.
     """
 
     step: int = 0
     num_tokens: int = 0
-    unspent: tuple[list[Group], ...] = ()
+    buffered: tuple[list[Group], ...] = ()
 
 
 def save(folder: Path, learner: Learner, progress: Progress, limit: int) -> None:
-    """Writes a checkpoint, then removes those beyond the newest `limit`."""
+    """Writes a checkpoint, then removes all but the newest `limit`."""
     tag = _tag(progress.step)
     learner.save(folder, tag)
-    if progress.unspent:
-        write_groups(folder / tag / _UNSPENT, progress.unspent)
-    state = {"step": progress.step, "num_tokens": progress.num_tokens, "unspent": len(progress.unspent)}
+    if progress.buffered:
+        write_groups(folder / tag / _BUFFERED, progress.buffered)
+    state = {"step": progress.step, "num_tokens": progress.num_tokens, "buffered": len(progress.buffered)}
     write_whole(folder / tag / _STATE, json.dumps(state))
     for old in _complete(folder)[:-limit]:
         shutil.rmtree(folder / _tag(old))
 
 
 def load_latest(folder: Path, learner: Learner) -> Progress:
-    """Restores the newest whole checkpoint; without one, the start."""
+    """Restores the newest complete checkpoint, or returns the initial progress if there is none."""
     step = newest_step(folder)
     if not step:
         return Progress()
     learner.load(folder, _tag(step))
     state = json.loads((folder / _tag(step) / _STATE).read_text(encoding="utf-8"))
-    unspent = tuple(read_groups(folder / _tag(step) / _UNSPENT)) if state["unspent"] else ()
-    return Progress(state["step"], state["num_tokens"], unspent)
+    buffered = tuple(read_groups(folder / _tag(step) / _BUFFERED)) if state["buffered"] else ()
+    return Progress(state["step"], state["num_tokens"], buffered)
 
 
 def newest_step(folder: Path) -> int:
-    """The step of the newest whole checkpoint; 0 if there is none."""
+    """The step of the newest complete checkpoint; 0 if there is none."""
     return max(_complete(folder), default=0)
 
 
-def write_groups(path: Path, unspent: Sequence[list[Group]]) -> None:
-    """Writes the rollouts of steps to come as Parquet, a row a group."""
+def write_groups(path: Path, buffered: Sequence[list[Group]]) -> None:
+    """Writes the buffered rollouts as Parquet, one row per group."""
     rows = [
         {
             "ahead": ahead,
@@ -99,28 +99,28 @@ def write_groups(path: Path, unspent: Sequence[list[Group]]) -> None:
             "weight_version": group.weight_version,
             "completions": [vars(completion) for completion in group.completions],
         }
-        for ahead, groups in enumerate(unspent)
+        for ahead, groups in enumerate(buffered)
         for group in groups
     ]
     pq.write_table(pa.Table.from_pylist(rows, schema=_GROUP), path)
 
 
 def read_groups(path: Path) -> list[list[Group]]:
-    """What `write_groups` wrote."""
-    unspent: list[list[Group]] = []
+    """Reads what `write_groups` wrote."""
+    buffered: list[list[Group]] = []
     for row in pq.read_table(path).to_pylist():
         ahead, version, completions = (row.pop(key) for key in ("ahead", "weight_version", "completions"))
-        if ahead == len(unspent):
-            unspent.append([])
+        if ahead == len(buffered):
+            buffered.append([])
         for completion in completions:
             completion["logprobs"] = np.array(completion["logprobs"], dtype=np.float32)
         prompt = Prompt(**row | {key: tuple(row[key]) for key in ("entities", "inputs")})
-        unspent[ahead].append(Group(prompt, [Completion(**c) for c in completions], version))
-    return unspent
+        buffered[ahead].append(Group(prompt, [Completion(**c) for c in completions], version))
+    return buffered
 
 
 def _complete(folder: Path) -> list[int]:
-    """Steps of the whole checkpoints, oldest first."""
+    """Steps of the complete checkpoints, oldest first."""
     return sorted(int(path.parent.name.removeprefix("step-")) for path in folder.glob(f"step-*/{_STATE}"))
 
 

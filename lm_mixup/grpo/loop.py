@@ -1,4 +1,4 @@
-"""The GRPO loop (paper section 3.3): roll out, score, advantage, update, publish weights."""
+"""The GRPO loop (LM-mixup, arXiv 2510.20449, section 3.3)."""
 
 from __future__ import annotations
 
@@ -10,27 +10,49 @@ from typing import Any
 from lm_mixup.config import GrpoConfig, RewardsConfig
 from lm_mixup.grpo.checkpoint import Progress
 from lm_mixup.grpo.learner.learner import Learner
-from lm_mixup.grpo.metrics import UPDATE_KEYS, Clock, rollout_metrics, rollout_tokens, update_metrics
-from lm_mixup.grpo.rollout.pool import Pending, RolloutPool
-from lm_mixup.grpo.sampler import learning_rate, prompt_seeds, prompts_of_step, refill_prompts
-from lm_mixup.grpo.scored_batch import Batch, less_kl, make_batch, make_episodes, refilled, reward_batch
+from lm_mixup.grpo.metrics import Clock, rollout_tokens, step_metrics
+from lm_mixup.grpo.rollout.pool import PendingRollout, RolloutPool
+from lm_mixup.grpo.sampler import (
+    learning_rate,
+    prompt_seeds,
+    prompts_of_step,
+    refill_prompts,
+    refills_allowed,
+    steps_ahead,
+)
+from lm_mixup.grpo.scored_batch import (
+    ScoredBatch,
+    apply_kl_penalty,
+    join_refills,
+    make_batch,
+    make_episodes,
+    reward_batch,
+)
 from lm_mixup.grpo.types import Group, Prompt
 from lm_mixup.rewards.workers import RewardWorkers
 
 
 @dataclass
-class Parts:
-    """The live parts of a run."""
+class Actors:
+    """The live actors of a run.
+
+    Attributes:
+        rollout: vLLM engines.
+        rewards: Reward actors.
+        learner: DeepSpeed ranks.
+        reward_config: The `rewards` section.
+        probe: Token ids that every weight sync is verified with.
+    """
 
     rollout: RolloutPool
     rewards: RewardWorkers
     learner: Learner
-    weights: RewardsConfig
+    reward_config: RewardsConfig
     probe: list[int]
 
 
 def train(
-    parts: Parts,
+    actors: Actors,
     prompts: Sequence[Prompt],
     config: GrpoConfig,
     seed: int,
@@ -40,117 +62,103 @@ def train(
 ) -> None:
     """Runs GRPO from the step after `progress.step` to `config.max_steps`.
 
-    Every draw depends on (seed, step, prompt) alone, so a run that is resumed from a checkpoint goes on
-    exactly as one that was never stopped. In `async` mode rollouts run ahead of the weights by at most
-    `max_staleness` steps, also in a fixed order. Those that are unspent at the end of a step belong to its
-    progress.
+    Every draw depends on (seed, step, prompt) alone, so a run resumed from a checkpoint continues exactly as
+    one that was never stopped. In `async` mode rollouts run ahead of the weights by at most `max_staleness`
+    steps, in a fixed order; those not trained on yet are buffered, and are part of the progress.
 
     Args:
-        parts: Rollout actors, reward actors, learner, and the probe that weight syncs are verified with.
+        actors: Rollout, reward and learner actors; the learner holds the weights of `progress`.
         prompts: The GRPO split.
         config: The `grpo` section.
         seed: The run's seed.
-        progress: What was done before; the learner holds the weights of that.
-        on_start: Called with the steps that were done before, once the engines hold the weights.
-        on_step: Called with the progress and the metrics after every step.
+        progress: What has been done before.
+        on_start: Called once with the steps done before, after the first weight sync.
+        on_step: Called after every step with the progress and the metrics.
     """
-    publish(parts, version=progress.step)
+    publish_weights(actors, version=progress.step)
     on_start(progress.step)
-    num_tokens, unspent = progress.num_tokens, deque(progress.unspent)
+    num_tokens, buffered = progress.num_tokens, deque(progress.buffered)
     for step in range(progress.step + 1, config.max_steps + 1):
         clock = Clock()
-        coming = steps_ahead(config, step, len(unspent))
+        ahead = steps_ahead(config, step, len(buffered))
         with clock.part("rollout"):
-            own = None if unspent else start(parts, prompts, config, step, seed)
-            # A refill would wait behind rollouts of coming steps: where one may come, they start after it.
-            started = [start(parts, prompts, config, k, seed) for k in coming if not may_refill(config)]
-            groups = parts.rollout.finish(own) if own else unspent.popleft()
-        first = score(parts, groups, config, clock)
-        more = refill(parts, prompts, first, config, step, seed, clock)
-        started += [start(parts, prompts, config, k, seed) for k in coming if may_refill(config)]
+            current = None if buffered else start_rollout(actors, prompts, config, step, seed)
+            # A refill would queue behind rollouts of later steps: if one is possible, those start after it.
+            started = [] if refills_allowed(config) else start_ahead(actors, prompts, config, ahead, seed)
+            groups = actors.rollout.finish(current) if current else buffered.popleft()
+        first = score(actors, groups, config, clock)
+        refills = refill_zero_std(actors, prompts, first, config, step, seed, clock)
+        if refills_allowed(config):
+            started = start_ahead(actors, prompts, config, ahead, seed)
         if not started:
-            parts.rollout.sleep()
+            actors.rollout.sleep()
         with clock.part("advantage"):
-            batch = refilled(first, more, config.prompts_per_step, parts.weights, config)
-            batch = less_kl(batch, parts.learner, config)
+            batch = join_refills(first, refills, config.prompts_per_step, actors.reward_config, config)
+            batch = apply_kl_penalty(batch, actors.learner, config)
             episodes = make_episodes(batch, config.drop_zero_std)
         with clock.part("update"):
             rate = learning_rate(step, config)
-            update = parts.learner.update(episodes, rate) if episodes else dict.fromkeys(UPDATE_KEYS)
+            update = actors.learner.update(episodes, rate) if episodes else None
         with clock.part("sync"):
-            sync_difference = publish(parts, version=step)
-        with clock.part("rollout"):  # no wait: an engine takes weights once it has done what it was sent
-            unspent.extend(parts.rollout.finish(pending) for pending in started)
-        prompt_tokens, completion_tokens = rollout_tokens(first, *more)
-        num_tokens += prompt_tokens + completion_tokens
-        metrics = {
-            "step": step,
-            **rollout_metrics(first, more, step),
-            **update_metrics(update, batch),
+            probe_difference = publish_weights(actors, version=step)
+        with clock.part("rollout"):  # no wait here: an engine loads weights after the prompts it was sent
+            buffered.extend(actors.rollout.finish(pending) for pending in started)
+        num_tokens += sum(rollout_tokens(first, *refills))
+        metrics = step_metrics(step, first, refills, batch, update, episodes, clock) | {
             "lr": rate,
             "weight_version": step,
-            "sync/probe_logp_difference": sync_difference,
-            **clock.metrics(rolled_out=completion_tokens, learned=sum(e.length for e in episodes)),
+            "sync/probe_logp_difference": probe_difference,
             "num_tokens": num_tokens,
         }
-        on_step(Progress(step, num_tokens, tuple(unspent)), metrics)
+        on_step(Progress(step, num_tokens, tuple(buffered)), metrics)
 
 
-def steps_ahead(config: GrpoConfig, step: int, unspent: int) -> range:
-    """The coming steps whose rollouts are to start in this one: none but in `async` mode.
-
-    Args:
-        config: The `grpo` section.
-        step: This step.
-        unspent: Steps whose rollouts are there already, this one's first.
-    """
-    last = step + (config.max_staleness if config.mode == "async" else 0)
-    return range(step + max(1, unspent), min(last, config.max_steps) + 1)
-
-
-def start(parts: Parts, prompts: Sequence[Prompt], config: GrpoConfig, step: int, seed: int) -> Pending:
-    """Starts the rollouts of a step."""
+def start_rollout(
+    actors: Actors, prompts: Sequence[Prompt], config: GrpoConfig, step: int, seed: int
+) -> PendingRollout:
+    """Starts the rollouts of a step and returns at once."""
     drawn = prompts_of_step(prompts, step, config.prompts_per_step, seed)
-    return parts.rollout.start(drawn, prompt_seeds(drawn, step, seed))
+    return actors.rollout.start(drawn, prompt_seeds(drawn, step, seed))
 
 
-def may_refill(config: GrpoConfig) -> bool:
-    """Whether other prompts may be drawn in place of silent groups."""
-    return config.drop_zero_std and config.max_refills > 0
+def start_ahead(
+    actors: Actors, prompts: Sequence[Prompt], config: GrpoConfig, steps: Sequence[int], seed: int
+) -> list[PendingRollout]:
+    """Starts the rollouts of later steps."""
+    return [start_rollout(actors, prompts, config, step, seed) for step in steps]
 
 
-def score(parts: Parts, groups: list[Group], config: GrpoConfig, clock: Clock) -> Batch:
-    """Rewards and advantages of drawn groups."""
+def score(actors: Actors, groups: list[Group], config: GrpoConfig, clock: Clock) -> ScoredBatch:
+    """Rewards and advantages of groups."""
     with clock.part("reward"):
-        scores = parts.rewards.score(reward_batch(groups))
+        scores = actors.rewards.score(reward_batch(groups))
     with clock.part("advantage"):
-        return make_batch(groups, scores, parts.weights, config)
+        return make_batch(groups, scores, actors.reward_config, config)
 
 
-def refill(
-    parts: Parts,
+def refill_zero_std(
+    actors: Actors,
     prompts: Sequence[Prompt],
-    first: Batch,
+    first: ScoredBatch,
     config: GrpoConfig,
     step: int,
     seed: int,
     clock: Clock,
-) -> list[Batch]:
-    """Draws other prompts in place of silent groups, up to `max_refills` times (DAPO, arXiv 2503.14476)."""
-    more: list[Batch] = []
-    missing = int(first.silent.sum())
-    for draw in range(1, config.max_refills + 1):
-        if not missing or not may_refill(config):
-            break
+) -> list[ScoredBatch]:
+    """Draws other prompts in place of zero-std groups, up to `max_refills` times (DAPO, arXiv 2503.14476)."""
+    refills: list[ScoredBatch] = []
+    missing = int(first.zero_std.sum()) if refills_allowed(config) else 0
+    while missing and len(refills) < config.max_refills:
+        draw = len(refills) + 1
         with clock.part("rollout"):
             drawn = refill_prompts(prompts, step, draw, missing, seed)
-            groups = parts.rollout.generate(drawn, prompt_seeds(drawn, step, seed, draw))
-        more.append(score(parts, groups, config, clock))
-        missing = int(more[-1].silent.sum())
-    return more
+            groups = actors.rollout.generate(drawn, prompt_seeds(drawn, step, seed, draw))
+        refills.append(score(actors, groups, config, clock))
+        missing = int(refills[-1].zero_std.sum())
+    return refills
 
 
-def publish(parts: Parts, version: int) -> float:
-    """Sends the learner's weights to every engine; returns the largest |Δ log-prob| of the probe."""
-    expected = parts.learner.logps(parts.probe)
-    return parts.rollout.publish(version, parts.learner.weights(), parts.probe, expected)
+def publish_weights(actors: Actors, version: int) -> float:
+    """Sends the learner's weights to every engine; returns the largest mean |Δ log-prob| of the probe."""
+    expected = actors.learner.logps(actors.probe)
+    return actors.rollout.publish(version, actors.learner.weights(), actors.probe, expected)

@@ -1,8 +1,7 @@
 """GRPO's losses as pure functions of tensors.
 
-Every loss is returned as a sum divided by figures of the whole global batch, so the gradient is the same
-however the batch is cut into micro-batches or spread over ranks: adding up the micro-batches' losses gives
-the loss.
+Every loss is a sum divided by counts of the whole global batch. So the gradient does not depend on how the
+batch is split into micro-batches or over ranks: the micro-batches' losses add up to the loss.
 
 Shapes: B sequences, T completion tokens (right-padded), float32 unless said otherwise.
 """
@@ -21,12 +20,12 @@ Correction = Literal["none", "token", "sequence"]
 Limit = Literal["truncate", "mask"]
 
 _LOG_RATIO_LIMIT = 20.0
-_CHUNK = 1 << 24  # logits whose log-probs are taken at once: 64 MiB in float32
+_CHUNK = 1 << 24  # logits processed at once: 64 MiB in float32
 
 
 @dataclass(frozen=True)
 class LossInputs:
-    """What a policy loss reads.
+    """Inputs of a policy loss.
 
     Attributes:
         logp: [B, T] log π_learner under the current weights, with gradient.
@@ -47,7 +46,7 @@ class LossInputs:
 
 @dataclass(frozen=True)
 class GlobalCounts:
-    """Figures of the whole global batch that losses are divided by."""
+    """Counts of the whole global batch, by which losses are divided."""
 
     tokens: int
     sequences: int
@@ -75,20 +74,20 @@ def token_logps_and_entropy(logits: Tensor, tokens: Tensor, temperature: float) 
     Args:
         logits: [B, T, V].
         tokens: [B, T] int64.
-        temperature: The sampling temperature, applied here as the engine applies it.
+        temperature: The sampling temperature; the engine's log-probs include it too.
 
     Returns:
-        float32 [B, T] log-probabilities with gradient, [B, T] entropies in nats without.
+        float32 [B, T] log-probabilities with gradient, and [B, T] entropies in nats without.
     """
     logp, entropy = _TokenLogps.apply(logits.flatten(0, 1), tokens.flatten(), temperature)
     return logp.view_as(tokens), entropy.view_as(tokens)
 
 
 class _TokenLogps(torch.autograd.Function):
-    """Rows of logits a chunk at a time, in both directions.
+    """Log-probs and entropies computed in chunks of rows, forward and backward.
 
-    Logits are by far the largest tensor of an update. Beside them, in the model's dtype, and their gradient
-    no more than a few chunks are held, where plain autograd makes and keeps copies of all in float32.
+    Logits are by far the largest tensor of an update. Beside them and their gradient, both in the model's
+    dtype, only a few chunks are held; plain autograd would keep float32 copies of all of them.
     """
 
     @staticmethod
@@ -121,7 +120,7 @@ class _TokenLogps(torch.autograd.Function):
 
 
 def _scaled(logits: Tensor, temperature: float) -> Tensor:
-    """In float32; without a copy where they are as they should be."""
+    """Float32 logits over temperature; no copy if there is nothing to convert."""
     wide = logits.float()
     return wide if temperature == 1 else wide / temperature
 
@@ -129,8 +128,8 @@ def _scaled(logits: Tensor, temperature: float) -> Tensor:
 def kl_estimate(logp: Tensor, ref_logp: Tensor, estimator: KlEstimator) -> Tensor:
     """Per-token estimate of KL(π ‖ π_ref) (Schulman 2020, "Approximating KL divergence").
 
-    k1 = log π/π_ref is unbiased with high variance; k2 = k1²/2; k3 = π_ref/π − 1 − log π_ref/π is unbiased,
-    non-negative and of low variance: the paper's choice.
+    k1 = log π/π_ref is unbiased with high variance; k2 = k1²/2; k3 = π_ref/π − 1 − log π_ref/π, which the
+    paper uses, is unbiased, non-negative and has low variance.
     """
     difference = logp - ref_logp
     match estimator:
@@ -147,7 +146,7 @@ def importance_ratio(inputs: LossInputs, correction: Correction) -> Tensor:
     """π_learner / π_engine of the sampled tokens, before truncation: [B, T], no gradient.
 
     The engine's kernels differ from the learner's, so samples are slightly off-policy even with equal weights
-    (truncated importance sampling; Yao et al. 2025). `sequence` uses one product a sequence.
+    (truncated importance sampling; Yao et al. 2025). `sequence` uses one product per sequence.
     """
     difference = (inputs.old_logp - inputs.engine_logp).detach() * inputs.mask
     if correction == "sequence":
@@ -155,13 +154,10 @@ def importance_ratio(inputs: LossInputs, correction: Correction) -> Tensor:
     return torch.exp(difference.clamp(-_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT))
 
 
-def limited(ratio: Tensor, cap: float, limit: Limit) -> Tensor:
-    """The weight that an importance ratio gives: never above the cap.
+def cap_ratio(ratio: Tensor, cap: float, limit: Limit) -> Tensor:
+    """The importance weights [B, T] of ratios [B, T], never above the cap.
 
-    Args:
-        ratio: [B, T].
-        cap: Largest weight.
-        limit: `truncate` gives what lies above it the cap, `mask` gives it 0: nothing is learned there.
+    `truncate` sets larger ratios to the cap; `mask` sets them to 0, so those tokens give no gradient.
     """
     return ratio.clamp(max=cap) if limit == "truncate" else ratio.masked_fill(ratio > cap, 0.0)
 
@@ -169,7 +165,7 @@ def limited(ratio: Tensor, cap: float, limit: Limit) -> Tensor:
 def policy_loss(
     inputs: LossInputs, options: LossOptions, counts: GlobalCounts
 ) -> tuple[Tensor, dict[str, float]]:
-    """The loss of one micro-batch as its share of the global batch's loss.
+    """The loss of one micro-batch: its share of the global batch's loss.
 
     Sources: grpo, DeepSeekMath (arXiv 2402.03300); dr_grpo (2503.20783); dapo's token mean and clip-higher
     (2503.14476); gspo (2507.18071); cispo (2506.13585); dual clip (1912.09729, equation 5).
@@ -179,7 +175,7 @@ def policy_loss(
     """
     log_ratio = inputs.logp - inputs.old_logp
     if options.loss == "gspo":
-        # One ratio a sequence, its gradient spread over the tokens: sg[s] · π/sg[π].
+        # One ratio per sequence, its gradient spread over the tokens: sg[s] · π/sg[π].
         length = inputs.mask.sum(-1, keepdim=True).clamp(min=1)
         sequence = ((log_ratio * inputs.mask).sum(-1, keepdim=True) / length).detach()
         log_ratio = inputs.logp - inputs.logp.detach() + sequence
@@ -196,7 +192,7 @@ def policy_loss(
 
     weights = importance_ratio(inputs, options.importance_correction)
     if options.importance_correction != "none":
-        per_token = per_token * limited(weights, options.importance_cap, options.importance_limit)
+        per_token = per_token * cap_ratio(weights, options.importance_cap, options.importance_limit)
 
     kl_sum = 0.0
     if inputs.ref_logp is not None:
@@ -206,7 +202,7 @@ def policy_loss(
 
     with torch.no_grad():
         outside = ((ratio < low) & (advantages < 0)) | ((ratio > high) & (advantages > 0))
-        if options.loss == "cispo":  # which limits the weight of every token, and gives none a gradient of 0
+        if options.loss == "cispo":  # clips the weight of a token, whatever the sign of its advantage
             outside = ratio > high
         sums = {
             "kl": kl_sum,
@@ -219,8 +215,8 @@ def policy_loss(
 def _aggregate(per_token: Tensor, mask: Tensor, loss: LossName, counts: GlobalCounts) -> Tensor:
     """This micro-batch's share of the mean over the global batch.
 
-    `dapo` and `cispo` weigh every token alike; `grpo` and `gspo` every sequence; `dr_grpo` divides by a
-    constant length, so that long wrong answers are not favoured.
+    `dapo` and `cispo` weight all tokens equally, `grpo` and `gspo` all sequences; `dr_grpo` divides by a
+    constant length, so that long wrong answers are not favored.
     """
     masked = per_token * mask
     match loss:

@@ -1,7 +1,7 @@
 """Where learner ranks and rollout actors run: one placement group, learner bundles first.
 
-`colocated` puts a learner rank and a rollout actor in each bundle, where they take turns on its GPU, or
-on its cores; in the other modes each has a bundle of its own.
+`colocated` puts a learner rank and a rollout actor into each bundle, where they take turns on its GPU or its
+cores; in the other modes each has its own bundle.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Placement:
-    """Reserved resources and the actor options that go with them.
+    """Reserved resources and the matching Ray actor options.
 
     Attributes:
         group: The placement group; bundle i holds learner rank i.
@@ -29,7 +29,7 @@ class Placement:
         rollout_options: Ray options of a rollout actor.
         first_rollout_bundle: Bundle of rollout actor 0.
         first_reward_bundle: Bundle of reward actor 0.
-        on_gpu: Whether engines and learner are on GPUs.
+        on_gpu: Whether engines and learner run on GPUs.
     """
 
     group: PlacementGroup
@@ -39,12 +39,8 @@ class Placement:
     first_reward_bundle: int
     on_gpu: bool = False
 
-    def rollout_bundle(self, index: int) -> int:
-        """The bundle of a rollout actor."""
-        return self.first_rollout_bundle + index
-
     def release(self) -> None:
-        """Gives the resources back."""
+        """Releases the resources."""
         from ray.util.placement_group import remove_placement_group
 
         remove_placement_group(self.group)
@@ -53,10 +49,10 @@ class Placement:
 def plan_bundles(
     config: GrpoConfig, rewards: RewardsConfig, *, on_gpu: bool
 ) -> tuple[list[dict[str, float]], int]:
-    """The bundles to reserve, learner first and rewards last, and which of them is rollout actor 0's.
+    """The bundles to reserve, learner first and rewards last, and the index of rollout actor 0's bundle.
 
     Raises:
-        InputError: The mode cannot be laid out with these numbers, or the weight transport without a GPU.
+        InputError: The mode does not fit these numbers, or the weight transport needs a GPU.
     """
     if config.weight_transport != "object_store" and not on_gpu:
         raise InputError(no_gpu(config))
@@ -77,11 +73,11 @@ def _bundle(cpus: float, gpus: float) -> dict[str, float]:
 
 
 def reserve(config: GrpoConfig, rewards: RewardsConfig) -> Placement:
-    """Reserves the bundles, waiting for them at most `grpo.placement_timeout_s`.
+    """Reserves the bundles, waiting at most `grpo.placement_timeout_s`.
 
     Raises:
-        InputError: The cluster could never hold them, or did not have them free in time; the message says
-            what was asked for and what the cluster has.
+        InputError: The bundles were not available in time; the message states what was requested and what
+            the cluster has.
     """
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
@@ -91,7 +87,7 @@ def reserve(config: GrpoConfig, rewards: RewardsConfig) -> Placement:
     bundles, first_rollout = plan_bundles(config, rewards, on_gpu=on_gpu)
     asked = {key: sum(bundle.get(key, 0) for bundle in bundles) for key in ("CPU", "GPU")}
     report = (
-        f"grpo asks for {asked['CPU']:g} CPUs and {asked['GPU']:g} GPUs in {len(bundles)} bundles; the "
+        f"grpo requests {asked['CPU']:g} CPUs and {asked['GPU']:g} GPUs in {len(bundles)} bundles; the "
         f"cluster has {has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs"
     )
     if any(asked[key] > has.get(key, 0) for key in asked):
@@ -104,7 +100,7 @@ def reserve(config: GrpoConfig, rewards: RewardsConfig) -> Placement:
             f"{report}, of which {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs are free; "
             "lower grpo.learner_ranks, grpo.rollout_actors or grpo.cpus_per_actor, or add nodes"
         )
-    # As many threads as cores reserved: an OpenMP team that outnumbers its cores runs many times slower.
+    # As many threads as cores reserved: an OpenMP team larger than its cores runs many times slower.
     threads = max(1, int(config.cpus_per_actor))
     share = 0.5 if first_rollout == 0 else 1.0
     learner_env = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}

@@ -1,4 +1,4 @@
-"""Which prompts a step draws, with what seeds and learning rate: functions of (seed, step), without state."""
+"""Which prompts a step draws, with which seeds and learning rate: stateless functions of (seed, step)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,9 @@ P = TypeVar("P")
 
 
 def prompts_of_step(prompts: Sequence[P], step: int, count: int, seed: int) -> list[P]:
-    """The prompts of a step: epoch after epoch, each in an order of its own, nothing skipped or repeated.
+    """The prompts of a step, counted from 1: epoch after epoch, each shuffled anew, none skipped or repeated.
 
-    Args:
-        prompts: All prompts.
-        step: Counted from 1.
-        count: Prompts a step; may exceed the number of prompts.
-        seed: The run's seed.
+    `count` may exceed the number of prompts.
     """
     total = len(prompts)
     orders: dict[int, np.ndarray] = {}
@@ -35,13 +31,13 @@ def prompts_of_step(prompts: Sequence[P], step: int, count: int, seed: int) -> l
 
 
 def refill_prompts(prompts: Sequence[P], step: int, draw: int, count: int, seed: int) -> list[P]:
-    """Prompts drawn at random in place of a step's silent groups, apart from the epochs' order.
+    """Prompts drawn at random in place of a step's zero-std groups, outside the order of the epochs.
 
     Args:
         prompts: All prompts.
         step: Counted from 1.
-        draw: The step's refill, counted from 1.
-        count: How many; at most all prompts come, none twice.
+        draw: Which refill of the step, counted from 1.
+        count: How many; at most all prompts are returned, none twice.
         seed: The run's seed.
     """
     generator = np.random.default_rng([seed, step, draw])
@@ -49,8 +45,25 @@ def refill_prompts(prompts: Sequence[P], step: int, draw: int, count: int, seed:
     return [prompts[index] for index in chosen]
 
 
+def refills_allowed(config: GrpoConfig) -> bool:
+    """Whether other prompts may be drawn in place of zero-std groups."""
+    return config.drop_zero_std and config.max_refills > 0
+
+
+def steps_ahead(config: GrpoConfig, step: int, buffered: int) -> range:
+    """The later steps whose rollouts start during this step: none except in `async` mode.
+
+    Args:
+        config: The `grpo` section.
+        step: The current step.
+        buffered: Steps whose rollouts are already there, the current step included.
+    """
+    last = step + (config.max_staleness if config.mode == "async" else 0)
+    return range(step + max(1, buffered), min(last, config.max_steps) + 1)
+
+
 def prompt_seeds(prompts: Sequence, step: int, seed: int, draw: int = 0) -> list[int]:
-    """A sampling seed for each prompt, from (seed, step, place in the draw, prompt id, refill number)."""
+    """A sampling seed per prompt, from (seed, step, position in the draw, prompt id, refill)."""
     seeds = []
     for place, prompt in enumerate(prompts):
         key = f"{seed}:{step}:{place}:{prompt.id}" + (f":{draw}" if draw else "")
@@ -60,9 +73,9 @@ def prompt_seeds(prompts: Sequence, step: int, seed: int, draw: int = 0) -> list
 
 
 def learning_rate(step: int, config: GrpoConfig) -> float:
-    """The learning rate of a step, counted from 1: warm-up in a line, then what `lr_scheduler` says.
+    """The learning rate of a step, counted from 1: linear warm-up, then `lr_scheduler`.
 
-    `linear` and `cosine` go to 0 over the steps after the warm-up; the last step is one before 0.
+    `linear` and `cosine` decay to 0 over the steps after the warm-up; the last step is the one before 0.
     """
     if step <= config.warmup_steps:
         return config.learning_rate * step / config.warmup_steps

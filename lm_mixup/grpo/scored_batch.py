@@ -1,4 +1,4 @@
-"""The rollouts of one step with their rewards and advantages: from groups to what the learner is given."""
+"""The rollouts of one step with rewards and advantages: from groups to the episodes the learner trains on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm_mixup.config import GrpoConfig, RewardsConfig
-from lm_mixup.grpo.advantages import group_advantages, zero_signal_groups
+from lm_mixup.grpo.advantages import group_advantages, zero_std_groups
 from lm_mixup.grpo.types import Episode, Group
 from lm_mixup.rewards.batch import RewardBatch, RewardScores
 from lm_mixup.rewards.combine import component_names, weight_matrix
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Batch:
+class ScoredBatch:
     """Scored groups of n completions each.
 
     Attributes:
         groups: G groups.
         scores: N = G·n rewards, in the order of the groups.
         advantages: float64 [G, n].
-        silent: bool [G], groups that carry no signal.
-        kl: float64 [G, n], what `less_kl` took off the rewards, before its weight; else None.
+        zero_std: bool [G], groups whose rewards do not differ.
+        kl: float64 [G, n], the KL subtracted by `apply_kl_penalty`, before its weight; else None.
     """
 
     groups: list[Group]
     scores: RewardScores
     advantages: NDArray[np.float64]
-    silent: NDArray[np.bool_]
+    zero_std: NDArray[np.bool_]
     kl: NDArray[np.float64] | None = None
 
 
@@ -53,68 +53,62 @@ def reward_batch(groups: Sequence[Group]) -> RewardBatch:
 
 
 def make_batch(
-    groups: list[Group], scores: RewardScores, weights: RewardsConfig, config: GrpoConfig
-) -> Batch:
-    """Adds the advantages of scored groups and which groups carry no signal.
+    groups: list[Group], scores: RewardScores, rewards: RewardsConfig, config: GrpoConfig
+) -> ScoredBatch:
+    """Computes the advantages of scored groups and marks the zero-std ones.
 
-    `gdpo` reads the reward components, the other estimators the total. Under `gdpo` totals may tie where
-    components differ: there the advantages tell the silent groups.
+    `gdpo` reads the reward components, the other estimators the total. Under `gdpo` totals may tie while
+    components differ, so there the advantages decide which groups are zero-std.
 
     Args:
         groups: G groups of n completions.
         scores: Their N = G·n rewards.
-        weights: The `rewards` section: weights of the components by task type.
+        rewards: The `rewards` section: weights of the components by task type.
         config: The `grpo` section: the estimator.
     """
-    rewards = scores.total.reshape(len(groups), -1)
+    total = scores.total.reshape(len(groups), -1)
     if config.advantage != "gdpo":
-        return Batch(groups, scores, group_advantages(rewards, config.advantage), zero_signal_groups(rewards))
-    names = component_names(weights)
-    components = np.stack([scores.components[name].reshape(rewards.shape) for name in names])
-    by_group = weight_matrix([g.prompt.task_type for g in groups], weights)
-    advantages = group_advantages(rewards, "gdpo", components=components, weights=by_group)
-    return Batch(groups, scores, advantages, zero_signal_groups(advantages))
+        return ScoredBatch(groups, scores, group_advantages(total, config.advantage), zero_std_groups(total))
+    components = np.stack([scores.components[name].reshape(total.shape) for name in component_names(rewards)])
+    weights = weight_matrix([g.prompt.task_type for g in groups], rewards)
+    advantages = group_advantages(total, "gdpo", components=components, weights=weights)
+    return ScoredBatch(groups, scores, advantages, zero_std_groups(advantages))
 
 
-def refilled(
-    first: Batch, more: Sequence[Batch], count: int, weights: RewardsConfig, config: GrpoConfig
-) -> Batch:
-    """The groups with a signal, first draw before refills, at most `count` of them.
+def join_refills(
+    first: ScoredBatch,
+    refills: Sequence[ScoredBatch],
+    count: int,
+    rewards: RewardsConfig,
+    config: GrpoConfig,
+) -> ScoredBatch:
+    """The groups with differing rewards, first draw before refills, at most `count` of them.
 
-    Advantages are taken anew, because some estimators normalise over the batch: groups that are dropped must
-    not count in it, whether others were found for them or not.
-
-    Args:
-        first: The step's own draw.
-        more: What was drawn in place of its silent groups.
-        count: Groups a step.
-        weights: As for `make_batch`.
-        config: As for `make_batch`.
+    Advantages are recomputed, because some estimators normalize over the batch: dropped groups must not count
+    there, whether or not others were found in their place.
 
     Returns:
-        The batch to learn from; `first` itself where no group is dropped, or none speaks.
+        The batch to train on; `first` itself if no group is dropped or all of them would be.
     """
-    chosen = [(batch, int(g)) for batch in (first, *more) for g in np.flatnonzero(~batch.silent)][:count]
-    if not chosen or not config.drop_zero_std or not first.silent.any():
+    chosen = [(batch, int(g)) for batch in (first, *refills) for g in np.flatnonzero(~batch.zero_std)][:count]
+    if not chosen or not config.drop_zero_std or not first.zero_std.any():
         return first
     n = first.advantages.shape[1]
-
     rows = [(batch.scores, slice(g * n, (g + 1) * n)) for batch, g in chosen]
     total = np.concatenate([scores.total[row] for scores, row in rows])
     weighted = np.concatenate([scores.reported[row] for scores, row in rows])
     components = {
         name: np.concatenate([scores.components[name][row] for scores, row in rows])
-        for name in component_names(weights)
+        for name in component_names(rewards)
     }
-    return make_batch(
-        [batch.groups[g] for batch, g in chosen], RewardScores(total, components, weighted), weights, config
-    )
+    groups = [batch.groups[g] for batch, g in chosen]
+    return make_batch(groups, RewardScores(total, components, weighted), rewards, config)
 
 
-def less_kl(batch: Batch, learner: Learner, config: GrpoConfig) -> Batch:
+def apply_kl_penalty(batch: ScoredBatch, learner: Learner, config: GrpoConfig) -> ScoredBatch:
     """With `kl_in: reward`: advantages of reward − β · KL, the KL of a completion summed over its tokens.
 
-    Which groups carry a signal is left to their rewards alone, as with the KL in the loss.
+    Which groups are zero-std is still decided by their rewards alone, as with the KL in the loss.
 
     Args:
         batch: Groups with advantages of their rewards.
@@ -123,18 +117,18 @@ def less_kl(batch: Batch, learner: Learner, config: GrpoConfig) -> Batch:
     """
     if config.kl_in == "loss" or config.beta == 0:
         return batch
-    kl = learner.kl(make_episodes(batch, drop_silent=False)).reshape(batch.advantages.shape)
+    kl = learner.kl(make_episodes(batch, drop_zero_std=False)).reshape(batch.advantages.shape)
     rewards = batch.scores.total.reshape(kl.shape) - config.beta * kl
     return dataclasses.replace(batch, advantages=group_advantages(rewards, config.advantage), kl=kl)
 
 
-def make_episodes(batch: Batch, drop_silent: bool) -> list[Episode]:
-    """One episode a completion; without the groups that carry no signal, if they are dropped."""
+def make_episodes(batch: ScoredBatch, drop_zero_std: bool) -> list[Episode]:
+    """One episode per completion, with or without those of zero-std groups."""
     return [
         Episode(group.prompt.token_ids, completion.token_ids, completion.logprobs, float(advantage), index)
-        for index, (group, row, silent) in enumerate(
-            zip(batch.groups, batch.advantages, batch.silent, strict=True)
+        for index, (group, row, zero_std) in enumerate(
+            zip(batch.groups, batch.advantages, batch.zero_std, strict=True)
         )
-        if not (silent and drop_silent)
+        if not (zero_std and drop_zero_std)
         for completion, advantage in zip(group.completions, row, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""The `grpo` stage: encodes the prompts, starts the parts, runs the loop, and writes the model."""
+"""The `grpo` stage: encodes the prompts, starts the actors, runs the loop and writes the model."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from lm_mixup.distributed.map_parts import PartResult, map_parts
 from lm_mixup.grpo import checkpoint
 from lm_mixup.grpo.checkpoint import Progress
 from lm_mixup.grpo.learner.learner import Learner
-from lm_mixup.grpo.loop import Parts, train
-from lm_mixup.grpo.metrics import raised
+from lm_mixup.grpo.loop import Actors, train
+from lm_mixup.grpo.metrics import new_alarms
 from lm_mixup.grpo.placement import reserve
 from lm_mixup.grpo.rollout.pool import RolloutPool
 from lm_mixup.grpo.types import Prompt
@@ -27,7 +27,7 @@ from lm_mixup.grpo.validation import Validation
 from lm_mixup.rewards.custom import check_custom
 from lm_mixup.rewards.library import check_library, require_task_types
 from lm_mixup.rewards.workers import RewardWorkers
-from lm_mixup.train.tracking import append_metrics, mirrored, read_metrics, trim_metrics
+from lm_mixup.train.tracking import append_metrics, open_trackers, read_metrics, trim_metrics
 
 PROMPT = pa.schema(
     [
@@ -56,8 +56,8 @@ def grpo(
 ) -> Outcome:
     """Trains the policy by GRPO on MIXTURE's grpo split and writes `grpo/model`.
 
-    The driver holds the encoded prompts (some 40 bytes a token: 28.8K prompts of 600 tokens, a fifth of a
-    MIXTURE of 144K, are 0.7 GB).
+    The driver holds the encoded prompts, about 40 bytes per token: 28.8K prompts of 600 tokens, a fifth of a
+    MIXTURE of 144K, take 0.7 GB.
 
     Args:
         mixture: The MIXTURE stage.
@@ -67,9 +67,9 @@ def grpo(
         config: The `grpo` section.
         model: How model files are loaded.
         rewards: The `rewards` section.
-        embedder: The embedder that the library was made with.
+        embedder: The embedder that made the library.
         seed: The run's seed.
-        tracking: The `tracking` section; default: its defaults.
+        tracking: The `tracking` section; its defaults if None.
 
     Raises:
         InputError: No prompt fits, the library has no sample of a prompt's task type, or a custom reward
@@ -82,13 +82,14 @@ def grpo(
     prompts, held_out, others = _read_prompts(out, config.eval_prompts)
     if not prompts:
         raise InputError(
-            f"{mixture.run.uri}/mixture: no row of the grpo split fits grpo.max_prompt_length="
+            f"{mixture.run.uri}/mixture: no row of the grpo split fits in grpo.max_prompt_length="
             f"{config.max_prompt_length}; raise it, or build.grpo_fraction or build.samples"
         )
     info = check_library(library, embedder)
     require_task_types(info, (prompt.task_type for prompt in (*prompts, *held_out)))
-    with _live_parts(library, policy, _probe(prompts[0]), config, model, rewards, embedder, seed) as parts:
-        progress = _run(parts, prompts, held_out, out.local, config, tracking or TrackingConfig(), seed)
+    probe = prompts[0].token_ids[:128]
+    with _start_actors(library, policy, probe, config, model, rewards, embedder, seed) as actors:
+        progress = _run(actors, prompts, held_out, out.local, config, tracking or TrackingConfig(), seed)
     drawn = progress.step * config.prompts_per_step
     return Outcome(
         metrics=_summary(out.local) | {"steps": progress.step, "num_tokens": progress.num_tokens},
@@ -96,7 +97,7 @@ def grpo(
         left_out={
             "not_drawn": max(0, len(prompts) - drawn),
             "held_out": len(held_out),
-            "test_rows_not_evaluated": others,
+            "dev_rows_not_evaluated": others,
         },
         files=[f"grpo/model/{path.name}" for path in sorted((out.local / "model").iterdir())],
     )
@@ -110,31 +111,31 @@ def _make_encode(policy: str, model: ModelConfig, limit: int) -> Callable[[tuple
     def encode(item: tuple[StageDir, str]) -> PartResult:
         stage, part = item
         rows = stage.read_part(part)
-        rows = rows.filter(pc.is_in(rows["split"], pa.array(["grpo", "test"])))
-        kept, refused = [], []
+        rows = rows.filter(pc.is_in(rows["split"], pa.array(["grpo", "dev"])))
+        kept, too_long = [], []
         for row in rows.to_pylist():
             token_ids = encode_prompt(tokenizer, row["instruction"], row["inputs"])
             prompt = {key: row[key] for key in ("id", "task_type", "split", "inputs")}
             prompt["reference"] = row["output"]
             prompt["entities"] = [row[key] for key in ("entity", "partner_entity") if row[key]]
             if len(token_ids) > limit:
-                refused.append(prompt | {"reason": "prompt_too_long", "tokens": len(token_ids)})
+                too_long.append(prompt | {"reason": "prompt_too_long", "tokens": len(token_ids)})
             else:
                 kept.append(prompt | {"token_ids": token_ids})
-        rejected = pa.Table.from_pylist(refused) if refused else None
+        rejected = pa.Table.from_pylist(too_long) if too_long else None
         return PartResult(pa.Table.from_pylist(kept, schema=PROMPT), rejected, rows_in=rows.num_rows)
 
     return encode
 
 
 def _read_prompts(out: StageDir, eval_prompts: int) -> tuple[list[Prompt], list[Prompt], int]:
-    """The grpo prompts by id, the first test prompts for validation, and how many test prompts are left over."""
+    """The grpo prompts by id, the first dev prompts for validation, and the number of other dev prompts."""
     rows = out.read(PROMPT.names).sort_by("id")
-    test = rows.filter(pc.equal(rows["split"], "test"))
+    dev = rows.filter(pc.equal(rows["split"], "dev"))
     return (
         _prompts(rows.filter(pc.equal(rows["split"], "grpo"))),
-        _prompts(test.slice(0, eval_prompts)),
-        max(0, test.num_rows - eval_prompts),
+        _prompts(dev.slice(0, eval_prompts)),
+        max(0, dev.num_rows - eval_prompts),
     )
 
 
@@ -153,7 +154,7 @@ def _prompts(rows: pa.Table) -> list[Prompt]:
 
 
 @contextmanager
-def _live_parts(
+def _start_actors(
     library: StageDir,
     policy: str,
     probe: list[int],
@@ -162,8 +163,8 @@ def _live_parts(
     rewards: RewardsConfig,
     embedder: EmbedderConfig,
     seed: int,
-) -> Iterator[Parts]:
-    """Reserves resources and starts the actors; ends both however the block ends."""
+) -> Iterator[Actors]:
+    """Reserves resources and starts the actors; releases both however the block ends."""
     placement = reserve(config, rewards)
     with ExitStack() as started:
         started.callback(placement.release)
@@ -171,16 +172,16 @@ def _live_parts(
         rollout = RolloutPool(policy, model, config, placement)
         started.callback(rollout.shutdown)
         if config.mode == "colocated" and placement.on_gpu:
-            rollout.sleep()  # else vLLM, which measures the GPU as it starts, counts the learner in
+            rollout.sleep()  # vLLM profiles GPU memory at start-up: the learner must not be there yet
         workers = RewardWorkers(library, rewards, embedder, (placement.group, placement.first_reward_bundle))
         started.callback(workers.shutdown)
         learner = Learner(policy, model, config, seed, placement)
         started.callback(learner.shutdown)
-        yield Parts(rollout, workers, learner, rewards, probe)
+        yield Actors(rollout, workers, learner, rewards, probe)
 
 
 def _run(
-    parts: Parts,
+    actors: Actors,
     prompts: Sequence[Prompt],
     held_out: Sequence[Prompt],
     folder: Path,
@@ -188,7 +189,7 @@ def _run(
     tracking: TrackingConfig,
     seed: int,
 ) -> Progress:
-    """Trains to the end; when learner ranks die, again from the newest checkpoint with a new learner.
+    """Trains to the end; if learner ranks die, restarts the learner and resumes from the newest checkpoint.
 
     Raises:
         RuntimeError: They died more than `grpo.max_failures` times.
@@ -199,30 +200,28 @@ def _run(
     while True:
         try:
             if failures:
-                parts.learner.restart()
-            return _train(parts, prompts, held_out, folder, config, tracking, seed)
+                actors.learner.restart()
+            return _train(actors, prompts, held_out, folder, config, tracking, seed)
         except ray.exceptions.RayError as error:
-            lost = parts.learner.lost()
-            if not lost:
+            dead = actors.learner.dead_ranks()
+            if not dead:
                 raise
             failures += 1
-            ranks = "learner rank " + ", ".join(map(str, lost))
+            ranks = "learner rank " + ", ".join(map(str, dead))
             if failures > config.max_failures:
                 raise RuntimeError(
                     f"{ranks} died, after {failures - 1} recoveries (grpo.max_failures="
-                    f"{config.max_failures}). A process that the system kills mostly lacks memory: lower "
-                    "grpo.micro_tokens, or use more learner ranks with grpo.zero_stage 3"
+                    f"{config.max_failures}). A process killed by the system usually ran out of memory: "
+                    "lower grpo.micro_tokens, or use more learner ranks with grpo.zero_stage 3"
                 ) from error
             step = checkpoint.newest_step(folder / "checkpoints")
-            source = (
-                f"its checkpoint of step {step}" if step else "the SFT model, as there is no checkpoint yet"
-            )
-            times = f"failure {failures} of {config.max_failures} that are borne"
-            say(f"  {ranks} died; starting the learner again, from {source} ({times})")
+            source = f"the checkpoint of step {step}" if step else "the SFT model: there is no checkpoint yet"
+            times = f"failure {failures} of {config.max_failures} tolerated"
+            say(f"  {ranks} died; restarting the learner from {source} ({times})")
 
 
 def _train(
-    parts: Parts,
+    actors: Actors,
     prompts: Sequence[Prompt],
     held_out: Sequence[Prompt],
     folder: Path,
@@ -230,47 +229,42 @@ def _train(
     tracking: TrackingConfig,
     seed: int,
 ) -> Progress:
-    """Resumes from the newest checkpoint, runs the loop with what is written beside it, saves the model."""
-    progress = checkpoint.load_latest(folder / "checkpoints", parts.learner)
-    validation = Validation(folder, parts, held_out, progress.step)
+    """Resumes from the newest checkpoint, runs the loop, writes logs and checkpoints, saves the model."""
+    progress = checkpoint.load_latest(folder / "checkpoints", actors.learner)
+    validation = Validation(folder, actors, held_out, progress.step)
     log = folder / "metrics.jsonl"
     lines = trim_metrics(log, progress.step)
     settings = config.model_dump(mode="json")
     with (
-        mirrored(folder, tracking, settings, [*lines, *validation.tracked]) as mirror,
+        open_trackers(folder, tracking, settings, [*lines, *validation.tracker_lines]) as write_trackers,
         track("grpo", config.max_steps, progress.step) as advance,
     ):
-        validation.on_line = mirror
+        validation.on_line = write_trackers
 
         def on_step(now: Progress, metrics: dict[str, Any]) -> None:
             nonlocal progress
             progress, step = now, now.step
             lines.append(metrics)
             append_metrics(log, metrics)
-            mirror(metrics)
-            for text in raised(lines, synchronous=config.mode != "async").values():
+            write_trackers(metrics)
+            for text in new_alarms(lines, synchronous=config.mode != "async").values():
                 say(f"  [bold yellow]grpo step {step}[/]: {text}")
             last = step == config.max_steps
             if last or step % config.eval_steps == 0:
                 validation.run(step)
             if last or step % config.save_steps == 0:
-                checkpoint.save(folder / "checkpoints", parts.learner, progress, config.save_limit)
+                checkpoint.save(folder / "checkpoints", actors.learner, progress, config.save_limit)
             advance(1, note=f"reward {metrics['reward']:.3f}")
 
-        train(parts, prompts, config, seed, progress, validation.before, on_step)
-    parts.learner.save_model(folder / "model")
+        train(actors, prompts, config, seed, progress, validation.run_first, on_step)
+    actors.learner.save_model(folder / "model")
     if config.keep_best:
         validation.use_best(folder / "model")
     return progress
 
 
-def _probe(prompt: Prompt) -> list[int]:
-    """The sequence both sides score after each weight sync: a prompt's first tokens, at most 128."""
-    return prompt.token_ids[:128]
-
-
 def _summary(folder: Path) -> dict[str, Any]:
-    """First and last figures for the manifest."""
+    """First and last metrics, for the manifest."""
     lines = read_metrics(folder / "metrics.jsonl")
     checks = read_metrics(folder / "validation.jsonl")
     summary: dict[str, Any] = {}

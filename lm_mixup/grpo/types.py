@@ -12,14 +12,14 @@ from lm_mixup.models.engine import Completion
 
 @dataclass(frozen=True)
 class Episode:
-    """One completion, ready to learn from.
+    """One completion, ready to train on.
 
     Attributes:
         prompt_ids: Prompt tokens.
         completion_ids: Sampled tokens, at least one.
         engine_logps: float32 [T], log π_engine of the sampled tokens.
         advantage: Group-relative advantage.
-        group: Which group of the rollout batch it belongs to; episodes of one group have one prompt.
+        group: Index of its group in the rollout batch; episodes of a group share their prompt.
     """
 
     prompt_ids: list[int]
@@ -36,15 +36,15 @@ class Episode:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What one group is drawn from.
+    """The prompt of one group.
 
     Attributes:
-        id: The MIXTURE row.
-        task_type: Its task type.
+        id: Of the MIXTURE row.
+        task_type: Of the MIXTURE row.
         token_ids: The encoded prompt.
         reference: The target's answer text.
         entities: What the row is about.
-        inputs: The poor texts that it merges, which faithfulness is measured against.
+        inputs: The low-quality texts to merge, which faithfulness is measured against.
     """
 
     id: str
@@ -57,7 +57,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Group:
-    """The completions of one prompt, and the weights they were drawn under."""
+    """The completions of one prompt, and the version of the weights that drew them."""
 
     prompt: Prompt
     completions: list[Completion]

@@ -16,7 +16,7 @@ from lm_mixup.core.noise import add_noise
 from lm_mixup.core.run_dir import Outcome, StageDir
 from lm_mixup.core.schemas import MIXTURE, content_id, extend, table
 from lm_mixup.core.task_types import INSTRUCTIONS, LETTERS, Cs, Mcq, parse_answer, write_input
-from lm_mixup.core.value_counts import census
+from lm_mixup.core.value_counts import count_values
 from lm_mixup.demo import Bundle, Merged, invent, merge, pair_up, replace_terms
 from lm_mixup.distributed.map_parts import PartResult, Work, map_parts
 from lm_mixup.mixture.teacher.fact_coverage import names
@@ -128,7 +128,7 @@ def _counted(rows: Iterable[Row], rows_in: int, **figures: int) -> PartResult:
     """The rows of a part with its figures, and how many there are of each kind."""
     made = table(rows, SCHEMA)
     inputs = pc.sum(pc.list_value_length(made["inputs"])).as_py() or 0
-    return PartResult(made, rows_in=rows_in, metrics={"inputs": inputs, **figures, **census(made)})
+    return PartResult(made, rows_in=rows_in, metrics={"inputs": inputs, **figures, **count_values(made)})
 
 
 def bundles_of(

@@ -14,6 +14,7 @@ from lm_mixup.core.run_dir import Outcome, StageDir
 from lm_mixup.core.schemas import content_id, table
 from lm_mixup.demo import write_variant
 from lm_mixup.distributed.map_parts import PartResult, Work, map_parts
+from lm_mixup.mixture.generate import rate_of
 from lm_mixup.mixture.schemas import parted, too_good
 from lm_mixup.mixture.teacher.variants import taught_variants
 from lm_mixup.mixture.variant_plan import SCHEMA, Slot, slots
@@ -40,7 +41,7 @@ def degrade(
         teacher: Who writes; the one that wrote the samples.
         seed: Of all choices.
     """
-    shared = share_judge(rate, out)
+    shared = share_judge(rate_of(rate, teacher), out)
     kwargs = {"generate": generate, "config": config, "judge": shared, "seed": seed}
     if teacher.backend == "offline":
         map_parts(out, generate.parts(), _make_work, kwargs, **shared.placement())

@@ -59,7 +59,7 @@ def generate(
         raise InputError(
             f"build.passages: no passage of {config.passages} can be used; see passages/rejected"
         )
-    shared = share_judge(rate, out)
+    shared = share_judge(rate_of(rate, teacher), out)
     kwargs = {"passages": passages, "sizes": sizes, "config": config, "judge": shared, "seed": seed}
     items = plan(sum(sizes), config.samples, data.rows_per_part)
     if teacher.backend == "offline":
@@ -71,6 +71,15 @@ def generate(
         say(line)
     map_parts(out, items, _make_taught, kwargs | {"chat": chat}, **placement)
     return Outcome(metrics=shared.metrics() | chat.metrics())
+
+
+def rate_of(rate: RateConfig, teacher: TeacherConfig) -> RateConfig:
+    """The judge of what a teacher writes.
+
+    The offline teacher fills the facts of one entity into a question and its answer, so that its rows are
+    relevant by construction. To embed them all would take longer than all else in `build`.
+    """
+    return rate.model_copy(update={"relevance": False}) if teacher.backend == "offline" else rate
 
 
 def check_teacher(config: BuildConfig, teacher: TeacherConfig) -> None:

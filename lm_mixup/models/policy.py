@@ -31,8 +31,10 @@ CHATML = (
 )
 
 
-def load_tokenizer(path: str | Path, model: ModelConfig) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: str | Path, model: ModelConfig, key: str = "model.path") -> PreTrainedTokenizerBase:
     """The tokenizer at a Hub name or folder, with a chat template, an end-of-sequence and a padding token.
+
+    `key` is the config key that names the model, for messages.
 
     Raises:
         InputError: It cannot be loaded, or lacks a chat template or an end-of-sequence token.
@@ -40,13 +42,11 @@ def load_tokenizer(path: str | Path, model: ModelConfig) -> PreTrainedTokenizerB
     from transformers import AutoTokenizer
 
     options = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
-    tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, path, **options)
+    tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, path, key, **options)
     if tokenizer.chat_template is None:
-        raise InputError(
-            f"model.path {path}: its tokenizer has no chat template; use an instruction-tuned model"
-        )
+        raise InputError(f"{key} {path}: its tokenizer has no chat template; use an instruction-tuned model")
     if tokenizer.eos_token_id is None:
-        raise InputError(f"model.path {path}: no end-of-sequence token; set eos_token in its tokenizer")
+        raise InputError(f"{key} {path}: no end-of-sequence token; set eos_token in its tokenizer")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -67,6 +67,7 @@ def load_policy(path: str | Path, model: ModelConfig) -> PreTrainedModel:
     policy: PreTrainedModel = _load(
         AutoModelForCausalLM,
         path,
+        "model.path",
         revision=model.revision,
         trust_remote_code=model.trust_remote_code,
         dtype=policy_dtype(model),
@@ -85,17 +86,17 @@ def policy_dtype(model: ModelConfig) -> torch.dtype:
     return dtype
 
 
-def _load(auto_class: Any, path: str | Path, **options: Any) -> Any:
-    check_model_path(str(path))
+def _load(auto_class: Any, path: str | Path, key: str, **options: Any) -> Any:
+    check_model_path(str(path), key)
     if str(path) == UNTRAINED_NANO:
-        raise InputError(f"model.path {path}: has no weights before the sft stage has made them")
+        raise InputError(f"{key} {path}: has no weights before the sft stage has made them")
     folder = Path(model_folder(str(path)))
     try:
         return auto_class.from_pretrained(folder if folder.is_dir() else str(path), **options)
     except (OSError, ValueError) as error:
         where = "" if folder.is_dir() else " (no such folder here, and not loaded from the Hub)"
         reason = " ".join(str(error).split())
-        raise InputError(f"model.path {path}{where}: {reason:.300}") from error
+        raise InputError(f"{key} {path}{where}: {reason:.300}") from error
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, instruction: str, inputs: Sequence[str]) -> list[int]:

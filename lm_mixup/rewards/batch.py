@@ -1,4 +1,4 @@
-"""What is scored, and what comes of it."""
+"""The input and the output of reward functions."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from lm_mixup.rewards.quality import Floats
 
 @dataclass(frozen=True)
 class RewardBatch:
-    """Completions to be scored: lists of equal length, row i about completion i.
+    """Completions to score: lists of equal length, where row i describes completion i.
 
-    Custom rewards get this too, an endpoint as a JSON object of the same fields.
+    Custom rewards receive the same; an endpoint as a JSON object with these fields.
 
     Attributes:
-        task_types: What each answer should be.
+        task_types: Of each prompt.
         completions: The policy's raw texts.
-        references: The answer texts of the targets (`tasks.write_answer`).
+        references: The answer texts of the targets (`task_types.write_answer`).
         groups: Equal for completions of one prompt.
-        inputs: The poor texts of each prompt (`task_types.write_input`); empty where nobody needs them.
+        inputs: The low-quality texts of each prompt (`task_types.write_input`).
         finished: Whether the policy ended each completion by itself; empty: all did.
     """
 
@@ -33,7 +33,9 @@ class RewardBatch:
 
     def __post_init__(self) -> None:
         columns = [self.task_types, self.completions, self.references, self.groups]
-        lengths = {len(column) for column in (*columns, self.inputs or self.groups, self.finished or self.groups)}
+        lengths = {
+            len(column) for column in (*columns, self.inputs or self.groups, self.finished or self.groups)
+        }
         if len(lengths) != 1:
             raise ValueError(
                 f"the lists of a reward batch have lengths {sorted(lengths)}; they must be equal"
@@ -43,7 +45,7 @@ class RewardBatch:
         return len(self.completions)
 
     def rows(self, cut: slice) -> RewardBatch:
-        """Some of the rows."""
+        """A slice of the rows."""
         return RewardBatch(**{column.name: getattr(self, column.name)[cut] for column in fields(self)})
 
 
@@ -52,11 +54,11 @@ class RewardScores:
     """Rewards in the order of the batch.
 
     Attributes:
-        total: What the policy learns from, float64 [N]: the weighted sum, or under `normalize_then_sum` the sum of
-            normalised components, whose mean is 0 in every group.
-        components: `quality`, `alignment`, `format`, `faithfulness` and the custom ones, before weights, float64
-            [N] each.
-        weighted: The weighted sum of the components under any composition, float64 [N]: what is logged and
+        total: What the policy is trained on, float64 [N]: the weighted sum, or with `normalize_then_sum` the
+            sum of normalized components, whose mean is 0 in every group.
+        components: `quality`, `alignment`, `format`, `faithfulness` and the custom ones, before weights,
+            float64 [N] each.
+        weighted: The weighted sum of the components with any composition, float64 [N], which is logged and
             compared between steps. Default: `total`.
     """
 
@@ -71,13 +73,10 @@ class RewardScores:
 
 
 def whole_groups(groups: Sequence[int], size: int) -> list[slice]:
-    """Cuts a batch into chunks of at least `size` rows (but the last), never between rows of a group.
+    """Splits a batch into chunks of at least `size` rows (except the last), never within a group.
 
-    A reward that compares the completions of a prompt so sees all of them, whatever the size.
-
-    Args:
-        groups: [N], the completions of a group standing together.
-        size: Rows from which a chunk is full.
+    So a reward that compares the completions of a prompt always sees all of them. `groups` is [N], with the
+    completions of a group adjacent.
     """
     cuts, start = [], 0
     for row in range(1, len(groups) + 1):

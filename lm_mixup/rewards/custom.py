@@ -1,7 +1,7 @@
-"""Rewards of the user's own: a function by import path, or an HTTP endpoint.
+"""Custom rewards: a function by import path, or an HTTP endpoint.
 
-There is no default in place of a reward: a batch ends with one finite number a completion, or with one line
-that says which reward failed and how.
+A failed reward is never replaced by a default: a batch ends with one finite number per completion, or with an
+error that names the reward and the cause.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 
 Source = Callable[[RewardBatch], Any]
 
-_SHOWN = 100  # characters of what an endpoint answered that an error quotes
+_SHOWN = 100  # characters of an endpoint's response quoted in an error
 _MOST_WAIT_S = 30.0
 
 
 class _Failed(Exception):
-    """An attempt failed; the next may not. `wait_s` is what an endpoint asks to wait."""
+    """An attempt failed and may be retried. `wait_s` is the wait an endpoint asks for."""
 
     def __init__(self, reason: str, wait_s: float | None = None) -> None:
         super().__init__(reason)
@@ -48,10 +48,10 @@ class _Failed(Exception):
 
 
 class CustomRewards:
-    """The custom rewards of a config, ready to score, one after the other.
+    """The custom rewards of a config, ready to score, one after another.
 
-    Functions are called where no event loop runs, so that they may start one; what an async function or an
-    endpoint needs runs in one loop all along, so that a session kept between calls stays usable.
+    Functions are called outside any event loop, so they may start one. Async functions and endpoints share
+    one loop for the lifetime of this object, so a session they keep between calls stays usable.
     """
 
     def __init__(self, rewards: Mapping[str, CustomReward]) -> None:
@@ -68,13 +68,13 @@ class CustomRewards:
         """The custom rewards of each completion, float64 [N] each.
 
         Raises:
-            InputError: A reward failed as often as its `max_retries` allows, or gave what is not one finite
-                number a completion.
+            InputError: A reward failed more than `max_retries` times, or did not return one finite number per
+                completion.
         """
         return {name: self._score(name, reward, batch) for name, reward in self._rewards.items()}
 
     def close(self) -> None:
-        """Ends the event loop."""
+        """Closes the event loop."""
         self._runner.close()
 
     def _score(self, name: str, reward: CustomReward, batch: RewardBatch) -> Floats:
@@ -102,7 +102,7 @@ class CustomRewards:
         except (_Failed, InputError):
             raise
         except Exception as error:
-            raise _Failed(f"raised {_line(error)}{_place(error)}") from error
+            raise _Failed(f"raised {_one_line(error)}{_raised_at(error)}") from error
         try:
             return rewards_of(values, len(batch))
         except ValueError as error:
@@ -111,11 +111,11 @@ class CustomRewards:
 
 async def _in_time(values: Awaitable[Any], timeout_s: float) -> Any:
     try:
-        async with asyncio.timeout(timeout_s) as limit:  # of the whole answer, however slowly it drips
+        async with asyncio.timeout(timeout_s) as limit:  # for the whole response, however slowly it arrives
             return await values
     except TimeoutError:
         if limit.expired():
-            raise _Failed(f"gave no answer within {timeout_s:g} s") from None
+            raise _Failed(f"did not answer within {timeout_s:g} s") from None
         raise
 
 
@@ -123,16 +123,16 @@ def check_custom(rewards: Mapping[str, CustomReward]) -> None:
     """Refuses rewards that cannot work, before anything is started.
 
     Raises:
-        InputError: A function cannot be imported, or the variable of a key is empty.
+        InputError: A function cannot be imported, or the environment variable of a key is empty.
     """
     for name, reward in rewards.items():
         _source(name, reward)
 
 
 def source_digest(name: str, reward: CustomReward) -> str | None:
-    """A digest of the files that hold a function: another text, another run. None for an endpoint.
+    """A digest of the source files of a function, part of the stage's fingerprint. None for an endpoint.
 
-    These are the module's that the path names, and, where that took the function from another one, its own.
+    The files are that of the module in the path and, if the function was imported there, its own.
 
     Raises:
         InputError: The function cannot be imported.
@@ -146,7 +146,7 @@ def source_digest(name: str, reward: CustomReward) -> str | None:
 
 
 def _file_of(function: Source) -> str | None:
-    """The file that a function, or the class of what is called, was written in; None where it is built in."""
+    """The source file of a function, or of the class of a callable object; None if it is built in."""
     written: Any = inspect.unwrap(function)
     if not inspect.isroutine(written) and not inspect.isclass(written):
         written = type(written)
@@ -157,21 +157,21 @@ def _file_of(function: Source) -> str | None:
 
 
 def load_function(name: str, path: str) -> Source:
-    """The function at an import path; modules in the working directory are found as well.
+    """The function at an import path; modules in the working directory are found too.
 
     Raises:
-        InputError: There is no such module or name in it, or it cannot be called.
+        InputError: There is no such module or attribute, or it is not callable.
     """
     here = str(Path.cwd())
     if here not in sys.path:
-        sys.path.append(here)  # last: a file of the user's must not stand in for an installed module
+        sys.path.append(here)  # last: a user's file must not shadow an installed module
     where = f"rewards.custom.{name}.path {path}"
     module_name, _, attribute = path.partition(":")
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
         raise InputError(
-            f"{where}: {module_name} cannot be imported ({_line(error)}); it is looked for in {here}, on "
+            f"{where}: {module_name} cannot be imported ({_one_line(error)}); searched in {here}, on "
             "PYTHONPATH and among the installed packages"
         ) from error
     try:
@@ -187,7 +187,7 @@ def load_function(name: str, path: str) -> Source:
 
 
 def rewards_of(values: Any, count: int) -> Floats:
-    """What a reward returned, as an array, if it is one finite number a completion.
+    """Converts what a reward returned to an array, if it is one finite number per completion.
 
     Args:
         values: A list, tuple, NumPy array or tensor.
@@ -201,22 +201,22 @@ def rewards_of(values: Any, count: int) -> Floats:
     """
     listed = values.tolist() if hasattr(values, "tolist") else values
     if not isinstance(listed, Iterable) or isinstance(listed, str | bytes | Mapping):
-        raise ValueError(f"gave a {type(values).__name__} in place of a list of numbers")
+        raise ValueError(f"returned a {type(values).__name__} instead of a list of numbers")
     listed = list(listed)
     if len(listed) != count:
-        raise ValueError(f"gave {len(listed)} rewards for {count} completions")
+        raise ValueError(f"returned {len(listed)} rewards for {count} completions")
     for row, value in enumerate(listed):
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            raise ValueError(f"gave {value!r:.40} for completion {row}, which is not a number")
+            raise ValueError(f"returned {value!r:.40} for completion {row}, which is not a number")
         if not _is_finite(value):
-            raise ValueError(f"gave {value!r:.40} for completion {row}, which is not finite")
+            raise ValueError(f"returned {value!r:.40} for completion {row}, which is not finite")
     return np.array([float(value) for value in listed], dtype=np.float64)
 
 
 def _is_finite(value: numbers.Real) -> bool:
     try:
         return math.isfinite(value)
-    except OverflowError:  # an integer beyond every float
+    except OverflowError:  # an integer too large for a float
         return False
 
 
@@ -225,7 +225,7 @@ def _source(name: str, reward: CustomReward) -> Source:
 
 
 class _Endpoint:
-    """An HTTP endpoint: a batch as a JSON object there, `{"rewards": [...]}` back."""
+    """An HTTP endpoint: takes a batch as a JSON object, responds with `{"rewards": [...]}`."""
 
     def __init__(self, name: str, reward: CustomReward) -> None:
         self._section, self._url = f"rewards.custom.{name}", reward.url or ""
@@ -237,8 +237,8 @@ class _Endpoint:
         """One attempt.
 
         Raises:
-            _Failed: It may go better the next time.
-            InputError: The endpoint refuses.
+            _Failed: The request may be retried.
+            InputError: The endpoint refuses the request.
         """
         import httpx
 
@@ -251,10 +251,10 @@ class _Endpoint:
         try:
             response = await self._client.post(self._url, content=body)
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            raise _Failed(self._clean(f"does not answer ({_line(error)})")) from None
+            raise _Failed(self._clean(f"does not respond ({_one_line(error)})")) from None
         status = response.status_code
         if status in (408, 409, 429) or status >= 500:
-            raise _Failed(f"answered HTTP {status}", retry_after(response.headers))
+            raise _Failed(f"responded with HTTP {status}", retry_after(response.headers))
         if not response.is_success:
             raise InputError(
                 f"{self._section}: {self._clean(self._url)} refuses the batch (HTTP {status}: "
@@ -264,14 +264,14 @@ class _Endpoint:
             return response.json()["rewards"]
         except (ValueError, LookupError, TypeError):
             shown = self._clean(response.text)
-            raise _Failed(f'answered {shown!r:.{_SHOWN}} in place of {{"rewards": [...]}}') from None
+            raise _Failed(f'responded with {shown!r:.{_SHOWN}} instead of {{"rewards": [...]}}') from None
 
     def _clean(self, text: str) -> str:
         return " ".join(redact(text, self._key or "", *url_secrets(self._url)).split())
 
 
 def _wait(state: tenacity.RetryCallState) -> float:
-    """Seconds before the next attempt: what an endpoint asks for, else longer each time."""
+    """Seconds before the next attempt: what an endpoint asks for, else exponential backoff."""
     import tenacity
 
     error = state.outcome.exception() if state.outcome else None
@@ -280,11 +280,11 @@ def _wait(state: tenacity.RetryCallState) -> float:
     return float(tenacity.wait_random_exponential(multiplier=0.5, max=_MOST_WAIT_S)(state))
 
 
-def _line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
 
 
-def _place(error: Exception) -> str:
-    """Where the user's code raised an error."""
+def _raised_at(error: Exception) -> str:
+    """File and line where the user's code raised an error."""
     frames = traceback.extract_tb(error.__traceback__)
     return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""

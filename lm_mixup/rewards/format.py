@@ -18,16 +18,11 @@ _PADDING = re.compile(r"\s{9,}(?:$|</)|(?:^|>)\s{9,}|\n{9,}")
 def format_reward(task_type: TaskType, completion: str) -> float:
     """0.5 for the tags, 0.5 for the answer's pattern (paper section 3.3).
 
-    * The tags: `task_types.parse_output` accepts the whole text: exactly one `<think>` and one `<answer>` block,
+    * Tags: `task_types.parse_output` accepts the whole text: exactly one `<think>` and one `<answer>` block,
       in this order and case, nothing outside, the answer not empty. Two blocks or an empty one earn nothing.
-    * The pattern: `task_types.parse_answer` accepts the answer. It is earned only on top of the tags, because what
-      does not stand between tags is no answer. Every non-empty paragraph has the pattern of one. Blanks
-      without end, at the end or around a block, lose it: a policy that pads up to the length limit would be
-      rejected by `distill`.
-
-    Args:
-        task_type: What the answer should be.
-        completion: The policy's raw text.
+    * Pattern: `task_types.parse_answer` accepts the answer. It requires the tags: text outside them is no
+      answer. Every non-empty paragraph has the pattern of a paragraph. Runs of blanks, at the end or around a
+      block, lose it: a policy that pads up to the length limit would be rejected by `distill`.
 
     Returns:
         0.0, 0.5 or 1.0.

@@ -1,10 +1,11 @@
-"""Stage `library`: the rated samples whose neighbours judge a completion."""
+"""Stage `library`: rated samples; a completion is scored by its neighbours among them."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,9 +18,10 @@ from lm_mixup.core.errors import InputError
 from lm_mixup.core.progress import say
 from lm_mixup.core.run_dir import Outcome, StageDir, fingerprint
 from lm_mixup.core.schemas import content_id
+from lm_mixup.core.score_classes import NUM_CLASSES
 from lm_mixup.core.task_types import TASK_TYPES, FormatError, TaskType, judged_text
 from lm_mixup.distributed.map_parts import PartResult, map_parts
-from lm_mixup.rewards.quality import NUM_CLASSES, TaskLibrary, held_out, make_library, quality_reward
+from lm_mixup.rewards.quality import TaskLibrary, held_out, make_library, quality_reward
 
 _COLUMNS = ["id", "task_type", "answer", "score", "split", "entity"]
 _ROWS_PER_PART = 512
@@ -27,9 +29,9 @@ _ROWS_PER_PART = 512
 
 @dataclass(frozen=True)
 class RatedRow:
-    """A rated sample. `answer` is the text that is embedded: `task_types.judged_text` wrote it.
+    """A rated sample. `answer` is the embedded text, as `task_types.judged_text` writes it.
 
-    `entity` is what it speaks of: a sample and its degraded variants share it.
+    `entity` is its subject: a sample and its degraded variants share it.
     """
 
     id: str
@@ -41,15 +43,14 @@ class RatedRow:
 
 @dataclass(frozen=True)
 class LibraryInfo:
-    """What `library.json` says.
+    """The contents of `library.json`.
 
     Attributes:
         embedder: Name of the embedder.
-        embedder_fingerprint: Of its configuration; a completion must be embedded in the same way.
+        embedder_fingerprint: Of its configuration; completions must be embedded in the same way.
         dimension: Of the embeddings.
         counts: Samples by task type and score.
-        held_out: By task type, how well the library judges samples of entities it is not shown
-            (`quality.held_out`).
+        held_out: By task type, how well the library scores samples of held-out entities (`quality.held_out`).
         digests: BLAKE2b of each task type's file.
     """
 
@@ -70,34 +71,36 @@ def library(
     embedder: EmbedderConfig,
     seed: int,
 ) -> Outcome:
-    """Embeds rated samples and estimates how scores neighbour each other, by task type.
+    """Embeds rated samples and estimates the score-transition matrix and prior of each task type.
 
-    Only rows of split `sft` are taken, so no GRPO prompt or test row is judged by its own source, and only
-    rated ones. Writes `data/*.parquet` (id, task_type, answer, score, entity, embedding), one
+    Only rated rows of split `sft` are used, so that no GRPO prompt or test row is scored by its own source.
+    Writes `data/*.parquet` (id, task_type, answer, score, entity, embedding), one
     `<task_type>.safetensors` each (embeddings float32 [N, d], scores int64 [N], transition float64 [K, K],
     prior float64 [K]) and `library.json`.
 
     Args:
         rated: Rated samples: `generate`, or `rate_mixture`, which holds low ones too.
         low: Rated low-quality samples: `degrade`.
-        out: Where the library goes.
-        config: How many rows are kept.
+        out: The stage directory.
+        config: The maximum number of rows.
         rewards: Neighbours and smoothing of the estimate.
-        embedder: What embeds the answers.
-        seed: Which rows are kept when there are more.
+        embedder: Embeds the answers.
+        seed: Decides which rows are kept if there are more.
 
     Returns:
-        The outcome; `left_out` says why the other rows are not in the library.
+        The outcome; `left_out` states why the other rows are not in the library.
 
     Raises:
-        InputError: Not a single row can be used.
+        InputError: No row can be used.
     """
     sources = [rated] if low is None else [rated, low]
-    chosen, left_out = choose(_rows(*sources), config.rows, seed)
+    tables = itertools.chain.from_iterable(stage.iter_parts(columns=_COLUMNS) for stage in sources)
+    rows = itertools.chain.from_iterable(table.to_pylist() for table in tables)
+    chosen, left_out = choose_rows(rows, config.rows, seed)
     if not chosen:
         raise InputError(
             f"library: no rated row of split sft in {', '.join(s.name for s in sources)} ({dict(left_out)}); "
-            "raise build.samples or look at why rows are unrated"
+            "raise build.samples, or check why rows are unrated"
         )
     parts = [chosen[start : start + _ROWS_PER_PART] for start in range(0, len(chosen), _ROWS_PER_PART)]
     map_parts(
@@ -125,33 +128,28 @@ def library(
     )
 
 
-def _rows(*stages: StageDir) -> Iterator[Mapping[str, Any]]:
-    for stage in stages:
-        for table in stage.iter_parts(columns=_COLUMNS):
-            yield from table.to_pylist()
+def choose_rows(
+    rows: Iterable[Mapping[str, Any]], limit: int, seed: int
+) -> tuple[list[RatedRow], Counter[str]]:
+    """Chooses at most `limit` rated rows, balanced over task types and, within each, over scores.
 
-
-def choose(rows: Iterable[Mapping[str, Any]], limit: int, seed: int) -> tuple[list[RatedRow], Counter[str]]:
-    """Picks at most `limit` rated rows, even over task types and, within each, over scores.
-
-    Which rows of a score stay depends on the seed and their text, not on their order. What a task type or a
-    score lacks is given to the others. Holds at most `limit` rows of each task type and score at a time.
+    The choice depends on the seed and the rows' text, not on their order. What a task type or a score lacks
+    is given to the others. Memory: about 2 · `limit` rows of each task type and score.
 
     Args:
         rows: Mappings of `id, task_type, answer, score, split, entity`.
-        limit: Most rows.
-        seed: Changes the pick.
+        limit: Maximum number of rows.
+        seed: Changes the choice.
 
     Returns:
-        The rows, sorted by task type, score and pick; and the number of others by reason: `other_split`,
+        The rows, sorted by task type and score; and the number of rows left out by reason: `other_split`,
         `unrated`, `unreadable_answer`, `duplicate`, `beyond_limit`.
     """
     cells: dict[TaskType, dict[int, dict[str, RatedRow]]] = {}
     left_out: Counter[str] = Counter()
     for row in rows:
-        refusal = _refusal(row)
-        if refusal:
-            left_out[refusal] += 1
+        if row["split"] != "sft" or row["score"] is None:
+            left_out["unrated" if row["split"] == "sft" else "other_split"] += 1
             continue
         try:
             answer = judged_text(row["task_type"], row["answer"])
@@ -166,7 +164,8 @@ def choose(rows: Iterable[Mapping[str, Any]], limit: int, seed: int) -> tuple[li
         cell[key] = RatedRow(row["id"], row["task_type"], answer, row["score"], row["entity"] or row["id"])
         if len(cell) > 2 * limit:
             left_out["beyond_limit"] += len(cell) - limit
-            _keep_first(cell, limit)
+            for beyond in sorted(cell)[limit:]:
+                del cell[beyond]
     chosen: list[RatedRow] = []
     held = {task_type: sum(len(cell) for cell in scores.values()) for task_type, scores in cells.items()}
     for task_type, share in sorted(fair_shares(limit, held).items()):
@@ -176,17 +175,6 @@ def choose(rows: Iterable[Mapping[str, Any]], limit: int, seed: int) -> tuple[li
             chosen += [cell[key] for key in sorted(cell)[:count]]
     left_out["beyond_limit"] += sum(held.values()) - len(chosen)
     return chosen, +left_out
-
-
-def _refusal(row: Mapping[str, Any]) -> str | None:
-    if row["split"] != "sft":
-        return "other_split"
-    return "unrated" if row["score"] is None else None
-
-
-def _keep_first(cell: dict[str, RatedRow], limit: int) -> None:
-    for key in sorted(cell)[limit:]:
-        del cell[key]
 
 
 def _make_embed(embedder: EmbedderConfig) -> Callable[[list[dict[str, Any]]], PartResult]:
@@ -206,7 +194,7 @@ def _make_embed(embedder: EmbedderConfig) -> Callable[[list[dict[str, Any]]], Pa
 
 
 def _write(out: StageDir, rewards: RewardsConfig, embedder: EmbedderConfig) -> LibraryInfo:
-    """Gathers the parts into one file a task type, and describes them."""
+    """Writes one file per task type from the parts, and `library.json`."""
     from safetensors.numpy import save
 
     rows = out.read()
@@ -237,15 +225,15 @@ def _write(out: StageDir, rewards: RewardsConfig, embedder: EmbedderConfig) -> L
 
 
 def _warn_one_sided(info: LibraryInfo) -> None:
-    """A task type whose samples all earn the same cannot tell completions apart."""
+    """Warns of task types whose samples all have the same reward: they cannot rank completions."""
     for task_type, counts in info.counts.items():
         earned = quality_reward(np.eye(NUM_CLASSES)[[int(score) for score in counts]])
         if len(set(earned)) == 1:
-            say(f"  library: every {task_type} sample stands for quality reward {earned[0]}: scores {counts}")
+            say(f"  library: every {task_type} sample has quality reward {earned[0]}: scores {counts}")
 
 
 def check_library(stage: StageDir, embedder: EmbedderConfig) -> LibraryInfo:
-    """Reads what a library is, without its tensors, and whether this embedder made it.
+    """Reads `library.json` and checks that this embedder made the library.
 
     Raises:
         InputError: There is no library, or another embedder made it.
@@ -266,10 +254,10 @@ def check_library(stage: StageDir, embedder: EmbedderConfig) -> LibraryInfo:
 def load_library(
     stage: StageDir, embedder: EmbedderConfig, task_types: Sequence[TaskType] | None = None
 ) -> dict[TaskType, TaskLibrary]:
-    """The libraries of the task types asked for, or of all there are.
+    """The libraries of the given task types, or of all.
 
     Raises:
-        InputError: As in `check_library`; or a task type has no samples, or its file is not the one written.
+        InputError: As in `check_library`; or a task type has no samples, or its file was changed.
     """
     from safetensors.numpy import load
 
@@ -282,22 +270,23 @@ def load_library(
         content = stage.run.read_bytes(relative) if stage.run.exists(relative) else b""
         if _digest(content) != info.digests[task_type]:
             raise InputError(
-                f"rewards: {stage.run.uri}/{relative} is not what the stage wrote; run `library` again"
+                f"rewards: {stage.run.uri}/{relative} was changed since it was written; "
+                "run the stage `library` again"
             )
         loaded[task_type] = TaskLibrary(**load(content))
     return loaded
 
 
 def require_task_types(info: LibraryInfo, task_types: Iterable[TaskType]) -> None:
-    """Refuses task types of which the library has no sample.
+    """Refuses task types without samples in the library.
 
     Raises:
         InputError: It names them.
     """
-    lacking = [task_type for task_type in dict.fromkeys(task_types) if task_type not in info.counts]
-    if lacking:
+    missing = [task_type for task_type in dict.fromkeys(task_types) if task_type not in info.counts]
+    if missing:
         raise InputError(
-            f"rewards: the library has no rated samples of task type {', '.join(lacking)} (it has "
+            f"rewards: the library has no rated samples of task type {', '.join(missing)} (it has "
             f"{', '.join(info.counts)}); add them to build.task_mix or raise build.samples"
         )
 

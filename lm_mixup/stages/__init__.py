@@ -19,6 +19,10 @@ VERBS = {verb: (verb,) for verb in _BY_VERB} | {"run": tuple(_RUN)}
 def stages_of(verb: str, config: Config) -> dict[str, Stage]:
     """The stages of a verb that a config has, by name, in order."""
     rows = [row for part in VERBS[verb] for row in _BY_VERB[part]]
+    if "build" in VERBS[verb] and config.build.reads_pool():
+        # Good rows of the pool are known once it is curated: `build` begins with that, `augment` skips it.
+        rated = augment.STAGES[: 1 + [row.name for row in augment.STAGES].index("curate")]
+        rows = [*rated, *rows]
     return {row.name: row for row in rows if row.when(config)}
 
 

@@ -14,8 +14,18 @@ def is_published(config: Config) -> bool:
     return config.build.mixture is not None
 
 
+def is_composed(config: Config) -> bool:
+    """Whether MIXTURE is made by rule from good rows that others wrote."""
+    return config.build.samples_from is not None
+
+
+def is_unrated(config: Config) -> bool:
+    """Whether samples and variants come without ratings, so that a draw of MIXTURE is rated."""
+    return is_published(config) or is_composed(config)
+
+
 def _is_written(config: Config) -> bool:
-    return not is_published(config)
+    return not is_unrated(config)
 
 
 def _merges_samples(config: Config) -> bool:
@@ -25,6 +35,18 @@ def _merges_samples(config: Config) -> bool:
 
 def _passage_versions(config: Config) -> list[str]:
     return file_versions(config.build.passages, "build.passages")
+
+
+def _sample_versions(config: Config) -> list[str]:
+    given = (entry.path for entry in config.build.entries().values())
+    paths = [path for path in given if path not in ("world", "pool")]
+    return [version for path in paths for version in file_versions(path, "build.samples_from")]
+
+
+def _check_samples(config: Config) -> None:
+    from lm_mixup.mixture.read_samples import check_samples
+
+    check_samples(config.build)
 
 
 def _check_teacher(config: Config) -> None:
@@ -42,7 +64,8 @@ def _check_published(config: Config) -> None:
 
 def _published_identity(config: Config) -> Any:
     build = config.build
-    return [build.mixture, build.mixture_separator, config.data.identity()]
+    held_out = [build.dev_fraction, build.split_seed]
+    return [build.mixture, build.mixture_separator, held_out, config.data.identity()]
 
 
 def _published_versions(config: Config) -> list[str]:
@@ -73,6 +96,25 @@ STAGES = (
         needs_output=True,
     ),
     Stage(
+        "generate",
+        "lm_mixup.mixture.read_samples:read_samples",
+        settings=("build", "ingest", "data", "seed"),
+        when=lambda config: is_composed(config) and not config.build.reads_pool(),
+        check=_check_samples,
+        versions=_sample_versions,
+        needs_output=True,
+    ),
+    Stage(
+        "generate",
+        "lm_mixup.mixture.read_samples:read_pool_samples",
+        inputs=("curate",),
+        settings=("build", "ingest", "data", "seed"),
+        when=lambda config: config.build.reads_pool(),
+        check=_check_samples,
+        versions=_sample_versions,
+        needs_output=True,
+    ),
+    Stage(
         "degrade",
         "lm_mixup.mixture.degrade:degrade",
         inputs=("generate",),
@@ -85,7 +127,7 @@ STAGES = (
         "lm_mixup.augment.embed:embed",
         inputs=("generate",),
         settings=("embedder",),
-        when=_merges_samples,
+        when=lambda config: is_composed(config) or _merges_samples(config),
     ),
     Stage(
         "pair_samples",
@@ -111,6 +153,14 @@ STAGES = (
     ),
     Stage(
         "mixture",
+        "lm_mixup.mixture.compose_rows:compose_rows",
+        inputs=("generate", "embed_samples"),
+        settings=("build", "data", "seed"),
+        when=is_composed,
+        needs_output=True,
+    ),
+    Stage(
+        "mixture",
         "lm_mixup.mixture.published:published",
         settings=("build", "data"),
         when=is_published,
@@ -124,6 +174,6 @@ STAGES = (
         "lm_mixup.mixture.rate_mixture:rate_mixture",
         inputs=("mixture",),
         settings=("rate", "library.rows", "seed"),
-        when=is_published,
+        when=is_unrated,
     ),
 )

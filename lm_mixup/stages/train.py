@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lm_mixup.config import Config
-from lm_mixup.stages.build import is_published
+from lm_mixup.stages.build import is_unrated
 from lm_mixup.stages.stage import Stage
 
 
@@ -54,14 +54,14 @@ STAGES = (
         "lm_mixup.rewards.library:library",
         inputs=("generate", "degrade"),
         settings=_LIBRARY_SETTINGS,
-        when=lambda config: not is_published(config),
+        when=lambda config: not is_unrated(config),
     ),
     Stage(
         "library",
         "lm_mixup.rewards.library:library",
         inputs=("rate_mixture", "degrade?"),
         settings=_LIBRARY_SETTINGS,
-        when=is_published,
+        when=is_unrated,
     ),
     Stage(
         "grpo",

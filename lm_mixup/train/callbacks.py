@@ -1,4 +1,4 @@
-"""What the SFT trainer does beside training: marking checkpoints as whole, and the log."""
+"""Callbacks of the SFT trainer: complete checkpoints, the best model, and the log."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lm_mixup.core.errors import InputError
-from lm_mixup.train.checkpoint import drop_oldest, mark_whole
+from lm_mixup.train.checkpoint import drop_oldest, mark_complete
 from lm_mixup.train.tracking import append_metrics, read_metrics
 
 if TYPE_CHECKING:
     import torch
 
 
-class KeepWhole(TrainerCallback):
-    """Marks a checkpoint as whole once all ranks are past it, then removes the oldest ones.
+class MarkComplete(TrainerCallback):
+    """Marks a checkpoint as complete once all ranks have written it, then removes the oldest ones.
 
-    The trainer's own rotation would delete an old checkpoint while a new one is still being written.
+    The trainer's own rotation would delete an old checkpoint while the new one is still being written.
     """
 
     def __init__(self, limit: int) -> None:
@@ -37,37 +37,37 @@ class KeepWhole(TrainerCallback):
         if not state.is_world_process_zero:
             return
         folder = Path(str(args.output_dir))
-        mark_whole(folder, state.global_step, dist.get_world_size())
+        mark_complete(folder, state.global_step, dist.get_world_size())
         drop_oldest(folder, self._limit)
 
 
-class KeepBest(TrainerCallback):
-    """Writes the model of every evaluation that beats those before it."""
+class SaveBest(TrainerCallback):
+    """Saves the model after every evaluation that improves on all earlier ones."""
 
     def __init__(self, best: Path, write: Callable[[torch.nn.Module], None]) -> None:
-        """Takes the folder that `write` writes the model into; it is called on every rank."""
+        """Takes the folder that `write` saves the model into; `write` is called on every rank."""
         self._best, self._write = best, write
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Called on every rank before the trainer itself takes note of the loss."""
+        """Called on every rank before the trainer records the loss as its best."""
         earlier = state.best_metric
         if earlier is None or not self._best.is_dir() or kwargs["metrics"]["eval_loss"] < earlier:
             self._write(kwargs["model"])
 
 
-class Unshare(TrainerCallback):
-    """Gives each parameter group its own weight decay and count of steps back, after a universal load.
+class RestoreParamGroups(TrainerCallback):
+    """Restores each parameter group's weight decay and step count after loading a universal checkpoint.
 
-    Under ZeRO-3 DeepSpeed 0.19 loads the first group's settings for all of them, so that norms and biases
-    would decay too, and one tensor as the count of steps of all, which each group would then add to.
+    Under ZeRO-3, DeepSpeed 0.19 loads the first group's settings for all groups, so norms and biases would
+    decay too, and one shared tensor as the step count of all, which every group would increment.
     """
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Called on every rank; the trainer's groups are the parameters that decay, then the others."""
+        """Called on every rank; the trainer's groups are the parameters with decay, then the others."""
         optimizer = kwargs["optimizer"]
         for group, decay in zip(optimizer.param_groups, (args.weight_decay, 0.0), strict=False):
             group["weight_decay"] = decay
@@ -77,10 +77,10 @@ class Unshare(TrainerCallback):
 
 
 class MetricsLog(TrainerCallback):
-    """Writes `metrics.jsonl`: a line every `logging_steps` with the loss, a line an evaluation.
+    """Writes `metrics.jsonl`: one line with the loss every `logging_steps`, one line per evaluation.
 
-    Every evaluation and checkpoint has a line with the loss as well: the last step is then never without
-    one, and a resumed run counts its tokens from there.
+    Every step with an evaluation or a checkpoint also logs its loss, so that the last step always has a line
+    and a resumed run continues the token count from there.
     """
 
     def __init__(self, path: Path) -> None:
@@ -93,13 +93,13 @@ class MetricsLog(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Starts the clock that tokens per second are measured by."""
+        """Starts the clock for tokens per second."""
         self._clock = time.monotonic()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Called on every rank, after the trainer has settled what follows the step; it logs first."""
+        """Called on every rank after the trainer has decided what follows the step; logging comes first."""
         control.should_log |= control.should_evaluate or control.should_save
 
     def on_evaluate(
@@ -119,8 +119,8 @@ class MetricsLog(TrainerCallback):
         """Appends one line, on rank 0.
 
         Raises:
-            InputError: On every rank: the loss is no number any more. No checkpoint has been written of it,
-                since logging comes first.
+            InputError: On every rank: the loss is not finite. Logging comes first, so no checkpoint was
+                written with these weights.
         """
         for name in ("loss", "eval_loss"):
             if logs and not math.isfinite(logs.get(name, 0.0)):

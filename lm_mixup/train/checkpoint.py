@@ -15,13 +15,13 @@ _MARK = "complete.json"
 
 @dataclass(frozen=True)
 class SftJob:
-    """What every worker is given.
+    """What the driver passes to every worker.
 
     Attributes:
         out: The stage directory; its parts hold the token rows.
-        config: Section `sft`.
-        model: Section `model`.
-        base: Folder or Hub name of the weights that training starts from.
+        config: The `sft` or `finetune` section.
+        model: The `model` section.
+        base: Folder or Hub name of the weights to start from.
         seed: Of the data order, dropout and adapters.
     """
 
@@ -38,12 +38,12 @@ class SftJob:
 
     @property
     def metrics(self) -> Path:
-        """The log, a JSON line a step and a line an evaluation."""
+        """The log: one JSON line per step and per evaluation."""
         return self.out.local / "metrics.jsonl"
 
     @property
     def refusal(self) -> Path:
-        """What a worker says that cannot go on; it would not with another try either."""
+        """The error of a worker that cannot continue and would fail again if restarted."""
         return self.out.local / "refusal.txt"
 
     @property
@@ -53,13 +53,13 @@ class SftJob:
 
     @property
     def best(self) -> Path:
-        """Folder of the model of the best evaluation, with `keep_best`."""
+        """Folder of the model with the best evaluation, with `keep_best`."""
         return self.out.local / "best"
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole, if there is one."""
-    return max(_whole(folder), key=step_of, default=None)
+    """The newest complete checkpoint, if there is one."""
+    return max(_complete(folder), key=step_of, default=None)
 
 
 def step_of(checkpoint: Path | None) -> int:
@@ -67,31 +67,31 @@ def step_of(checkpoint: Path | None) -> int:
     return int(checkpoint.name.rsplit("-", 1)[-1]) if checkpoint else 0
 
 
-def drop_others(folder: Path, keep: Path | None) -> None:
-    """Removes checkpoints that a killed run left half-written, or newer ones than `keep`."""
+def drop_incomplete(folder: Path, keep: Path | None) -> None:
+    """Removes checkpoints that a killed run left incomplete, and those newer than `keep`."""
     for found in folder.glob("checkpoint-*"):
         if step_of(found) > step_of(keep) or not (found / _MARK).is_file():
             shutil.rmtree(found)
 
 
-def mark_whole(folder: Path, step: int, ranks: int) -> None:
-    """Says that every rank has written its share of a checkpoint."""
+def mark_complete(folder: Path, step: int, ranks: int) -> None:
+    """Records that every rank has written its share of a checkpoint."""
     mark = folder / f"checkpoint-{step}" / _MARK
     write_whole(mark, json.dumps({"ranks": ranks}) + "\n")
 
 
 def ranks_of(checkpoint: Path) -> int:
-    """How many ranks wrote a whole checkpoint."""
+    """How many ranks wrote a complete checkpoint."""
     ranks: int = json.loads((checkpoint / _MARK).read_text(encoding="utf-8"))["ranks"]
     return ranks
 
 
 def drop_oldest(folder: Path, limit: int) -> None:
-    """Removes whole checkpoints but the newest `limit`."""
-    for old in sorted(_whole(folder), key=step_of)[:-limit]:
+    """Removes all complete checkpoints except the newest `limit`."""
+    for old in sorted(_complete(folder), key=step_of)[:-limit]:
         (old / _MARK).unlink()
         shutil.rmtree(old)
 
 
-def _whole(folder: Path) -> list[Path]:
+def _complete(folder: Path) -> list[Path]:
     return [found for found in folder.glob("checkpoint-*") if (found / _MARK).is_file()]

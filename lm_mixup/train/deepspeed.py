@@ -1,4 +1,4 @@
-"""DeepSpeed as SFT and the GRPO learner use it: configuration, and whole weights from a sharded engine."""
+"""DeepSpeed for SFT and the GRPO learner: configuration, universal checkpoints, full weights."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from lm_mixup.core.run_dir import write_whole
 if TYPE_CHECKING:
     import torch
 
-_BUCKET = 200_000_000  # elements of one reduce or gather, as DeepSpeed's own guide sets it for large models
+_BUCKET = 200_000_000  # elements per reduce or gather, as DeepSpeed's guide recommends for large models
 
 
 def leave_out_shared_memory_op() -> None:
-    """Keeps DeepSpeed from its own all-reduce over shared memory, before it joins a process group.
+    """Disables DeepSpeed's shared-memory all-reduce; call it before joining a process group.
 
-    On CPU it would compile that op on the first start, wait for ever on the lock that a compiler killed at
-    work left behind, and take 66 MB of /dev/shm a rank that nothing ever removes. It serves tensor-parallel
-    inference; training makes no use of it.
+    On CPU, DeepSpeed would compile the op at first use, wait forever on the lock of a compiler that was
+    killed, and leave 66 MB per rank in /dev/shm. The op serves tensor-parallel inference, not training.
     """
     import deepspeed.ops
 
@@ -40,20 +39,20 @@ def deepspeed_config(
     world_size: int = 1,
     load_universal: bool = False,
 ) -> dict[str, Any]:
-    """A DeepSpeed configuration for a torch optimizer that the caller makes.
+    """A DeepSpeed configuration for a torch optimizer created by the caller.
 
-    The gradients of the ranks are averaged; a loss scaled by the global token count is multiplied by the
-    number of ranks first.
+    DeepSpeed averages gradients over ranks, so a loss divided by the global token count must be multiplied by
+    the number of ranks.
 
     Args:
-        zero_stage: 0 nothing, 1 optimizer state, 2 also gradients, 3 also parameters are sharded.
+        zero_stage: 0 shards nothing, 1 the optimizer state, 2 also gradients, 3 also parameters.
         offload: Keep the optimizer state (at stage 3 the parameters too) in host memory.
         bf16: Compute in bfloat16 with float32 master weights; else float32.
         max_grad_norm: Global norm at which gradients are clipped.
-        micro_batch_size: Sequences of one forward pass on one rank.
-        gradient_accumulation_steps: Forward passes of one optimizer step on one rank.
+        micro_batch_size: Sequences per forward pass on one rank.
+        gradient_accumulation_steps: Forward passes per optimizer step on one rank.
         world_size: Number of ranks.
-        load_universal: Checkpoints are read as `write_universal` wrote them.
+        load_universal: Load checkpoints written by `write_universal`.
 
     Returns:
         The dict that `deepspeed.initialize(config=…)` and `TrainingArguments(deepspeed=…)` take.
@@ -61,7 +60,7 @@ def deepspeed_config(
     zero: dict[str, Any] = {
         "stage": zero_stage,
         "contiguous_gradients": True,
-        "overlap_comm": False,  # sums in a fixed order: the same run twice gives the same weights
+        "overlap_comm": False,  # keeps the order of sums fixed, so that a repeated run gives the same weights
         "reduce_bucket_size": _BUCKET,
         "allgather_bucket_size": _BUCKET,
     }
@@ -83,7 +82,7 @@ def deepspeed_config(
         "bf16": {"enabled": bf16},
         "zero_optimization": zero,
         "checkpoint": {"load_universal": load_universal},
-        # The optimizer is torch's AdamW on every device: DeepSpeed's CPU Adam would be compiled at first use.
+        # torch's AdamW on every device: DeepSpeed's CPU Adam would be compiled at first use.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1_000_000_000,
@@ -92,13 +91,10 @@ def deepspeed_config(
 
 
 def write_universal(checkpoint: Path) -> None:
-    """Writes a ZeRO checkpoint's state beside its shards once more, parameter by parameter.
+    """Converts a ZeRO checkpoint to DeepSpeed's universal format, beside its shards.
 
-    ZeRO's shards can be read by as many ranks as wrote them; this form (DeepSpeed's universal checkpoint) by
-    any number, with `load_universal`.
-
-    Args:
-        checkpoint: The folder that an engine saved into; what is there already is not written again.
+    ZeRO shards can only be loaded by as many ranks as wrote them; the universal checkpoint, parameter by
+    parameter, by any number, with `load_universal`. Does nothing if the conversion is already there.
     """
     from deepspeed.checkpoint.ds_to_universal import main
 
@@ -106,11 +102,11 @@ def write_universal(checkpoint: Path) -> None:
     target, mark = checkpoint / f"{tag}_universal", checkpoint / "latest_universal"
     if mark.is_file():
         return
-    shutil.rmtree(target, ignore_errors=True)  # a killed run's half
+    shutil.rmtree(target, ignore_errors=True)  # incomplete, from a killed run
     options = argparse.Namespace(
         input_folder=str(checkpoint / tag),
         output_folder=str(target),
-        num_extract_workers=1,  # in this process: children would inherit its process group and GPU
+        num_extract_workers=1,  # in this process: child processes would inherit its process group and GPU
         num_merge_workers=1,
         keep_temp_folder=False,
         strict=True,
@@ -121,14 +117,11 @@ def write_universal(checkpoint: Path) -> None:
     write_whole(mark, target.name)
 
 
-def whole_weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """All parameters and buffers on the host, gathered from the ranks where ZeRO-3 shards them.
+def gather_weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """All parameters and buffers of `engine.module` on the host, gathered from the ranks under ZeRO-3.
 
-    Every rank must call it, and none inside another gather. One parameter is gathered at a time, so a GPU
+    A collective call; never call it inside another gather. One parameter is gathered at a time, so a GPU
     needs room for the largest one only.
-
-    Args:
-        module: The model inside the engine (`engine.module`).
 
     Returns:
         Name → tensor on rank 0; an empty dict on the other ranks.

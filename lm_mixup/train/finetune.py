@@ -1,7 +1,7 @@
 """Fine-tuning on a finished training set: JSONL rows of prompt and completion in, a model out.
 
-What SFT does for the distiller (`sft.py`), with any instruction model and any rows: it shows what a training
-set is worth.
+The same training as SFT of the distiller (`sft.py`), with any instruction model and any rows, to measure the
+value of a training set.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lm_mixup.models.policy import encode_pair, load_tokenizer
 from lm_mixup.models.resolve import UNTRAINED_NANO, check_model_path, portable_path
 from lm_mixup.train.checkpoint import SftJob
 from lm_mixup.train.sft import fit
-from lm_mixup.train.tokenize import EVAL_SPLIT, REFUSED, TOKENS, TRAIN_SPLIT
+from lm_mixup.train.tokenize import EVAL_SPLIT, REJECTED, TOKENS, TRAIN_SPLIT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,17 +58,17 @@ def finetune(
     Writes what `sft` writes: token rows as parts, `metrics.jsonl`, `checkpoints/` and `model/`.
 
     Args:
-        out: Where to.
-        rows: Path or URI of a JSONL file with `prompt`, `completion` and, if there is one, `id`.
-        config: Section `finetune`.
-        model: What is fine-tuned, where the section does not name it.
-        data: Section `data`: lines of one part.
-        seed: Of the rows that are held out, the data order and the adapters.
-        tracking: Section `tracking`; default: its defaults.
+        out: The stage directory.
+        rows: Path or URI of a JSONL file with `prompt`, `completion` and, optionally, `id`.
+        config: The `finetune` section.
+        model: The model to fine-tune, unless the section names one.
+        data: The `data` section: lines per part.
+        seed: Of the held-out rows, the data order and the adapters.
+        tracking: The `tracking` section; its defaults if None.
 
     Raises:
-        InputError: No such model or file, no row that fits, or no room in the cluster.
-        ray.train.TrainingFailedError: The workers failed repeatedly.
+        InputError: There is no such model or file, no row fits, or the cluster has no room.
+        ray.train.TrainingFailedError: The workers failed more often than `max_failures`.
     """
     model = config.model or model
     check_base(model)
@@ -85,7 +85,7 @@ def finetune(
 
 
 def check_base(model: ModelConfig) -> None:
-    """Refuses what cannot be fine-tuned, before anything is started.
+    """Refuses a model that cannot be fine-tuned, before anything is started.
 
     Raises:
         InputError: There is no such model, or it has no weights.
@@ -96,7 +96,7 @@ def check_base(model: ModelConfig) -> None:
 
 
 def line_ranges(path: str, lines: int) -> list[tuple[int, int]]:
-    """Cuts a file into byte ranges of `lines` whole lines each, the last one of what is left.
+    """Splits a file into byte ranges of `lines` lines each; the last one holds the rest.
 
     Raises:
         InputError: There is no such file.
@@ -133,36 +133,36 @@ def _make_encoder(
 def encode_lines(
     lines: Sequence[bytes], tokenizer: PreTrainedTokenizerBase, config: FinetuneConfig, seed: int
 ) -> PartResult:
-    """Encodes rows of prompt and completion; none is cut, none is passed over without a reason.
+    """Encodes rows of prompt and completion; none is truncated, none is dropped without a reason.
 
     Args:
-        lines: JSON objects, UTF-8; blank lines are no rows.
+        lines: JSON objects, UTF-8; blank lines are not rows.
         tokenizer: The model's.
-        config: The length limit and the share that is held out.
-        seed: Of which rows are held out: that depends on it and the row alone.
+        config: The length limit and the held-out share.
+        seed: Whether a row is held out depends on it and the row alone.
 
     Returns:
-        `TOKENS` rows of split `sft` or `test`, the end-of-sequence token last; and refused rows with reason
-        `not_json`, `no_prompt`, `no_completion`, `bad_character` or `too_long`.
+        `TOKENS` rows of split `sft` or `dev`, ending with the end-of-sequence token; and rejected rows with
+        reason `not_json`, `no_prompt`, `no_completion`, `bad_character` or `too_long`.
     """
     kept: list[dict[str, Any]] = []
-    refused: list[dict[str, Any]] = []
+    rejected: list[dict[str, Any]] = []
     for row in _rows(lines):
         if "reason" in row:
-            refused.append(row)
+            rejected.append(row)
             continue
         prompt, answer = encode_pair(tokenizer, row["prompt"], row["completion"])
         ids = [*prompt, *answer, int(tokenizer.eos_token_id)]
         if len(ids) > config.max_length:
-            refused.append({"id": row["id"], "reason": "too_long", "tokens": len(ids)})
+            rejected.append({"id": row["id"], "reason": "too_long", "tokens": len(ids)})
             continue
         held_out = int(content_id(str(seed), row["id"]), 16) < config.eval_fraction * 2**128
         split = EVAL_SPLIT if held_out else TRAIN_SPLIT
         kept.append({"id": row["id"], "split": split, "input_ids": ids, "prompt_length": len(prompt)})
     return PartResult(
         rows=schemas.table(kept, TOKENS),
-        rejected=pa.Table.from_pylist(refused, schema=REFUSED) if refused else None,
-        rows_in=len(kept) + len(refused),
+        rejected=pa.Table.from_pylist(rejected, schema=REJECTED) if rejected else None,
+        rows_in=len(kept) + len(rejected),
     )
 
 
@@ -173,25 +173,21 @@ def _rows(lines: Sequence[bytes]) -> Iterator[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except (ValueError, RecursionError):  # the latter: nested without end
+        except (ValueError, RecursionError):  # the latter: nested too deeply
             row = None
         if not isinstance(row, dict):
             yield {"id": _id_of(line), "reason": "not_json"}
             continue
         texts = {key: row.get(key) for key in ("prompt", "completion")}
-        lacking = [key for key, text in texts.items() if not _is_text(text)]
+        missing = [k for k, text in texts.items() if not (isinstance(text, str) and text.strip())]
         name = str(row.get("id") or content_id(*map(str, texts.values())))
         if not all(is_clean(str(text)) for text in (name, *texts.values())):
             yield {"id": _id_of(line), "reason": "bad_character"}
-        elif lacking:
-            yield {"id": name, "reason": f"no_{lacking[0]}"}
+        elif missing:
+            yield {"id": name, "reason": f"no_{missing[0]}"}
         else:
             yield {"id": name, **texts}
 
 
 def _id_of(line: bytes) -> str:
     return content_id(line.decode("utf-8", "replace"))
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())

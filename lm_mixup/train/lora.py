@@ -1,4 +1,4 @@
-"""LoRA adapters: how a policy gets them, and how they are merged into plain weights by name."""
+"""LoRA adapters: adding them to a policy, and merging them into plain weights by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BASE, _DOWN, _UP = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.w
 
 
 def adapter(lora: LoraSection | None) -> LoraConfig | None:
-    """PEFT's configuration of the adapters, on every linear layer but the head."""
+    """PEFT's configuration of the adapters, on every linear layer except the head."""
     from peft import LoraConfig, TaskType
 
     if lora is None:
@@ -31,7 +31,7 @@ def adapter(lora: LoraSection | None) -> LoraConfig | None:
 
 
 def with_adapter(policy: Any, lora: LoraSection | None) -> Any:
-    """The policy as a PEFT model whose adapters alone are trained; the policy itself without `lora`."""
+    """The policy as a PEFT model with only its adapters trainable; unchanged if `lora` is None."""
     from peft import get_peft_model
 
     config = adapter(lora)
@@ -41,11 +41,11 @@ def with_adapter(policy: Any, lora: LoraSection | None) -> Any:
 def merge(weights: Mapping[str, torch.Tensor], lora: LoraSection | None) -> dict[str, torch.Tensor]:
     """Plain weights by the base model's own names: W + (α / r) · B A (LoRA, arXiv 2106.09685, section 4.1).
 
-    The sum is taken in float32 and given back in W's dtype. No input tensor is changed.
+    The sum is computed in float32 and returned in W's dtype. No input tensor is changed.
 
     Args:
-        weights: Whole tensors by the PEFT model's names, adapters included; or by plain names.
-        lora: The adapters' section; without it the weights come back as they are.
+        weights: Full tensors by the PEFT model's names, adapters included; or by plain names.
+        lora: The `lora` section; if None, the weights are returned unchanged.
     """
     if lora is None:
         return dict(weights)

@@ -1,7 +1,7 @@
-"""The SFT stage: MIXTURE rows in, a policy that distils out (paper section 3.2, cold start).
+"""The SFT stage: MIXTURE rows in, a policy that distills out (paper section 3.2, cold start).
 
-The loss is on the completion alone, the end-of-sequence token included. The data order comes from the seed,
-and checkpoints make the stage resumable: killed anywhere, the same call ends with the same model.
+The loss covers the completion only, including the end-of-sequence token. The data order depends on the seed,
+and checkpoints make the stage resumable: killed at any point, the same call ends with the same model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lm_mixup.distributed.map_parts import map_parts
 from lm_mixup.models.resolve import check_model_path
 from lm_mixup.train.checkpoint import SftJob, last_checkpoint, step_of
 from lm_mixup.train.tokenize import EVAL_SPLIT, TRAIN_SPLIT, base_model, make_encoder
-from lm_mixup.train.tracking import mirrored, read_metrics, trim_metrics
+from lm_mixup.train.tracking import open_trackers, read_metrics, trim_metrics
 
 _POLL_S = 0.5
 
@@ -41,16 +41,16 @@ def sft(
     Writes the encoded rows as parts, `metrics.jsonl`, `checkpoints/` and `model/` (Hugging Face format).
 
     Args:
-        mixture: The MIXTURE rows; split `sft` is trained on, split `test` evaluated.
-        out: Where to.
-        config: Section `sft`.
-        model: Section `model`: what training starts from.
-        seed: Of the data order and of what is initialised at random.
-        tracking: Section `tracking`; default: its defaults.
+        mixture: The MIXTURE rows; split `sft` is trained on, split `dev` is evaluated.
+        out: The stage directory.
+        config: The `sft` section.
+        model: The `model` section: what training starts from.
+        seed: Of the data order and of random initialization.
+        tracking: The `tracking` section; its defaults if None.
 
     Raises:
-        InputError: No such model; or as `fit`.
-        ray.train.TrainingFailedError: As `fit`.
+        InputError: There is no such model; or as in `fit`.
+        ray.train.TrainingFailedError: As in `fit`.
     """
     check_model_path(model.path)
     base = base_model(mixture, out, model, seed)
@@ -66,16 +66,12 @@ def sft(
 
 
 def fit(job: SftJob, tracking: TrackingConfig | None = None) -> Outcome:
-    """Trains on the token rows that lie in the job's stage directory, unless that is done.
-
-    Args:
-        job: What is trained, and how.
-        tracking: Section `tracking`; default: its defaults.
+    """Trains on the token rows in the job's stage directory, unless the model is already there.
 
     Raises:
         InputError: There is no row to train on, or none held out for `patience` or `keep_best`; the cluster
-            has no room for the workers, the model cannot be loaded, or the loss is no number any more.
-        ray.train.TrainingFailedError: The workers failed repeatedly.
+            has no room for the workers, the model cannot be loaded, or the loss is not finite.
+        ray.train.TrainingFailedError: The workers failed more often than `max_failures`.
     """
     counts, name = _split_counts(job.out), job.out.name
     if not counts[TRAIN_SPLIT]:
@@ -84,10 +80,10 @@ def fit(job: SftJob, tracking: TrackingConfig | None = None) -> Outcome:
         )
     config = job.config
     if not counts[EVAL_SPLIT] and (config.patience is not None or config.keep_best):
-        share = "finetune.eval_fraction" if name == "finetune" else "build.test_fraction"
+        share = "finetune.eval_fraction" if name == "finetune" else "build.dev_fraction"
         raise InputError(
-            f"{name}: no held-out row for {name}.patience or {name}.keep_best to go by; raise {share}, or "
-            "switch them off"
+            f"{name}: {name}.patience and {name}.keep_best need held-out rows and there are none; raise "
+            f"{share}, or disable both"
         )
     if not job.final.is_dir():
         total = planned_steps(job.config, counts[TRAIN_SPLIT])
@@ -96,7 +92,7 @@ def fit(job: SftJob, tracking: TrackingConfig | None = None) -> Outcome:
 
 
 def planned_steps(config: SftConfig, rows: int) -> int:
-    """Optimizer steps of the run (packing makes them fewer; the bar then ends early)."""
+    """Optimizer steps of the run; with packing there are fewer, and the progress bar ends early."""
     if config.max_steps > 0:
         return config.max_steps
     return max(1, round(config.epochs * rows / config.batch_size))
@@ -111,13 +107,14 @@ def _split_counts(out: StageDir) -> dict[str, int]:
 
 
 def _run_workers(job: SftJob, total: int, tracking: TrackingConfig) -> None:
-    """Runs the Ray Train workers while the driver shows and mirrors what they log."""
+    """Runs the Ray Train workers while the driver follows their log."""
     import ray
     from ray.train.torch import TorchConfig
     from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.torch.torch_trainer import TorchTrainer
 
     use_gpu = ray.cluster_resources().get("GPU", 0) >= 1
+    worker_env = {"TOKENIZERS_PARALLELISM": "false"} | ({} if use_gpu else {"DS_ACCELERATOR": "cpu"})
     storage = tempfile.mkdtemp(prefix="ray-train-", dir=job.out.local)
     trainer = TorchTrainer(
         _train_loop,
@@ -132,7 +129,7 @@ def _run_workers(job: SftJob, total: int, tracking: TrackingConfig) -> None:
             name=job.out.name,
             storage_path=storage,
             failure_config=FailureConfig(max_failures=job.config.max_failures, controller_failure_limit=0),
-            worker_runtime_env={"env_vars": _worker_env(use_gpu)},
+            worker_runtime_env={"env_vars": worker_env},
         ),
     )
     done = step_of(last_checkpoint(job.checkpoints))
@@ -140,10 +137,10 @@ def _run_workers(job: SftJob, total: int, tracking: TrackingConfig) -> None:
     settings = job.config.model_dump(mode="json")
     try:
         with (
-            mirrored(job.out.local, tracking, settings, lines) as mirror,
-            _shown(job, total, done, mirror),
-            _placed(job, use_gpu),
-            _refusals_passed_on(job),
+            open_trackers(job.out.local, tracking, settings, lines) as write_trackers,
+            _progress_bar(job, total, done, write_trackers),
+            _bounded_placement(job, use_gpu),
+            _reraise_refusals(job),
         ):
             trainer.fit()
     finally:
@@ -151,11 +148,11 @@ def _run_workers(job: SftJob, total: int, tracking: TrackingConfig) -> None:
 
 
 @contextmanager
-def _placed(job: SftJob, use_gpu: bool) -> Iterator[None]:
-    """Bounds the wait for the cluster's resources, which Ray Train would wait for without end.
+def _bounded_placement(job: SftJob, use_gpu: bool) -> Iterator[None]:
+    """Bounds the wait for the cluster's resources; Ray Train alone would wait forever.
 
     Raises:
-        InputError: They were not free in time; the message says what was asked for and what there is.
+        InputError: They were not free in time; the message states what was requested and what there is.
     """
     import ray
     from ray.train import ControllerError
@@ -165,7 +162,7 @@ def _placed(job: SftJob, use_gpu: bool) -> Iterator[None]:
     has = ray.cluster_resources()
     gpus = config.num_workers if use_gpu else 0
     report = (
-        f"{name} asks for {config.num_workers} workers of {config.cpus_per_worker:g} CPUs each and {gpus} "
+        f"{name} requests {config.num_workers} workers of {config.cpus_per_worker:g} CPUs each and {gpus} "
         f"GPUs; the cluster has {has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs"
     )
     if config.num_workers * config.cpus_per_worker > has.get("CPU", 0) or gpus > has.get("GPU", 0):
@@ -184,12 +181,8 @@ def _placed(job: SftJob, use_gpu: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _refusals_passed_on(job: SftJob) -> Iterator[None]:
-    """Raises what a worker refused as it said it, without Ray Train's wrapping.
-
-    Raises:
-        InputError: A worker raised it.
-    """
+def _reraise_refusals(job: SftJob) -> Iterator[None]:
+    """Re-raises the InputError of a worker with its own message, without Ray Train's wrapping."""
     from ray.train import WorkerGroupError
 
     job.refusal.unlink(missing_ok=True)
@@ -202,10 +195,10 @@ def _refusals_passed_on(job: SftJob) -> Iterator[None]:
 
 
 def _train_loop(loop_config: dict[str, Any]) -> None:
-    """What Ray Train runs in each worker. The heavy imports of the worker's module happen there.
+    """What Ray Train runs in each worker; the worker module's heavy imports happen here.
 
-    Ray Train starts workers again whatever they raised. What another try would not mend is written down, so
-    that the tries that are left end at once.
+    Ray Train restarts workers whatever they raised. An InputError would come again, so it is written to a
+    file, and the remaining attempts end at once.
     """
     from lm_mixup.train.sft_worker import train
 
@@ -215,21 +208,18 @@ def _train_loop(loop_config: dict[str, Any]) -> None:
     try:
         train(job)
     except InputError as error:
-        job.refusal.write_text(str(error), encoding="utf-8")  # every worker that says it says the same
+        job.refusal.write_text(str(error), encoding="utf-8")  # all workers write the same message
         raise
 
 
-def _worker_env(use_gpu: bool) -> dict[str, str]:
-    env = {"TOKENIZERS_PARALLELISM": "false"}
-    return env if use_gpu else env | {"DS_ACCELERATOR": "cpu"}
-
-
 @contextmanager
-def _shown(job: SftJob, total: int, done: int, mirror: Callable[[dict[str, Any]], None]) -> Iterator[None]:
-    """A progress bar, and the trackers, that follow the workers' log."""
+def _progress_bar(
+    job: SftJob, total: int, done: int, write_trackers: Callable[[dict[str, Any]], None]
+) -> Iterator[None]:
+    """Shows a progress bar and feeds the trackers from the workers' log."""
     ended = threading.Event()
     with track(job.out.name, total=total, completed=done) as advance, ThreadPoolExecutor(1) as thread:
-        following = thread.submit(_follow, job, done, advance, mirror, ended)
+        following = thread.submit(_follow_log, job, done, advance, write_trackers, ended)
         try:
             yield
         finally:
@@ -237,68 +227,58 @@ def _shown(job: SftJob, total: int, done: int, mirror: Callable[[dict[str, Any]]
         following.result()
 
 
-def _follow(
+def _follow_log(
     job: SftJob,
     done: int,
     advance: Callable[..., None],
-    mirror: Callable[[dict[str, Any]], None],
+    write_trackers: Callable[[dict[str, Any]], None],
     ended: threading.Event,
 ) -> None:
-    """Takes each line up once, also when a worker that is replaced does some steps again."""
+    """Handles each line once, even if a restarted worker repeats some steps."""
     last, newest = False, (done, True)
     while not last:
         last = ended.wait(_POLL_S)
         for line in read_metrics(job.metrics):
-            place = (line["step"], "eval_loss" in line)  # a step's evaluation comes after its loss
+            place = (line["step"], "eval_loss" in line)  # a step's evaluation follows its loss
             if place <= newest:
                 continue
             if "loss" in line:
                 advance(line["step"] - newest[0], f"loss {line['loss']:.3f}")
-            mirror(line)
+            write_trackers(line)
             newest = place
 
 
 def _outcome(job: SftJob, counts: dict[str, int]) -> Outcome:
+    config, rows = job.config, counts[TRAIN_SPLIT]
     lines = read_metrics(job.metrics)
     steps = [line for line in lines if "loss" in line]
     evaluations = [line["eval_loss"] for line in lines if "eval_loss" in line]
+    eval_loss = None  # of the model that is written: the last evaluation, or the best one
+    if evaluations:
+        eval_loss = min(evaluations) if config.keep_best else evaluations[-1]
     metrics: dict[str, Any] = {
         "steps": steps[-1]["step"],
         "loss": steps[-1]["loss"],
         "first_loss": steps[0]["loss"],
-        "eval_loss": _eval_loss(evaluations, job.config),
+        "eval_loss": eval_loss,
         "num_tokens": steps[-1]["num_tokens"],
-        "train_rows": counts[TRAIN_SPLIT],
-        "eval_rows": min(counts[EVAL_SPLIT], job.config.eval_rows),
+        "train_rows": rows,
+        "eval_rows": min(counts[EVAL_SPLIT], config.eval_rows),
     }
-    files = [f"{job.out.name}/metrics.jsonl"]
-    files += [f"{job.out.name}/model/{path.name}" for path in sorted(job.final.iterdir())]
+    # Fewer than all rows if the first epoch was cut short. A packed step draws `batch_size` sequences of one
+    # or more rows each; only the workers know how many, so all rows count as drawn.
+    drawn = rows if config.packing else min(rows, metrics["steps"] * config.batch_size)
     other = sum(receipt.metrics.get("rows_of_other_splits", 0) for receipt in job.out.receipts().values())
-    drawn = _drawn_rows(job.config, counts[TRAIN_SPLIT], metrics["steps"])
-    left_out = {
-        "not_drawn": counts[TRAIN_SPLIT] - drawn,
-        "test_rows_not_evaluated": counts[EVAL_SPLIT] - metrics["eval_rows"],
-        "rows_of_other_splits": int(other),
-    }
     return Outcome(
         metrics=metrics,
         rows_used=drawn + metrics["eval_rows"],
-        left_out=left_out,
-        files=files,
+        left_out={
+            "not_drawn": rows - drawn,
+            "dev_rows_not_evaluated": counts[EVAL_SPLIT] - metrics["eval_rows"],
+            "rows_of_other_splits": int(other),
+        },
+        files=[
+            f"{job.out.name}/metrics.jsonl",
+            *(f"{job.out.name}/model/{path.name}" for path in sorted(job.final.iterdir())),
+        ],
     )
-
-
-def _eval_loss(evaluations: list[float], config: SftConfig) -> float | None:
-    """The held-out loss of the model that is written: of the last evaluation, or of the best."""
-    if not evaluations:
-        return None
-    return min(evaluations) if config.keep_best else evaluations[-1]
-
-
-def _drawn_rows(config: SftConfig, rows: int, steps: int) -> int:
-    """Training rows that steps have drawn: those of a first epoch that ended, or was cut short, are fewer.
-
-    A packed step draws `batch_size` sequences, of which each holds a row at least, mostly many; how many is
-    known to the workers alone, so all rows count as drawn.
-    """
-    return rows if config.packing else min(rows, steps * config.batch_size)

@@ -1,4 +1,4 @@
-"""What one Ray Train worker does in SFT: TRL's SFTTrainer over DeepSpeed, resumable at any step."""
+"""One Ray Train worker of SFT: TRL's SFTTrainer with DeepSpeed, resumable at any step."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from trl import SFTTrainer
 
 from lm_mixup.config import SftConfig
 from lm_mixup.models.policy import load_policy, load_tokenizer, policy_dtype, save_model
-from lm_mixup.train.callbacks import KeepBest, KeepWhole, MetricsLog, Unshare
-from lm_mixup.train.checkpoint import SftJob, drop_others, last_checkpoint, ranks_of, step_of
+from lm_mixup.train.callbacks import MarkComplete, MetricsLog, RestoreParamGroups, SaveBest
+from lm_mixup.train.checkpoint import SftJob, drop_incomplete, last_checkpoint, ranks_of, step_of
 from lm_mixup.train.deepspeed import (
     deepspeed_config,
+    gather_weights,
     leave_out_shared_memory_op,
-    whole_weights,
     write_universal,
 )
 from lm_mixup.train.lora import adapter, merge
@@ -32,24 +32,24 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from trl import SFTConfig as TrlConfig
 
-IGNORED = -100  # label of a token that carries no loss
-_LABELLED_ROWS = 1_024  # at a time: numpy needs some 30 bytes a token meanwhile
-_POOL = 16  # batches among which rows are sorted by length
-_PADDED_TO = 8  # as matrix units like it; 32 would pad a twentieth more
+IGNORED = -100  # label of a token without loss
+_LABELLED_ROWS = 1_024  # labelled at once: NumPy needs about 30 bytes per token meanwhile
+_POOL_BATCHES = 16  # batches among which rows are sorted by length
+_PADDED_TO = 8  # suits tensor cores; 32 would add 5% padding
 
 
 def train(job: SftJob) -> None:
-    """Trains from the last whole checkpoint, or from the start, and writes the finished model."""
+    """Trains from the last complete checkpoint, or from the start, and writes the final model."""
     import torch
     import torch.distributed as dist
 
     torch.set_num_threads(max(1, int(job.config.cpus_per_worker)))
-    _join_deepspeed()
+    join_deepspeed()
     last = last_checkpoint(job.checkpoints)
     dist.barrier()
     reshaped = _is_reshaped(job, last)
     if dist.get_rank() == 0:
-        drop_others(job.checkpoints, keep=last)
+        drop_incomplete(job.checkpoints, keep=last)
         trim_metrics(job.metrics, step_of(last))
         if last is not None and reshaped:
             write_universal(last)
@@ -60,14 +60,14 @@ def train(job: SftJob) -> None:
 
 
 def _is_reshaped(job: SftJob, last: Path | None) -> bool:
-    """Whether ZeRO sharded the checkpoint over another number of workers than there are now."""
+    """Whether ZeRO sharded the checkpoint over a different number of workers than there are now."""
     import torch.distributed as dist
 
     return last is not None and job.config.zero_stage > 0 and ranks_of(last) != dist.get_world_size()
 
 
-def _join_deepspeed() -> None:
-    """Tells accelerate of Ray Train's process group: on CPU it would take each rank for a lone one."""
+def join_deepspeed() -> None:
+    """Tells accelerate about Ray Train's process group; on CPU it would treat each rank as alone."""
     import torch
     from accelerate import PartialState
 
@@ -103,7 +103,7 @@ def trainer_arguments(
         adam_beta2=config.adam_beta2,
         max_grad_norm=config.max_grad_norm,
         bf16=bf16,
-        use_cpu=not torch.cuda.is_available(),  # else bf16 is refused there
+        use_cpu=not torch.cuda.is_available(),  # otherwise bf16 is refused on CPU
         gradient_checkpointing=config.gradient_checkpointing,
         remove_unused_columns=False,
         dataset_kwargs={"skip_prepare_dataset": True},
@@ -111,12 +111,12 @@ def trainer_arguments(
         max_length=config.max_length,
         pad_to_multiple_of=None if config.packing else _PADDED_TO,
         logging_steps=config.logging_steps,
-        logging_nan_inf_filter=False,  # it would log a diverged run as one whose loss is 0
+        logging_nan_inf_filter=False,  # it would log a loss of 0 for a diverged run
         eval_strategy="steps" if has_eval else "no",
         eval_steps=config.eval_steps,
         save_steps=config.save_steps,
         metric_for_best_model="eval_loss" if has_eval else None,
-        restore_callback_states_from_checkpoint=True,  # what early stopping has counted
+        restore_callback_states_from_checkpoint=True,  # the counter of early stopping
         report_to=[],
         disable_tqdm=True,
         accelerator_config={"use_configured_state": True},
@@ -134,17 +134,17 @@ def trainer_arguments(
 
 
 def epoch_order(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> np.ndarray:
-    """Row numbers of one epoch, whole batches of rows of like length, in random order.
+    """Row numbers of one epoch: full batches of rows of similar length, in random order.
 
-    Rows are shuffled, sorted by length within pools of 16 batches, and the batches are shuffled. The rows
-    that do not fill a last batch wait for another epoch (others each epoch); fewer rows than one
-    batch are repeated until they fill it. So every optimizer step sees the same rows, however they are spread
-    over ranks and micro-batches.
+    Rows are shuffled, sorted by length within pools of 16 batches, and the batches are shuffled. Rows that do
+    not fill a last batch are skipped in this epoch (different ones each epoch); fewer rows than one batch are
+    repeated to fill it. So every optimizer step sees the same rows, however they are spread over ranks and
+    micro-batches.
 
     Args:
         lengths: Tokens of each row, int [N].
         batch_size: Rows of an optimizer step, over all ranks.
-        seed: Of the run.
+        seed: The run's seed.
         epoch: Counted from 0.
 
     Returns:
@@ -154,21 +154,21 @@ def epoch_order(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> 
     rows = rng.permutation(len(lengths))
     count = max(1, len(rows) // batch_size)
     rows = np.resize(rows, count * batch_size)
-    pools = np.array_split(rows, range(_POOL * batch_size, len(rows), _POOL * batch_size))
+    pools = np.array_split(rows, range(_POOL_BATCHES * batch_size, len(rows), _POOL_BATCHES * batch_size))
     by_length = np.concatenate([pool[np.argsort(-lengths[pool], kind="stable")] for pool in pools])
     batches: np.ndarray = by_length.reshape(count, batch_size)[rng.permutation(count)]
     return batches.reshape(-1).astype(np.int64)
 
 
 class EpochSampler(Sampler[int]):
-    """Gives the data loader `epoch_order`; the trainer sets the epoch."""
+    """Yields `epoch_order` to the data loader; the trainer sets the epoch."""
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
         self._lengths, self._batch_size, self._seed = np.asarray(lengths), batch_size, seed
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch whose order comes next."""
+        """Sets the epoch of the next iteration."""
         self._epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -179,7 +179,7 @@ class EpochSampler(Sampler[int]):
 
 
 class OrderedTrainer(SFTTrainer):
-    """TRL's trainer with a data order that does not depend on ranks and micro-batches."""
+    """TRL's trainer with a data order independent of ranks and micro-batches."""
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> EpochSampler:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
@@ -189,9 +189,9 @@ class OrderedTrainer(SFTTrainer):
         return self._order
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """The trainer's own, with a loss per target token of the whole split.
+        """The trainer's own loop, with the mean loss per target token of the whole split.
 
-        Its own is a mean over forward passes: another one for every micro-batch size and number of ranks.
+        The trainer's own mean is over forward passes, which depends on micro-batch size and number of ranks.
         """
         import torch
 
@@ -204,7 +204,7 @@ class OrderedTrainer(SFTTrainer):
         return output
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """One forward pass of an evaluation; rows that only fill up the last of them do not count."""
+        """One forward pass of an evaluation; rows that only pad the last batch do not count."""
         import torch
 
         rows: Any = self.eval_dataset
@@ -218,13 +218,13 @@ class OrderedTrainer(SFTTrainer):
         return (loss, *rest)
 
     def _run_epoch(self, model: Any, epoch: int, *args: Any, **kwargs: Any) -> None:
-        # The trainer looks for its end only after a step: from the last checkpoint it would go one too far.
-        saved: Any = self.state.stateful_callbacks  # by name; as the checkpoint has them
+        # The trainer checks for the end only after a step: from the last checkpoint it would do one too many.
+        saved: Any = self.state.stateful_callbacks  # by name, as in the checkpoint
         if saved["TrainerControl"]["args"]["should_training_stop"]:
             self.control.should_training_stop = True
             return
-        # The trainer's own call gets lost on several ranks that resume inside an epoch: the sampler then lies
-        # under two wrappers, one for the rank's share and one for the batches that are skipped.
+        # The trainer's own call does not reach the sampler if several ranks resume within an epoch: it then
+        # lies inside two wrappers, one for the rank's share and one for skipped batches.
         self._order.set_epoch(epoch)
         super()._run_epoch(model, epoch, *args, **kwargs)
 
@@ -239,14 +239,14 @@ def make_trainer(job: SftJob, *, load_universal: bool = False) -> SFTTrainer:
     arguments = trainer_arguments(
         job, dist.get_world_size(), has_eval=has_eval, load_universal=load_universal
     )
-    callbacks: list[TrainerCallback] = [MetricsLog(job.metrics), KeepWhole(job.config.save_limit)]
+    callbacks: list[TrainerCallback] = [MetricsLog(job.metrics), MarkComplete(job.config.save_limit)]
     if load_universal:
-        callbacks.append(Unshare())
+        callbacks.append(RestoreParamGroups())
     if job.config.patience is not None and evaluation is not None:
         callbacks.append(EarlyStoppingCallback(job.config.patience))
     if job.config.keep_best and evaluation is not None:
-        callbacks.append(KeepBest(job.best, lambda module: write_model(module, job, job.best)))
-    set_seed(job.seed)  # of the adapters, which are made before the trainer sets it
+        callbacks.append(SaveBest(job.best, lambda module: write_model(module, job, job.best)))
+    set_seed(job.seed)  # adapters are initialized before the trainer sets the seed
     return OrderedTrainer(
         model=load_policy(job.base, job.model),
         args=arguments,
@@ -259,7 +259,7 @@ def make_trainer(job: SftJob, *, load_universal: bool = False) -> SFTTrainer:
 
 
 def train_rows(rows: pa.Table, config: SftConfig) -> Dataset:
-    """The training split as the trainer reads it; packed rows keep their borders in `seq_lengths`."""
+    """The training split for the trainer; packed rows keep their boundaries in `seq_lengths`."""
     from trl import pack_dataset
 
     dataset = _labelled(rows, TRAIN_SPLIT)
@@ -270,16 +270,16 @@ def train_rows(rows: pa.Table, config: SftConfig) -> Dataset:
 
 
 def eval_rows(rows: pa.Table, count: int) -> Dataset | None:
-    """The first `count` rows of the evaluation split, or None if there are none."""
+    """The first `count` rows of the evaluation split; None if it is empty."""
     dataset = _labelled(rows, EVAL_SPLIT)
     count = min(count, len(dataset))
     return dataset.select(range(count)) if count else None
 
 
 def _labelled(rows: pa.Table, split: str) -> Dataset:
-    """Rows of a split with `labels` (prompt tokens ignored) and `length`, in the order of their ids.
+    """Rows of a split with `labels` (prompt tokens ignored) and `length`, ordered by id.
 
-    Memory: 8 bytes a token beside `rows`; there is no Python object for a token.
+    Memory: 8 bytes per token beside `rows`; no Python object per token.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -291,11 +291,11 @@ def _labelled(rows: pa.Table, split: str) -> Dataset:
     ids = chosen["input_ids"]
     lengths = pc.list_value_length(ids)
     table = pa.table({"input_ids": ids, "labels": pa.chunked_array(labels, ids.type), "length": lengths})
-    return Dataset(table, fingerprint=split)  # else it pickles all rows, to hash them
+    return Dataset(table, fingerprint=split)  # otherwise it hashes a pickle of all rows
 
 
 def labels_of(input_ids: pa.ListArray, prompt_length: pa.Int32Array) -> pa.ListArray:
-    """The labels of rows: their targets' tokens, EOS included; none for their prompts."""
+    """Labels of rows: the tokens of the targets, EOS included; `IGNORED` for the prompts."""
     import pyarrow as pa
 
     labels = input_ids.flatten().to_numpy().copy()
@@ -308,7 +308,7 @@ def labels_of(input_ids: pa.ListArray, prompt_length: pa.Int32Array) -> pa.ListA
 
 
 def finish(trainer: SFTTrainer, job: SftJob) -> None:
-    """Writes the model folder: the weights as they are now, or the best ones."""
+    """Writes the model folder: the current weights, or the best ones."""
     import torch.distributed as dist
 
     if not (job.config.keep_best and job.best.is_dir()):
@@ -318,23 +318,23 @@ def finish(trainer: SFTTrainer, job: SftJob) -> None:
             shutil.copytree(adapter_of(job.best), adapter_of(job.final), dirs_exist_ok=True)
         scratch = job.final.with_name(".model.tmp")
         shutil.copytree(job.best, scratch, dirs_exist_ok=True)
-        scratch.rename(job.final)  # last: what is there is done
+        scratch.rename(job.final)  # last: if the folder exists, the stage is done
     dist.barrier()
 
 
 def adapter_of(model: Path) -> Path:
-    """Where a model's adapters lie, which are merged in the model itself."""
+    """Folder of a model's adapters; the model folder itself holds merged weights."""
     return model.with_name(f"{model.name}_adapter")
 
 
 def write_model(module: Any, job: SftJob, folder: Path) -> None:
-    """Gathers the weights of a model in training and writes it, adapters merged, and these beside it.
+    """Gathers the weights and writes the model, adapters merged, and the adapters beside it.
 
     A collective call.
     """
     import torch.distributed as dist
 
-    weights = whole_weights(module)
+    weights = gather_weights(module)
     if dist.get_rank() == 0:
         policy = module
         if job.config.lora is not None:

@@ -1,4 +1,4 @@
-"""MIXTURE rows as token ids: what the model reads, and from where on it is trained."""
+"""MIXTURE rows as token ids: prompt and target."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lm_mixup.models.resolve import UNTRAINED_NANO, portable_path
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TRAIN_SPLIT, EVAL_SPLIT = "sft", "test"
+TRAIN_SPLIT, EVAL_SPLIT = "sft", "dev"
 COLUMNS = ["id", "split", "instruction", "inputs", "cot", "output"]
 
 # The first `prompt_length` tokens of `input_ids` are the prompt and carry no loss; the rest is the target.
@@ -32,11 +32,11 @@ TOKENS = pa.schema(
         ("prompt_length", pa.int32()),
     ]
 )
-REFUSED = pa.schema([("id", pa.string()), ("reason", pa.string()), ("tokens", pa.int32())])
+REJECTED = pa.schema([("id", pa.string()), ("reason", pa.string()), ("tokens", pa.int32())])
 
 
 def make_encoder(mixture: StageDir, base: str, model: ModelConfig, max_length: int) -> Work:
-    """The work of one part: reads a MIXTURE part by its path and encodes it."""
+    """Returns the function that reads and encodes one MIXTURE part."""
     tokenizer = load_tokenizer(base, model)
 
     def encode(relative: str) -> PartResult:
@@ -46,9 +46,9 @@ def make_encoder(mixture: StageDir, base: str, model: ModelConfig, max_length: i
 
 
 def encode_rows(table: pa.Table, tokenizer: PreTrainedTokenizerBase, max_length: int) -> PartResult:
-    """Encodes the rows of the training and evaluation splits; a row over `max_length` is refused, not cut.
+    """Encodes the rows of the training and evaluation splits; rows over `max_length` are rejected.
 
-    A cut target would teach the model to stop in the middle, or never.
+    They are not truncated: that would teach the model to stop in the middle, or never.
 
     Args:
         table: MIXTURE rows with the columns `COLUMNS`.
@@ -56,30 +56,30 @@ def encode_rows(table: pa.Table, tokenizer: PreTrainedTokenizerBase, max_length:
         max_length: Most tokens of prompt and target.
 
     Returns:
-        `TOKENS` rows, and refused rows with reason `too_long`. Rows of other splits are not counted.
+        `TOKENS` rows, and rejected rows with reason `too_long`. Rows of other splits are not counted.
     """
-    kept, refused = [], []
+    kept, rejected = [], []
     for row in table.to_pylist():
         if row["split"] not in (TRAIN_SPLIT, EVAL_SPLIT):
             continue
         prompt = encode_prompt(tokenizer, row["instruction"], row["inputs"])
         ids = prompt + encode_target(tokenizer, row["cot"] or "", row["output"])
         if len(ids) > max_length:
-            refused.append({"id": row["id"], "reason": "too_long", "tokens": len(ids)})
+            rejected.append({"id": row["id"], "reason": "too_long", "tokens": len(ids)})
         else:
             kept.append(
                 {"id": row["id"], "split": row["split"], "input_ids": ids, "prompt_length": len(prompt)}
             )
     return PartResult(
         rows=schemas.table(kept, TOKENS),
-        rejected=schemas.table(refused, REFUSED) if refused else None,
-        rows_in=len(kept) + len(refused),
-        metrics={"rows_of_other_splits": table.num_rows - len(kept) - len(refused)},
+        rejected=schemas.table(rejected, REJECTED) if rejected else None,
+        rows_in=len(kept) + len(rejected),
+        metrics={"rows_of_other_splits": table.num_rows - len(kept) - len(rejected)},
     )
 
 
 def base_model(mixture: StageDir, out: StageDir, model: ModelConfig, seed: int) -> str:
-    """What training starts from: the config's model, or an untrained nano for the MIXTURE's texts."""
+    """The model to start from: the configured one, or an untrained nano with a tokenizer for these texts."""
     if model.path != UNTRAINED_NANO:
         return portable_path(model.path)
     folder: Path = out.local / "base"
@@ -89,7 +89,7 @@ def base_model(mixture: StageDir, out: StageDir, model: ModelConfig, seed: int) 
 
 
 def _texts(mixture: StageDir) -> Iterator[str]:
-    """Prompts and outputs of the training split, as the model will read them."""
+    """Prompts and outputs of the training split, as the model will see them."""
     for table in mixture.iter_parts(COLUMNS):
         for row in table.to_pylist():
             if row["split"] == TRAIN_SPLIT:

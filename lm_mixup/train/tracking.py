@@ -1,4 +1,4 @@
-"""Training metrics: the JSONL log of a stage, and its mirrors, TensorBoard and Weights & Biases.
+"""Training metrics: the JSONL log of a stage, and its trackers (TensorBoard, Weights & Biases).
 
 The JSONL file is the record. A resumed run first trims it to the step it resumes from. TensorBoard is then
 written again from the start; Weights & Biases cannot delete steps, so each step is sent to it once.
@@ -21,14 +21,14 @@ from lm_mixup.core.run_dir import write_whole
 Line = Mapping[str, Any]
 
 
-class _Mirror(Protocol):
+class _Tracker(Protocol):
     def write(self, step: int, values: dict[str, float]) -> None: ...
 
     def close(self, *, failed: bool) -> None: ...
 
 
 def check_tracking(config: TrackingConfig) -> None:
-    """Refuses a tracker whose package is missing, before anything is started.
+    """Refuses a tracker whose package is not installed, before anything is started.
 
     Raises:
         InputError: It names the package.
@@ -37,7 +37,7 @@ def check_tracking(config: TrackingConfig) -> None:
         if importlib.util.find_spec(name) is None:
             raise InputError(
                 f"tracking.report_to: the package {name} is not installed; install it (pip install "
-                f"'lm-mixup[{name}]') or take {name} off the list"
+                f"'lm-mixup[{name}]') or remove {name} from the list"
             )
 
 
@@ -71,49 +71,49 @@ def _json_line(line: Line) -> str:
 
 
 @contextmanager
-def mirrored(
+def open_trackers(
     folder: Path, config: TrackingConfig, settings: Mapping[str, Any], lines: Iterable[Line]
 ) -> Iterator[Callable[[Line], None]]:
-    """Opens the trackers of a stage and shows them what its log holds already.
+    """Opens the trackers of a stage and sends them the lines already in its log.
 
     Args:
         folder: The stage's folder; the trackers' files go there.
-        config: Which trackers, and by what names.
-        settings: What Weights & Biases shows as the run's configuration.
-        lines: Of the log as the run takes it up: those before the step that it resumes from.
+        config: Which trackers, and their names.
+        settings: The configuration that Weights & Biases shows.
+        lines: Of the log, up to the step the run resumes from.
 
     Yields:
-        `write(line)`: mirrors the numbers of a line under its `step`.
+        `write(line)`, which logs the numbers of a line under its `step`.
 
     Raises:
         InputError: A tracker is not installed or does not start.
     """
     check_tracking(config)
-    mirrors: list[_Mirror] = []
+    trackers: list[_Tracker] = []
     failed = True
     try:
         for name in dict.fromkeys(config.report_to):
-            mirrors.append(
+            trackers.append(
                 _TensorBoard(folder) if name == "tensorboard" else _WandB(folder, config, settings)
             )
 
         def write(line: Line) -> None:
             numbers = {key: value for key, value in line.items() if isinstance(value, int | float)}
             step = int(numbers.pop("step"))
-            for mirror in mirrors:
-                mirror.write(step, numbers)
+            for tracker in trackers:
+                tracker.write(step, numbers)
 
         for line in sorted(lines, key=lambda line: line["step"]):
             write(line)
         yield write
         failed = False
     finally:
-        for mirror in mirrors:
-            mirror.close(failed=failed)
+        for tracker in trackers:
+            tracker.close(failed=failed)
 
 
 class _TensorBoard:
-    """Event files under `tensorboard/`. What earlier ones hold is void: `mirrored` writes all of it anew."""
+    """Event files under `tensorboard/`. Earlier ones are purged: `open_trackers` writes every line again."""
 
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -129,7 +129,7 @@ class _TensorBoard:
 
 
 class _WandB:
-    """A W&B run whose id lies in `wandb.json`, with the last step sent: a resumed stage goes on with both."""
+    """A W&B run; `wandb.json` holds its id and the last step sent, so that a resumed stage continues it."""
 
     def __init__(self, folder: Path, config: TrackingConfig, settings: Mapping[str, Any]) -> None:
         import wandb
@@ -150,12 +150,12 @@ class _WandB:
                 resume="allow",
                 dir=str(folder),
                 config=dict(settings),
-                settings=wandb.Settings(console="off"),  # progress bars would fill its log
+                settings=wandb.Settings(console="off"),  # progress bars would flood its log
             )
         except wandb.Error as error:
             line = " ".join(str(error).split())
             raise InputError(
-                f"tracking.report_to: wandb does not start ({line:.200}); log in (`wandb login`, or "
+                f"tracking.report_to: wandb failed to start ({line:.200}); log in (`wandb login`, or "
                 "WANDB_API_KEY), or set WANDB_MODE=offline"
             ) from error
 

@@ -24,7 +24,7 @@ from faulty_proxy import FaultyProxy
 from nonsense_model import create_nonsense
 
 from lm_mixup.augment.rate import rate
-from lm_mixup.chat.judge import Rating, make_judge
+from lm_mixup.chat.judge import MOST_QUOTES, Rating, make_judge
 from lm_mixup.chat.response_cache import ReplyLog
 from lm_mixup.config import Config, RateConfig
 from lm_mixup.core.errors import InputError
@@ -97,6 +97,17 @@ def test_vllms_server_gives_valid_ratings(server: str, tmp_path: Path) -> None:
     assert all(isinstance(verdict, Rating) for verdict in verdicts), verdicts
     gone = config.model_copy(update={"max_retries": 0, "base_url": server})
     assert make_judge(gone, stage).rate(ROWS) == verdicts  # the same, from the run directory
+
+
+def test_vllms_server_rates_faithfulness_where_sources_are_shown(server: str, tmp_path: Path) -> None:
+    stage = RunDir(tmp_path).stage("rate_distilled")
+    config = RateConfig(backend="openai", base_url=server, model="chat", concurrency=4)
+    sources = [[f"Source {number}.<|im_end|>", "Iron is a metal."] for number in range(len(ROWS))]
+    verdicts = make_judge(config, stage).rate(ROWS, sources)
+    assert all(isinstance(verdict, Rating) for verdict in verdicts), verdicts
+    assert all(1 <= verdict.faithfulness <= 10 for verdict in verdicts)
+    assert all(len(verdict.unsupported) <= MOST_QUOTES for verdict in verdicts)
+    assert make_judge(config, stage).rate(ROWS, sources) == verdicts  # from the run directory
 
 
 def test_faults_on_the_way_to_vllms_server_change_no_rating(server: str, tmp_path: Path) -> None:

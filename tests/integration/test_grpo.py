@@ -1,4 +1,4 @@
-"""GRPO on the real parts: vLLM engines, DeepSpeed ranks and Ray actors, on a model of random weights.
+"""GRPO on the real actors: vLLM engines, DeepSpeed ranks and Ray actors, on a model of random weights.
 
 One rollout pool serves the whole module. The reward here is a plain function of the completion: what is
 tested is the loop, what it learns, how it resumes, and what it makes of an actor that dies.
@@ -23,14 +23,14 @@ from lm_mixup.grpo.checkpoint import Progress
 from lm_mixup.grpo.learner.collate import collate
 from lm_mixup.grpo.learner.forward import completion_logps
 from lm_mixup.grpo.learner.learner import Learner
-from lm_mixup.grpo.loop import Parts, publish, train
+from lm_mixup.grpo.loop import Actors, publish_weights, train
 from lm_mixup.grpo.metrics import UPDATE_KEYS
 from lm_mixup.grpo.placement import reserve
 from lm_mixup.grpo.rollout.pool import RolloutPool
 from lm_mixup.grpo.stage import _run
 from lm_mixup.grpo.types import Episode, Group, Prompt
 from lm_mixup.grpo.weights.object_store import to_host
-from lm_mixup.grpo.weights.transport import InStore
+from lm_mixup.grpo.weights.transport import StoredWeights
 from lm_mixup.grpo.weights.verify import WeightSyncError
 from lm_mixup.models.policy import encode_prompt, load_policy, load_tokenizer
 from lm_mixup.rewards.workers import RewardBatch, RewardScores
@@ -72,7 +72,7 @@ def pool(ray_session, model: str):
 
 
 def run(
-    parts: Parts,
+    actors: Actors,
     prompts: list[Prompt],
     progress: Progress,
     folder: Path | None = None,
@@ -83,9 +83,9 @@ def run(
     def on_step(done: Progress, metrics: dict) -> None:
         lines.append(metrics)
         if folder is not None and done.step == 2:
-            checkpoint.save(folder, parts.learner, done, limit=1)
+            checkpoint.save(folder, actors.learner, done, limit=1)
 
-    train(parts, prompts, config, SEED, progress, lambda step: None, on_step)
+    train(actors, prompts, config, SEED, progress, lambda step: None, on_step)
     return lines
 
 
@@ -101,8 +101,8 @@ def undisturbed(pool, model: str, prompts: list[Prompt], tmp_path_factory: pytes
     rollout, placement = pool
     folder = tmp_path_factory.mktemp("checkpoints")
     learner = Learner(model, ModelConfig(), CONFIG, SEED, placement)
-    parts = Parts(rollout, CountsLetters(), learner, RewardsConfig(), prompts[0].token_ids)
-    lines = run(parts, prompts, Progress(), folder)
+    actors = Actors(rollout, CountsLetters(), learner, RewardsConfig(), prompts[0].token_ids)
+    lines = run(actors, prompts, Progress(), folder)
     learner.save_model(folder / "model")
     learner.shutdown()
     return lines, folder
@@ -149,8 +149,8 @@ def test_a_resumed_run_equals_an_undisturbed_one(undisturbed, pool, model: str, 
     learner = Learner(model, ModelConfig(), CONFIG, SEED, placement)
     progress = checkpoint.load_latest(folder, learner)
     assert progress.step == 2
-    parts = Parts(rollout, CountsLetters(), learner, RewardsConfig(), prompts[0].token_ids)
-    resumed = run(parts, prompts, progress)
+    actors = Actors(rollout, CountsLetters(), learner, RewardsConfig(), prompts[0].token_ids)
+    resumed = run(actors, prompts, progress)
     learner.shutdown()
     assert without_timings(resumed) == without_timings(lines[2:])
 
@@ -158,8 +158,8 @@ def test_a_resumed_run_equals_an_undisturbed_one(undisturbed, pool, model: str, 
 def test_the_opposite_reward_moves_the_other_way(undisturbed, pool, model: str, prompts: list[Prompt]):
     rollout, placement = pool
     learner = Learner(model, ModelConfig(), CONFIG, SEED, placement)
-    parts = Parts(rollout, CountsLetters(sign=-1.0), learner, RewardsConfig(), prompts[0].token_ids)
-    lines = run(parts, prompts, Progress())
+    actors = Actors(rollout, CountsLetters(sign=-1.0), learner, RewardsConfig(), prompts[0].token_ids)
+    lines = run(actors, prompts, Progress())
     learner.shutdown()
     assert -lines[-1]["reward"] < undisturbed[0][-1]["reward"] - 0.05
 
@@ -170,12 +170,12 @@ def test_rollouts_that_run_ahead_are_stale_by_no_more_than_allowed_and_still_lea
     rollout, placement = pool
     config = CONFIG.model_copy(update={"mode": "async", "max_staleness": 2, "max_steps": 5})
     learner = Learner(model, ModelConfig(), config, SEED, placement)
-    parts = Parts(rollout, CountsLetters(), learner, RewardsConfig(), prompts[0].token_ids)
-    lines = run(parts, prompts, Progress(), tmp_path, config)
+    actors = Actors(rollout, CountsLetters(), learner, RewardsConfig(), prompts[0].token_ids)
+    lines = run(actors, prompts, Progress(), tmp_path, config)
     learner.restart()
     progress = checkpoint.load_latest(tmp_path, learner)
-    assert [[g.weight_version for g in groups] for groups in progress.unspent] == [[0] * 8, [1] * 8]
-    resumed = run(parts, prompts, progress, config=config)
+    assert [[g.weight_version for g in groups] for groups in progress.buffered] == [[0] * 8, [1] * 8]
+    resumed = run(actors, prompts, progress, config=config)
     learner.shutdown()
     assert without_timings(resumed) == without_timings(lines[2:])
     assert [line["staleness/max"] for line in lines] == [0, 1, 2, 2, 2]
@@ -220,8 +220,8 @@ def test_stale_weights_are_noticed_and_an_actor_killed_mid_generation_changes_no
     probe = prompts[0].token_ids
     with pytest.raises(WeightSyncError):
         rollout.publish(1, learner.weights(), probe, learner.logps(probe) + 0.01)
-    parts = Parts(rollout, CountsLetters(), learner, RewardsConfig(), probe)
-    publish(parts, version=5)
+    actors = Actors(rollout, CountsLetters(), learner, RewardsConfig(), probe)
+    publish_weights(actors, version=5)
     seeds = list(range(len(prompts)))
     cooler = CONFIG.model_copy(update={"temperature": 0.7})
     monkeypatch.setattr(rollout, "_config", cooler)
@@ -256,11 +256,11 @@ def test_a_learner_killed_before_its_first_checkpoint_changes_nothing(
     rollout, placement = pool
     config = CONFIG.model_copy(update={"save_steps": 2})
     learner = Learner(model, ModelConfig(), config, SEED, placement)
-    parts = Parts(rollout, CountsLetters(), learner, RewardsConfig(), prompts[0].token_ids)
+    actors = Actors(rollout, CountsLetters(), learner, RewardsConfig(), prompts[0].token_ids)
     kills, mapped = [1], []  # one after a checkpoint is killed in `tests/chaos`
     thread = threading.Thread(target=kill_learners, args=(tmp_path, kills, mapped), daemon=True)
     thread.start()
-    progress = _run(parts, prompts, [], tmp_path, config, TrackingConfig(report_to=[]), SEED)
+    progress = _run(actors, prompts, [], tmp_path, config, TrackingConfig(report_to=[]), SEED)
     thread.join()
     learner.shutdown()
     assert not kills, "the run ended before its learner was killed"
@@ -268,7 +268,7 @@ def test_a_learner_killed_before_its_first_checkpoint_changes_nothing(
     assert without_timings(read_metrics(tmp_path / "metrics.jsonl")) == without_timings(undisturbed[0])
     said = [line.strip() for line in capsys.readouterr().err.splitlines() if "died" in line]
     assert [line.partition(" (")[0] for line in said] == [
-        "learner rank 0 died; starting the learner again, from the SFT model, as there is no checkpoint yet"
+        "learner rank 0 died; restarting the learner from the SFT model: there is no checkpoint yet"
     ]
     assert mapped and not [path for path in mapped if "deepspeed_allreduce" in path]
 
@@ -297,7 +297,7 @@ def test_an_engine_over_two_workers_is_as_one_and_is_replaced_when_it_loses_one(
     with torch.no_grad():
         logits = policy(input_ids=torch.tensor([probe])).logits[0, :-1]
     expected = torch.log_softmax(logits, -1).gather(-1, torch.tensor(probe[1:])[:, None])[:, 0].numpy()
-    assert pool.publish(1, InStore(ray.put(weights), "one"), probe, expected) <= 1e-4
+    assert pool.publish(1, StoredWeights(ray.put(weights), "one"), probe, expected) <= 1e-4
     groups = pool.generate(prompts[:2], [0, 1])
     assert_logps_are_of(policy, groups, config.temperature)
     workers = children_like("Worker_TP")

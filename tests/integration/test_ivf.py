@@ -11,8 +11,8 @@ from stage_rows import put_part
 from lm_mixup.augment.embed import embedding_table, vectors_of
 from lm_mixup.augment.neighbors import neighbors
 from lm_mixup.augment.vector_search import ivf, ivf_centroids
-from lm_mixup.augment.vector_search.ivf import Sample, gather_bucket, merged, search_bucket
-from lm_mixup.augment.vector_search.ivf_centroids import CellTree
+from lm_mixup.augment.vector_search.ivf import Sample, gather_bucket, merge_pieces, search_bucket
+from lm_mixup.augment.vector_search.ivf_centroids import IvfIndex
 from lm_mixup.config import NeighborsConfig
 from lm_mixup.core.nearest import knn
 from lm_mixup.core.run_dir import Outcome, RunDir, StageDir
@@ -111,13 +111,13 @@ def test_parts_that_lost_all_their_rows_stay_empty(embedded, ray_session):
 def test_a_bucket_without_rows_ends_with_nothing_found(ray_session):
     """Cells that no row is nearest to; a table of lists without a width would kill the process."""
     centres = np.eye(4, dtype=np.float32)[:2]
-    tree = CellTree(centres[:1], centres, np.array([0, 2]), np.array([0, 1]))
+    tree = IvfIndex(centres[:1], centres, np.array([0, 2]), np.array([0, 1]))
     shared = (tree, Sample(np.zeros(0, np.int64), np.zeros(0, np.float32)), np.array([0, 5, 9]))
     banks = [ray_session.put(gather_bucket())]
     *pieces, hits = search_bucket(shared, banks, 0, NeighborsConfig(k=2))
     assert hits == 0
     assert [piece.num_rows for piece in pieces] == [0, 0]
-    assert merged(pieces[0])[0].shape == (0, 2)
+    assert merge_pieces(pieces[0])[0].shape == (0, 2)
 
 
 def test_few_probes_find_less_and_say_so(embedded, ray_session, capsys):

@@ -88,11 +88,11 @@ def test_a_learner_killed_on_its_first_start_is_one_to_restart(ray_session, mode
     try:
         learner = Learner(model, ModelConfig(), config, SEED, placement)
         thread.join()
-        assert killed and learner.lost() == [0]
+        assert killed and learner.dead_ranks() == [0]
         with pytest.raises(ray_session.exceptions.RayActorError):
             learner.logps(range(20, 60))
         learner.restart()
-        assert learner.lost() == []
+        assert learner.dead_ranks() == []
         assert np.isfinite(learner.logps(range(20, 60))).all()
         learner.shutdown()
         with pytest.raises(ray_session.exceptions.RayActorError, match="creation task"):
@@ -111,12 +111,12 @@ def test_a_dead_rank_of_two_is_told_from_one_that_waits_for_it(ray_session, mode
     started = time.monotonic()
     with pytest.raises(ray_session.exceptions.RayError):
         learner.update(make_episodes(4), 1e-3)
-    assert learner.lost() == [1]
+    assert learner.dead_ranks() == [1]
     with pytest.raises(ray_session.exceptions.RayError):
         learner.weights()  # no reference that an engine would trip over
     assert time.monotonic() - started < 120
     learner.restart()
-    assert learner.lost() == []
+    assert learner.dead_ranks() == []
     np.testing.assert_array_equal(learner.logps(range(20, 60)), before)
     learner.shutdown()
     placement.release()

@@ -182,7 +182,7 @@ def test_a_damaged_library_is_refused(made, tmp_path):
     copy = RunDir(tmp_path)
     shutil.copytree(made.local, tmp_path / "library")
     (tmp_path / "library" / "qa.safetensors").write_bytes(b"cut short")
-    with pytest.raises(InputError, match="not what the stage wrote"):
+    with pytest.raises(InputError, match="was changed since it was written"):
         load_library(copy.stage("library"), EmbedderConfig(), ["qa"])
     (tmp_path / "library" / "library.json").unlink()
     with pytest.raises(InputError, match="run the stage `library` first"):
@@ -245,7 +245,7 @@ def test_a_custom_reward_that_fails_stops_the_run_and_costs_no_actor(made, batch
     workers = RewardWorkers(made, rewards, EmbedderConfig())
     actors = list(workers._actors)
     try:
-        message = r"^rewards\.custom\.own: builtins:len gave a int in place of a list of numbers; tried once$"
+        message = r"custom\.own: builtins:len returned a int instead of a list of numbers; tried once$"
         with pytest.raises(InputError, match=message):
             workers.score(batch)
         assert workers._actors == actors

@@ -13,8 +13,8 @@ from lm_mixup.config import GrpoConfig
 from lm_mixup.distributed.ray_wait import lost
 from lm_mixup.grpo.rollout.pool import RolloutPool
 from lm_mixup.grpo.types import Prompt
-from lm_mixup.grpo.weights.transport import InStore
-from lm_mixup.grpo.weights.verify import Held, WeightSyncError
+from lm_mixup.grpo.weights.transport import StoredWeights
+from lm_mixup.grpo.weights.verify import EngineState, WeightSyncError
 
 PROMPTS = [Prompt(str(i), "qa", [i], "") for i in range(4)]
 PROBE = [1, 2, 3]
@@ -46,9 +46,9 @@ class Actor:
         self._call("load_weights")
         self._weights = weights
 
-    def held(self, probe: list[int]) -> Held:
-        self._call("held")
-        return Held(np.zeros(len(probe) - 1, dtype=np.float32), self._weights, True, "float32")
+    def state(self, probe: list[int]) -> EngineState:
+        self._call("state")
+        return EngineState(np.zeros(len(probe) - 1, dtype=np.float32), self._weights, True, "float32")
 
     def generate(self, prompts: list[Prompt], seeds: list[int], sampling: Any) -> list[str]:
         self._call("generate")
@@ -75,14 +75,14 @@ class Pool(RolloutPool):
         """One step of the loop; groups are texts here."""
         import ray
 
-        self.publish(version, InStore(ray.put(f"w{version}"), f"sent {version}"), PROBE, np.zeros(2))
+        self.publish(version, StoredWeights(ray.put(f"w{version}"), f"sent {version}"), PROBE, np.zeros(2))
         drawn: Any = self.generate(PROMPTS, range(4))
         self.sleep()
         return drawn
 
 
 @pytest.mark.parametrize("cause", ["exit", "memory"])
-@pytest.mark.parametrize("dies_in", ["wake", "load_weights", "held", "generate", "sleep"])
+@pytest.mark.parametrize("dies_in", ["wake", "load_weights", "state", "generate", "sleep"])
 def test_a_death_in_any_call_is_borne(ray_session, dies_in: str, cause: str):
     pool = Pool([("", ""), (dies_in, cause)])
     for version in (0, 1):
@@ -115,8 +115,8 @@ def test_weights_that_an_engine_did_not_take_stop_the_run(ray_session):
 
     pool = Pool([])
     pool.step(0)
-    stale = InStore(ray.put("w0"), "sent 1")
-    with pytest.raises(WeightSyncError, match="the same as before"):
+    stale = StoredWeights(ray.put("w0"), "sent 1")
+    with pytest.raises(WeightSyncError, match="the same weights as before"):
         pool.publish(1, stale, PROBE, np.zeros(2))
     pool.shutdown()
 

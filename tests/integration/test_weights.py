@@ -148,8 +148,8 @@ def test_engines_hold_what_was_broadcast_through_deaths_of_any_of_them(
     (model / "die").touch()
     with pytest.raises(ray_session.exceptions.RayError):
         publish(3)
-    assert "died while weights 3 were sent" in capsys.readouterr().err
-    assert policy.lost() == [0, 1]
+    assert "died during the transfer of weights 3" in capsys.readouterr().err
+    assert policy.dead_ranks() == [0, 1]
     assert not set(map(id, before)) & set(map(id, pool.actors))
     policy.restart()
     assert policy.ranks != ranks

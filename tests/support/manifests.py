@@ -49,7 +49,7 @@ def crd_validator(kind: str) -> jsonschema.Draft202012Validator:
     path = CRDS / f"ray.io_{kind.lower()}s.yaml"
     if not path.exists():
         pytest.skip(f"KubeRay's CRDs not found at {CRDS}")
-    crd = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
+    crd = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     (version,) = [v for v in crd["spec"]["versions"] if v["name"] == "v1"]
     schema = _strict(version["schema"]["openAPIV3Schema"])
     schema["properties"]["metadata"] = {"type": "object", "required": ["name"]}
@@ -133,7 +133,9 @@ def _other_pods(documents: list[Document]) -> Iterator[Pod]:
         yield _pod("submitter", 1, job["spec"]["submitterPodTemplate"])
     for kind in ("Deployment", "StatefulSet"):
         for document in of_kind(documents, kind):
-            yield _pod(document["metadata"]["name"], document["spec"]["replicas"], document["spec"]["template"])
+            yield _pod(
+                document["metadata"]["name"], document["spec"]["replicas"], document["spec"]["template"]
+            )
 
 
 def _pod(role: str, replicas: int, template: Document) -> Pod:

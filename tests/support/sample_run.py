@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from lm_mixup.core.run_dir import Outcome, RunDir, StageDir, summarise
 from lm_mixup.core.schemas import CLUSTER, CURATION, DISTILLED, INSTRUCTION, MIXTURE, RATING, extend, table
-from lm_mixup.core.value_counts import census
+from lm_mixup.core.value_counts import count_values
 from lm_mixup.distributed.map_parts import PartResult, receipt_of
 
 EVIL = "<script>alert('row')</script>"
@@ -178,7 +178,7 @@ def _train(run: RunDir, rng: random.Random, evil: bool) -> None:
     for name, (rows_in, rows_out, seconds) in counts.items():
         _write(run.stage(name), [], seconds, Outcome(rows_in=rows_in, rows_out=rows_out, rows_used=rows_in))
     parts = [table(rows, MIXTURE) for rows in _chunks([_mixture_row(n, rng, evil) for n in range(240)])]
-    results = [PartResult(part, metrics=census(part) | {"inputs": 700}) for part in parts]
+    results = [PartResult(part, metrics=count_values(part) | {"inputs": 700}) for part in parts]
     _write(run.stage("mixture"), results, 6.0, Outcome(rows_in=10400, rows_used=10400))
     _write(
         run.stage("sft"),

@@ -1,7 +1,7 @@
-"""Rows move between clusters and change places, where that brings them nearer to their centres.
+"""Local search: rows move between clusters or swap, where that raises the sum of cosines to the centres.
 
-The objective is that of spherical k-means: the cosine of every row to its centre, added up. A cluster's share
-is the length of the sum of its rows. The number of clusters stays, and each keeps its bounds.
+The objective is that of spherical k-means. The contribution of a cluster is the length of the sum of its
+rows. The number of clusters does not change, and each cluster keeps its bounds.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from lm_mixup.augment.clustering.cohesion import RESIDUAL, Bounds, Clusters
 
 _PASSES = 6
 _NEAREST = 6
-# Above what sums of float32 cosines get wrong, so that no change is taken for a gain that is none.
+# Above the rounding error of sums of float32 cosines, so that every accepted change is a true gain.
 _LEAST_GAIN = 1e-4
 
 
 def refine(gram: np.ndarray, labels: np.ndarray, bounds: Bounds) -> np.ndarray:
-    """Passes of moves and swaps, the best first, each cluster in at most one of them a pass.
+    """Runs passes of moves and swaps, the best first, each cluster in at most one change per pass.
 
-    A row looks at the clusters of its nearest rows. Into one with room it may move if its own can spare it,
-    and with each row there it may change places. Ties go to the smaller row.
+    Candidates are the clusters of the nearest rows. A row may move to a cluster with room if its own stays
+    large enough, or swap with a row there. Ties go to the smaller row.
 
     Args:
         gram: float32 [n, n], cosines.
@@ -35,7 +35,7 @@ def refine(gram: np.ndarray, labels: np.ndarray, bounds: Bounds) -> np.ndarray:
         return labels
     nearest = _nearest_clustered(gram, labels)
     for _ in range(_PASSES):
-        rows, targets, partners = _gainful(gram, labels, nearest, bounds)
+        rows, targets, partners = _improving_changes(gram, labels, nearest, bounds)
         if not len(rows):
             break
         homes = labels[rows]
@@ -64,7 +64,7 @@ def _nearest_clustered(gram: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return nearest
 
 
-def _gainful(
+def _improving_changes(
     gram: np.ndarray, labels: np.ndarray, nearest: np.ndarray, bounds: Bounds
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Changes that raise the objective and keep the bounds, the best first.
@@ -75,7 +75,7 @@ def _gainful(
     clusters = Clusters.of_labels(gram, labels)
     sums = np.zeros(len(labels), dtype=np.float32)
     sums[clusters.members[clusters.held]] = clusters.sums[clusters.held]
-    rows, targets = _promising(gram, labels, nearest, clusters, sums)
+    rows, targets = _candidate_moves(gram, labels, nearest, clusters, sums)
     homes = labels[rows]
     there, taken = clusters.members[targets], clusters.held[targets]
     here, ours = clusters.members[homes], clusters.held[homes]
@@ -100,7 +100,7 @@ def _gainful(
     return rows[order], targets[order], partners[order]
 
 
-def _promising(
+def _candidate_moves(
     gram: np.ndarray, labels: np.ndarray, nearest: np.ndarray, clusters: Clusters, sums: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows, and clusters near them whose rows (maybe but for one) are nearer than those of their own."""

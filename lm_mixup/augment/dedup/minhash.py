@@ -1,12 +1,12 @@
-"""Which rows nearly repeat an earlier one: MinHash LSH finds candidates, exact Jaccard similarity decides.
+"""Near-duplicates: MinHash LSH finds candidate pairs, their exact Jaccard similarity decides.
 
-A row is the set of word n-grams of its prompt and of its completion, which are told apart. Another answer to
-the same long prompt is not a repetition, so the completions alone must be alike too, at a lower bound. Rows
-whose MinHash signatures agree on a whole band share a key (Broder 1997; Leskovec, Rajaraman and Ullman,
-Mining of Massive Datasets, chapter 3), and pairs that share a key are compared set against set, so no pair
-below the threshold is ever folded. Going through the rows in the pool's order, a row is folded into the first
-kept row that it resembles: every refused row is within the threshold of the row that is kept for it, there
-are no chains.
+A row is the set of word n-grams of its prompt and of its completion, which are kept distinct. Another answer
+to the same long prompt is not a duplicate, so the completions alone must be similar too, at a lower
+threshold. Rows whose MinHash signatures agree on a whole band share a key (Broder 1997; Leskovec, Rajaraman
+and Ullman, Mining of Massive Datasets, chapter 3), and pairs that share a key are compared set against set,
+so no pair below the threshold is ever folded. Going through the rows in the pool's order, a row is folded
+into the first kept row that it resembles: every rejected row is within the threshold of the row that is kept
+for it, there are no chains.
 
 Bounds, for N rows in units (pieces of the pool) and B bands, 18 with the defaults:
 
@@ -14,7 +14,7 @@ Bounds, for N rows in units (pieces of the pool) and B bands, 18 with the defaul
   4 bytes an n-gram, 8 bytes and the id a row;
 * keys: 16 (B + 1) bytes a row, dealt by key over as many tasks as keep each near 256 MiB;
 * a task that compares holds the sets of two units;
-* the driver holds 16 bytes a candidate pair, and the id for a refused row. Of rows that share a key, each is
+* the driver holds 16 bytes a candidate pair, and the id for a rejected row. Of rows that share a key, each is
   compared with the first 32 alone, so candidates are at most 32 (B + 1) N, and in ordinary pools a fraction
   of N.
 """
@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 from rensa import RMinHash
 
-from lm_mixup.augment.dedup.exact import Places, place, split_places
+from lm_mixup.augment.dedup.exact import Places, decode_places, encode_places
 from lm_mixup.augment.dedup.ngrams import Hashes, mix, ngram_hashes, tokens
 from lm_mixup.augment.reading.rows import PoolRow
 from lm_mixup.config import NearDuplicatesConfig
@@ -98,11 +98,6 @@ def sketch(
 ) -> tuple[Sketch, Pairs]:
     """The sets of a unit's rows, and their keys.
 
-    Args:
-        number: The unit's number.
-        rows: Number in the unit, and row.
-        config: How rows are compared.
-
     Returns:
         The sets, and [R × (bands + 1), 2] rows of key and place. The key over the bands is that of the whole
         set, so equal sets always meet.
@@ -115,7 +110,7 @@ def sketch(
     if not rows:
         return held, np.zeros((0, 2), np.uint64)
     keys = np.column_stack([_band_keys(flat, offsets, config), _set_keys(flat, offsets)])
-    places = np.repeat(place(number, numbers), keys.shape[1])
+    places = np.repeat(encode_places(number, numbers), keys.shape[1])
     return held, np.column_stack([keys.ravel(), places])
 
 
@@ -173,24 +168,22 @@ def verify(
 
     Args:
         pairs: [E, 2] pairs whose later places lie in one unit.
-        later: That unit's sets.
         sketch_of: The sets of a unit; called for one after another, so that two units are held at a time.
-        config: The least similarities.
     """
-    earlier_units, earlier_rows = split_places(pairs[:, 0])
-    later_rows = split_places(pairs[:, 1])[1]
+    earlier_units, earlier_rows = decode_places(pairs[:, 0])
+    later_rows = decode_places(pairs[:, 1])[1]
     keep = np.zeros(len(pairs), bool)
     for unit in np.unique(earlier_units):
         earlier = sketch_of(int(unit))
         for at in np.flatnonzero(earlier_units == unit):
             one, other = earlier.set_of(int(earlier_rows[at])), later.set_of(int(later_rows[at]))
-            keep[at] = alike(one, other, config.threshold) and alike(
+            keep[at] = is_similar(one, other, config.threshold) and is_similar(
                 one[one & 1 == 1], other[other & 1 == 1], config.completion_threshold
             )
     return pairs[keep]
 
 
-def alike(one: npt.NDArray[np.uint32], other: npt.NDArray[np.uint32], threshold: float) -> bool:
+def is_similar(one: npt.NDArray[np.uint32], other: npt.NDArray[np.uint32], threshold: float) -> bool:
     """Whether the Jaccard similarity of two sets is at least the threshold."""
     if min(len(one), len(other)) < threshold * max(len(one), len(other)):
         return False
@@ -198,14 +191,14 @@ def alike(one: npt.NDArray[np.uint32], other: npt.NDArray[np.uint32], threshold:
     return common >= threshold * (len(one) + len(other) - common)
 
 
-def folded(pairs: Pairs) -> tuple[Places, Places]:
-    """Which rows are refused, and which row is kept for each.
+def resolve_duplicates(pairs: Pairs) -> tuple[Places, Places]:
+    """Which rows are rejected, and which row is kept for each.
 
     Args:
         pairs: Similar pairs, sorted as `unique_pairs` does.
 
     Returns:
-        The places refused, ascending, and for each the first kept place that it resembles.
+        The places rejected, ascending, and for each the first kept place that it resembles.
     """
     kept_for: dict[int, int] = {}
     for earlier, later in _integers(pairs):

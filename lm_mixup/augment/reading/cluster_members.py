@@ -1,8 +1,8 @@
-"""The rows that clusters are made of, gathered for each part of clusters.
+"""Gathers the member rows of each part of clusters.
 
-Clusters are kept in the order of their hashes, so the members of one part of them lie all over the pool. A
-shuffle in two steps brings them together, so that the pool is read once, whatever the number of parts: every
-block of curated parts is divided among buckets of cluster parts, then a bucket is divided among its parts.
+Clusters are sorted by hash, so the members of one part are spread over the whole pool. A shuffle in two steps
+gathers them while reading the pool once: every block of curated parts is split by bucket of cluster parts,
+then each bucket is split by part.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lm_mixup.core.run_dir import StageDir
-from lm_mixup.distributed.ray_tasks import in_blocks, listed, returning, run_tasks
+from lm_mixup.distributed.ray_tasks import as_refs, in_blocks, remote_with_returns, run_tasks
 
 _COLUMNS = ["id", "prompt", "completion"]
 _ID = pa.large_string()  # all ids of 67 million rows are more than a `string` array holds
@@ -32,12 +32,6 @@ def gather_members(
     of curated parts or a bucket of members besides. The texts of the members pass through the object store,
     which spills to disk.
 
-    Args:
-        cluster: Clusters (`records.CLUSTER`).
-        curated: The rows they are made of.
-        parts: The parts of clusters, as the stage names them.
-        num_tasks: Tasks at a time.
-
     Returns:
         For each part a reference to a table {id, prompt, completion, part}.
     """
@@ -46,7 +40,7 @@ def gather_members(
     owners = ray.put(owners_of(cluster, parts))
     buckets = in_blocks(range(len(parts)))
     edges = [bucket[0] for bucket in buckets] + [len(parts)]
-    task = returning(len(buckets), divide_block)
+    task = remote_with_returns(len(buckets), divide_block)
     divided = run_tasks(
         [partial(task.remote, curated, block, owners, edges) for block in in_blocks(curated.parts())],
         num_tasks,
@@ -54,15 +48,15 @@ def gather_members(
     gathered = run_tasks(
         [
             partial(
-                returning(len(bucket), divide_bucket).remote,
+                remote_with_returns(len(bucket), divide_bucket).remote,
                 [*bucket, bucket[-1] + 1],
-                *(listed(pieces)[number] for pieces in divided),
+                *(as_refs(pieces)[number] for pieces in divided),
             )
             for number, bucket in enumerate(buckets)
         ],
         num_tasks,
     )
-    return dict(zip(parts, itertools.chain.from_iterable(map(listed, gathered)), strict=True))
+    return dict(zip(parts, itertools.chain.from_iterable(map(as_refs, gathered)), strict=True))
 
 
 def owners_of(cluster: StageDir, parts: Sequence[str]) -> pa.Table:

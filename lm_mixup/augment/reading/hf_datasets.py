@@ -53,8 +53,8 @@ def data_files(name: str, config: str | None, split: str | None, where: str) -> 
             f"{where}: no connection to the Hub ({error}); download it, name its folder"
         ) from None
     except (OSError, ValueError, RuntimeError) as error:  # no such data set or configuration, or a script
-        told = " ".join(str(error).split())[:200]
-        raise InputError(f"{where}: not available ({told}); check name, configuration and access") from None
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{where}: not available ({reason}); check name, configuration and access") from None
     files = {str(name): [str(file) for file in listed] for name, listed in by_split.items()}
     return files[_split(list(files), split, where, "@")]
 
@@ -65,7 +65,6 @@ def snapshot(name: str, patterns: list[str], key: str) -> str:
     What lies in the cache of `huggingface_hub` is not downloaded again.
 
     Args:
-        name: The data set.
         patterns: Globs of the files that are wanted.
         key: The config key that names it, for error messages.
 
@@ -84,9 +83,9 @@ def snapshot(name: str, patterns: list[str], key: str) -> str:
             )
         )
     except (OSError, ValueError) as error:
-        told = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{key} {name}: not available ({told}); check name, access and network, or name its folder"
+            f"{key} {name}: not available ({reason}); check name, access and network, or name its folder"
         ) from None
 
 

@@ -28,6 +28,8 @@ Reason = Literal[
     "duplicate_id",
     "contaminated",
     "near_duplicate",
+    "too_short",
+    "marks_in_text",
 ]
 REASONS: Final[tuple[Reason, ...]] = get_args(Reason)
 

@@ -1,8 +1,8 @@
-"""The rows that may be selected: what each method asks of a row, and the figures that it ranks by.
+"""The candidates for selection: the conditions of each method, and the values that it ranks by.
 
-No text is kept: about 100 bytes a row, and 400 while they are sorted. Methods with a rule of their own
-(`OWN_RULE`) put no floor under the originals' curated score, as in the papers they come from; then every row
-of the pool is a candidate.
+Texts are not kept: about 100 bytes per row, and 400 while rows are sorted. Methods with conditions of their
+own (`OWN_RULE`) set no minimum for the curated score of originals, as in the papers they come from; every row
+of the pool is then a candidate.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lm_mixup.augment.selection.score_cut import ScoreCut, row_is_above
 from lm_mixup.augment.vector_search.neighbor_table import listed_distance
 from lm_mixup.config import SelectConfig, SelectMethod
+from lm_mixup.config.section import share_of
 from lm_mixup.core import schemas
 from lm_mixup.core.run_dir import StageDir
 
@@ -34,7 +36,7 @@ OWN_RULE: dict[SelectMethod, tuple[str, ...]] = {
 }
 UNKNOWN = "unknown"  # the stratum of rows without the value
 
-# Texts have 64-bit offsets: the ids of 67 million rows are more text than 32 bits can point into.
+# 64-bit offsets: the ids of 67 million rows exceed 32-bit ones.
 CANDIDATE = pa.schema(
     [
         ("id", pa.large_string()),
@@ -58,18 +60,18 @@ def candidates(
     left_out: Counter[str],
     measure: Measure | None = None,
     parents: StageDir | None = None,
+    cut: ScoreCut | None = None,
 ) -> pa.Table:
     """The rows of one side that may be chosen, `CANDIDATE` sorted by id; the others are counted by reason.
 
     Args:
         stage: Distilled or curated rows.
-        origin: Which of the two.
-        config: The method, its thresholds and the strata.
         left_out: Where the others are counted, as `<origin>_<reason>`.
         measure: The figure that the method ranks by, where the rows do not have it: long tail, or under
             `perplexity` that.
         parents: The curated rows, where the source of distilled ones is asked for: it is that of their first
             parent (of all of them, if clusters keep to a source).
+        cut: Where the pool's share of good rows ends, if `min_score` is a share.
     """
     sources = _sources_of_parents(stage, parents) if parents is not None else {}
     tables = [CANDIDATE.empty_table()]
@@ -80,7 +82,7 @@ def candidates(
             row["score"] = row["score" if origin == "distilled" else "curated_score"]
             if measure is not None:
                 row["perplexity" if config.method == "perplexity" else "long_tail"] = figure
-            reason = _refusal(row, config)
+            reason = _refusal(row, config, cut)
             if reason:
                 left_out[f"{origin}_{reason}"] += 1
             else:
@@ -96,7 +98,7 @@ def candidates(
 
 def _columns(origin: Origin, config: SelectConfig) -> list[str]:
     columns = {"prompt", "completion", *OWN_RULE.get(config.method, ())}
-    if config.method == "score":
+    if config.method == "score" or share_of(config.min_score) is not None:
         columns.add("expected")
     columns |= {"score", "long_tail"} if origin == "distilled" else {"curated_score", "id"}
     if config.stratify_by == "task_type":
@@ -106,13 +108,19 @@ def _columns(origin: Origin, config: SelectConfig) -> list[str]:
     return sorted(columns)
 
 
-def _refusal(row: Row, config: SelectConfig) -> str | None:
+def _refusal(row: Row, config: SelectConfig, cut: ScoreCut | None) -> str | None:
     """Why a row may not be chosen."""
     judged = OWN_RULE.get(config.method, ("score",))
     if any(row[name] is None for name in judged):
         return "unrated"
-    if config.method not in OWN_RULE and row["score"] < config.min_score:
-        return f"score_below_{config.min_score}"
+    if config.method not in OWN_RULE:
+        if cut is not None:
+            # A distilled row has no place among equals of the pool: its text's hash gives it one.
+            known = row.get("id") or schemas.content_id(row["prompt"] or "", row["completion"] or "")
+            if not row_is_above(row["score"], row["expected"], known, cut):
+                return "below_the_share"
+        elif row["score"] < int(config.min_score):
+            return f"score_below_{config.min_score}"
     if config.method == "alpagasus" and row["overall"] / 2 < config.score_threshold:
         return f"rating_below_{config.score_threshold:g}"
     if not (row["prompt"] or "").strip() or not (row["completion"] or "").strip():

@@ -1,13 +1,11 @@
-"""Nearest neighbours in large pools: a row is compared with the rows of the cells nearest to it.
+"""Approximate nearest neighbours for large pools: inverted-file search (IVF; Jégou et al. 2011) on Ray tasks.
 
-The inverted-file search (IVF; Jégou et al. 2011) spread over Ray tasks. Rows are shuffled into cells of near
-rows (`cell_tree`); cells that lie near each other share a bucket; a task takes the rows of one bucket and
-looks them up in the buckets that hold their `probes` nearest cells. With C cells of m rows the cost is
-2·N·(C + probes·m)·d operations in place of 2·N²·d, and 2·N·(17·√C + probes·m)·d above 4,096 cells. How many
-neighbours are missed is measured on sampled rows and stands in the manifest.
+Rows are shuffled into cells of similar rows (`ivf_centroids`). Neighbouring cells share a bucket. Each task
+takes the rows of one bucket and searches the `probes` cells nearest to each row. With C cells of m rows the
+cost is 2·N·(C + probes·m)·d operations in place of 2·N²·d, and 2·N·(17·√C + probes·m)·d above 4,096 cells.
+The recall is measured on sampled rows and reported in the manifest.
 
-What comes out depends on the rows, their parts and the seed alone: cells, buckets and blocks do not know how
-many tasks there are.
+The result depends only on the rows, their parts and the seed, not on the number of tasks.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lm_mixup.augment.embed import vectors_of
-from lm_mixup.augment.vector_search.ivf_centroids import CellTree, divide, plant
+from lm_mixup.augment.vector_search.ivf_centroids import IvfIndex, assign_cells, build_ivf
 from lm_mixup.augment.vector_search.neighbor_table import neighbor_table
 from lm_mixup.augment.vector_search.shuffle import shuffle
 from lm_mixup.config import NeighborsConfig
@@ -36,12 +34,12 @@ from lm_mixup.distributed.ray_tasks import in_blocks, run_tasks
 _QUERY_ROWS = 16_384
 _SAMPLED_ROWS = 1_000
 _LOW_RECALL = 0.95
-_TIE = 1e-5  # similarities closer than this are the same to one who computes them in another order
+_TIE = 1e-5  # similarities this close are ties: their last bits depend on the order of summation
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows whose true neighbours are known.
+    """Sampled rows whose true neighbours are known, for the recall.
 
     Attributes:
         index: int64 [S], bank indices, ascending.
@@ -53,13 +51,13 @@ class Sample:
 
 
 def approximate_neighbors(embed: StageDir, out: StageDir, config: NeighborsConfig, seed: int) -> Outcome:
-    """Finds nearly all of the k nearest rows of every row, itself left out. Rows as in `neighbors`.
+    """Finds nearly all of the k nearest other rows of every row. Output rows as in `neighbors`.
 
     Metrics: `recall`, the share of the true k nearest rows that were found, over 1,000 sampled rows.
 
     Memory: a task holds one bucket and the candidates of 16,384 of its rows, 25 · `probes` · 12 bytes each,
-    or 262,144 sampled vectors. All ids are held once a machine. The vectors, in fp16, lie in the object store
-    as blocks and again as buckets, and what was found once, 12 · k bytes a row; it spills to disk.
+    or 262,144 sampled vectors. All ids are held once per node. The object store holds the fp16 vectors twice
+    (as blocks and as buckets) and the results once, 12 · k bytes per row; it spills to disk.
     """
     import ray
 
@@ -70,12 +68,12 @@ def approximate_neighbors(embed: StageDir, out: StageDir, config: NeighborsConfi
     task = ray.remote(load_block).options(num_cpus=config.num_cpus, num_returns=2)
     loads = [partial(task.remote, embed, [parts[i] for i in run], int(edges[run[0]])) for run in runs]
     blocks, named = zip(*run_tasks(loads, limit), strict=True)
-    tree = plant(blocks, total, config.cell_rows, limit, seed)
-    banks = _gather(shuffle(blocks, tree, limit, divide), config)
+    index = build_ivf(blocks, total, config.cell_rows, limit, seed)
+    banks = _gather(shuffle(blocks, index, limit, assign_cells), config)
     sample = _sample(banks, total, config, seed)
     block_edges = edges[[*(run[0] for run in runs), len(parts)]]
-    found, hits = _search_all(banks, tree, sample, block_edges, config)
-    ids = ray.remote(joined).options(num_cpus=config.num_cpus).remote(*named)
+    found, hits = _search_all(banks, index, sample, block_edges, config)
+    ids = ray.remote(concat_ids).options(num_cpus=config.num_cpus).remote(*named)
     make_kwargs = {"edges": edges, "block_parts": len(runs[0]), "found": found, "ids": [ids]}
     map_parts(
         out,
@@ -88,8 +86,8 @@ def approximate_neighbors(embed: StageDir, out: StageDir, config: NeighborsConfi
     recall = hits / (config.k * len(sample.index))
     if recall < _LOW_RECALL:
         say(f"  [yellow]neighbors[/]: {recall:.1%} of the nearest rows were found; raise neighbors.probes")
-    told = {"cells": len(tree.fine), "probes": config.probes, "recall": round(recall, 4)}
-    return Outcome(metrics={"k": config.k, "method": "approximate", **told})
+    searched = {"cells": len(index.fine), "probes": config.probes, "recall": round(recall, 4)}
+    return Outcome(metrics={"k": config.k, "method": "approximate", **searched})
 
 
 def _edges(embed: StageDir) -> np.ndarray:
@@ -111,7 +109,7 @@ def load_block(embed: StageDir, parts: Sequence[str], first: int) -> tuple[pa.Ta
     return pa.table(rows), ids
 
 
-def joined(*ids: pa.Array) -> pa.Array:
+def concat_ids(*ids: pa.Array) -> pa.Array:
     """The ids of all blocks, by bank index."""
     return pa.concat_arrays(ids)
 
@@ -165,8 +163,8 @@ def nearest_of_bucket(
     """Similarities float32 [S, ≤ k + 1 + slack] of the rows nearest to each query, −inf for itself."""
     if not bank.num_rows:
         return np.zeros((len(queries), 0), np.float32)
-    found, alike = top_k(queries, vectors_of(bank), config.k + 1 + SLACK, _device(config))
-    return np.where(bank["index"].to_numpy()[found] == own[:, None], -np.inf, alike)
+    found, similarities = top_k(queries, vectors_of(bank), config.k + 1 + SLACK, _device(config))
+    return np.where(bank["index"].to_numpy()[found] == own[:, None], -np.inf, similarities)
 
 
 def _device(config: NeighborsConfig) -> str:
@@ -174,7 +172,7 @@ def _device(config: NeighborsConfig) -> str:
 
 
 def _search_all(
-    banks: Sequence[Any], tree: CellTree, sample: Sample, edges: np.ndarray, config: NeighborsConfig
+    banks: Sequence[Any], index: IvfIndex, sample: Sample, edges: np.ndarray, config: NeighborsConfig
 ) -> tuple[list[Any], int]:
     """Neighbours of all rows: a reference for each block of parts; and the hits of the sampled rows."""
     import ray
@@ -183,42 +181,42 @@ def _search_all(
     task = ray.remote(search_bucket).options(
         num_returns=count + 1, num_cpus=config.num_cpus, num_gpus=config.num_gpus
     )
-    shared = ray.put((tree, sample, edges))
+    shared = ray.put((index, sample, edges))
     calls = [partial(task.remote, shared, list(banks), bucket, config) for bucket in range(len(banks))]
     with track("neighbors", total=len(banks)) as advance:
         found = run_tasks(calls, config.num_actors, advance)
     hits = sum(ray.get([pieces[count] for pieces in found]))
-    merge = ray.remote(merged).options(num_cpus=config.num_cpus)
+    merge = ray.remote(merge_pieces).options(num_cpus=config.num_cpus)
     of_blocks = [partial(merge.remote, *(pieces[block] for pieces in found)) for block in range(count)]
     return run_tasks(of_blocks, config.num_actors), hits
 
 
 def search_bucket(
-    shared: tuple[CellTree, Sample, np.ndarray], banks: list[Any], bucket: int, config: NeighborsConfig
+    shared: tuple[IvfIndex, Sample, np.ndarray], banks: list[Any], bucket: int, config: NeighborsConfig
 ) -> list[Any]:
     """Neighbours of a bucket's rows {index, neighbors, similarities}, by block; last, its sample's hits."""
     import ray
 
-    tree, sample, edges = shared
+    index, sample, edges = shared
     rows = ray.get(banks[bucket])
     own = rows["index"].to_numpy()
     near = np.zeros((rows.num_rows, config.k), np.int64)
-    alike = np.zeros((rows.num_rows, config.k), np.float32)
+    similarities = np.zeros((rows.num_rows, config.k), np.float32)
     for start in range(0, rows.num_rows, _QUERY_ROWS):  # rows of a bucket are sorted by cell
         few = slice(start, start + _QUERY_ROWS)
         queries = vectors_of(rows.slice(start, _QUERY_ROWS))
-        near[few], alike[few] = _in_nearest_cells(queries, own[few], tree, banks, config)
+        near[few], similarities[few] = _search_cells(queries, own[few], index, banks, config)
     sampled = np.isin(own, sample.index)
     least = sample.least[np.searchsorted(sample.index, own[sampled])]
-    hits = int((alike[sampled] >= least[:, None] - _TIE).sum())
+    hits = int((similarities[sampled] >= least[:, None] - _TIE).sum())
     order = np.argsort(own)
     cuts = np.searchsorted(own[order], edges)
     places = [order[start:stop] for start, stop in itertools.pairwise(cuts.tolist())]
-    return [*(found_table(own[place], near[place], alike[place]) for place in places), hits]
+    return [*(neighbors_by_index(own[place], near[place], similarities[place]) for place in places), hits]
 
 
-def _in_nearest_cells(
-    queries: np.ndarray, own: np.ndarray, tree: CellTree, banks: Sequence[Any], config: NeighborsConfig
+def _search_cells(
+    queries: np.ndarray, own: np.ndarray, index: IvfIndex, banks: Sequence[Any], config: NeighborsConfig
 ) -> tuple[np.ndarray, np.ndarray]:
     """Indices and similarities [M, k] of the best rows in the `probes` cells nearest to each query.
 
@@ -226,17 +224,17 @@ def _in_nearest_cells(
     """
     import ray
 
-    cells = tree.nearest(queries, config.probes)
+    cells = index.nearest(queries, config.probes)
     keep = config.k + 1 + SLACK
     near = np.full((*cells.shape, keep), -1, np.int64)
-    alike = np.full((*cells.shape, keep), -np.inf, np.float32)
+    similarities = np.full((*cells.shape, keep), -np.inf, np.float32)
     order = np.argsort(cells, axis=None, kind="stable")[(cells < 0).sum() :]
     asked, slots = np.divmod(order, cells.shape[1])
     asked_cells = cells[asked, slots]
-    for bucket in np.unique(tree.bucket_of[asked_cells]).tolist():
+    for bucket in np.unique(index.bucket_of[asked_cells]).tolist():
         bank = ray.get(banks[bucket])
         bank_cells, bank_index = bank["cell"].to_numpy(), bank["index"].to_numpy()
-        for cell in np.unique(asked_cells[tree.bucket_of[asked_cells] == bucket]).tolist():
+        for cell in np.unique(asked_cells[index.bucket_of[asked_cells] == bucket]).tolist():
             first, last = np.searchsorted(bank_cells, [cell, cell + 1])
             if first == last:
                 continue
@@ -244,36 +242,40 @@ def _in_nearest_cells(
             vectors = vectors_of(bank.slice(first, last - first))
             found, values = top_k(queries[asked[who]], vectors, keep, _device(config))
             near[asked[who], slots[who], : found.shape[1]] = bank_index[first:last][found]
-            alike[asked[who], slots[who], : found.shape[1]] = values
-    return _best_of(near.reshape(len(queries), -1), alike.reshape(len(queries), -1), config.k, own)
+            similarities[asked[who], slots[who], : found.shape[1]] = values
+    return _keep_best_of_many(
+        near.reshape(len(queries), -1), similarities.reshape(len(queries), -1), config.k, own
+    )
 
 
-def _best_of(near: np.ndarray, alike: np.ndarray, k: int, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The k best of many candidates; most fall to a partition, which is cheaper than sorting them."""
-    keep = min(k + 1 + SLACK, alike.shape[1])
-    top = np.argpartition(-alike, keep - 1, axis=1)[:, :keep]
+def _keep_best_of_many(
+    near: np.ndarray, similarities: np.ndarray, k: int, own: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k best of many candidates; a partition first, which is cheaper than sorting all of them."""
+    keep = min(k + 1 + SLACK, similarities.shape[1])
+    top = np.argpartition(-similarities, keep - 1, axis=1)[:, :keep]
     rows = np.arange(len(near))[:, None]
-    return keep_best(near[rows, top], alike[rows, top], k, own)
+    return keep_best(near[rows, top], similarities[rows, top], k, own)
 
 
-def found_table(own: np.ndarray, near: np.ndarray, alike: np.ndarray) -> pa.Table:
+def neighbors_by_index(own: np.ndarray, near: np.ndarray, similarities: np.ndarray) -> pa.Table:
     """Rows {index, neighbors, similarities}, from arrays [M], [M, k] and [M, k]; M may be 0, k may not."""
     kinds = (pa.list_(pa.int64(), near.shape[1]), pa.list_(pa.float32(), near.shape[1]))
     lists = [
         pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=kind)
-        for values, kind in zip((near, alike), kinds, strict=True)
+        for values, kind in zip((near, similarities), kinds, strict=True)
     ]
     return pa.table({"index": own, "neighbors": lists[0], "similarities": lists[1]})
 
 
-def merged(*pieces: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+def merge_pieces(*pieces: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     """Neighbours and similarities [rows, k] of a block, from its pieces of all buckets, by bank index."""
     rows = pa.concat_tables(pieces).sort_by("index")
-    near, alike = (rows[name].combine_chunks() for name in ("neighbors", "similarities"))
+    near, similarities = (rows[name].combine_chunks() for name in ("neighbors", "similarities"))
     k = near.type.list_size
     return (
         near.flatten().to_numpy(zero_copy_only=False).reshape(-1, k),
-        alike.flatten().to_numpy(zero_copy_only=False).reshape(-1, k),
+        similarities.flatten().to_numpy(zero_copy_only=False).reshape(-1, k),
     )
 
 
@@ -288,9 +290,11 @@ def make_writer(
     def write(part: int) -> PartResult:
         first, last = int(edges[part]), int(edges[part + 1])
         start = int(edges[part - part % block_parts])
-        near, alike = ray.get(found[part // block_parts])
+        near, similarities = ray.get(found[part // block_parts])
         inside = slice(first - start, last - start)
         own = names.slice(first, last - first).cast(pa.string())
-        return PartResult(neighbor_table(own, names, near[inside], alike[inside]), rows_in=last - first)
+        return PartResult(
+            neighbor_table(own, names, near[inside], similarities[inside]), rows_in=last - first
+        )
 
     return write

@@ -1,9 +1,9 @@
-"""Cells of near rows for the approximate search, as many as the pool needs: one table of centres, or two.
+"""The cells of the approximate search: one table of centres, or two levels of them.
 
-Up to `_FLAT_CELLS` cells, centres are fitted and looked through as one table. More are fitted below coarse
-cells, each from a sample of its own rows, and a row is compared with the centres below its nearest coarse
-cells alone. With C cells below √C coarse ones that is √C + 16·√C comparisons in place of C, so that the rows
-of a cell need not grow with the pool.
+Up to `_FLAT_CELLS` cells, centres are fitted and searched as one table. With more cells, fine centres are
+fitted per coarse cell from a sample of its rows, and a row is compared only with the fine centres of its
+nearest coarse cells. With C cells below √C coarse ones that is √C + 16·√C comparisons in place of C, so that
+the rows of a cell need not grow with the pool.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from lm_mixup.augment.embed import vectors_of
 from lm_mixup.augment.vector_search.kmeans import spherical_kmeans
-from lm_mixup.augment.vector_search.shuffle import cut, plan_cells, sample_rows, shuffle
+from lm_mixup.augment.vector_search.shuffle import plan_cells, sample_rows, shuffle, split_by_bucket
 from lm_mixup.core.nearest import top_k
 from lm_mixup.distributed.ray_tasks import run_tasks
 
@@ -31,12 +31,12 @@ _MOST_BUCKETS = 512
 
 
 @dataclass(frozen=True)
-class CellTree:
-    """Cells, near ones under near numbers.
+class IvfIndex:
+    """The centres of all cells, numbered so that similar cells have close numbers.
 
     Attributes:
-        coarse: float32 [R, d], centres of the coarse cells; one, of no matter, over a flat table.
-        fine: float32 [C, d], centres of the cells; those below one coarse cell lie together.
+        coarse: float32 [R, d], centres of the coarse cells; a single unused one for a flat table.
+        fine: float32 [C, d], centres of the cells; those of one coarse cell are adjacent.
         starts: int64 [R + 1], the first cell below each coarse one.
         bucket_of: int64 [C], the bucket of each cell.
     """
@@ -52,11 +52,10 @@ class CellTree:
         return int(self.bucket_of[-1]) + 1
 
     def nearest(self, queries: np.ndarray, count: int) -> np.ndarray:
-        """The cells nearest to each query, in no certain order.
+        """The cells nearest to each query, in any order.
 
         Args:
             queries: float32 [M, d].
-            count: Cells wanted.
 
         Returns:
             int64 [M, min(count, C)]; −1 where fewer lie below the nearest coarse cells.
@@ -66,27 +65,24 @@ class CellTree:
             return top_k(queries, self.fine, count, "cpu")[0]
         above = top_k(queries, self.coarse, _COARSE_PROBES, "cpu")[0]
         cells = np.full((*above.shape, count), -1, np.int64)
-        alike = np.full((*above.shape, count), -np.inf, np.float32)
+        similarities = np.full((*above.shape, count), -np.inf, np.float32)
         for coarse in np.unique(above).tolist():
             rows, slots = np.nonzero(above == coarse)
             start, stop = self.starts[coarse : coarse + 2]
             found, values = top_k(queries[rows], self.fine[start:stop], count, "cpu")
             cells[rows, slots, : found.shape[1]] = found + start
-            alike[rows, slots, : found.shape[1]] = values
-        cells, alike = cells.reshape(len(queries), -1), alike.reshape(len(queries), -1)
-        best = np.argpartition(-alike, count - 1, axis=1)[:, :count]
+            similarities[rows, slots, : found.shape[1]] = values
+        cells, similarities = cells.reshape(len(queries), -1), similarities.reshape(len(queries), -1)
+        best = np.argpartition(-similarities, count - 1, axis=1)[:, :count]
         return np.take_along_axis(cells, best, axis=1)
 
 
-def plant(blocks: Sequence[Any], total: int, cell_rows: int, num_tasks: int, seed: int) -> CellTree:
+def build_ivf(blocks: Sequence[Any], total: int, cell_rows: int, num_tasks: int, seed: int) -> IvfIndex:
     """Fits the cells of all rows.
 
     Args:
         blocks: Object references to tables {id, group, embedding, …}, all of the group "".
-        total: Rows.
         cell_rows: Rows wanted in a cell; there are two cells at least.
-        num_tasks: Tasks at a time.
-        seed: Of the samples and the first centres.
 
     Memory of a task: 262,144 sampled vectors at most, or the samples of one bucket of coarse cells.
     """
@@ -99,7 +95,7 @@ def plant(blocks: Sequence[Any], total: int, cell_rows: int, num_tasks: int, see
         coarse, starts = fine[:1], np.array([0, len(fine)])
     else:
         coarse, fine, starts = _split(blocks, plan, _SAMPLE_PER_CELL * wanted / total, num_tasks, seed)
-    return _near_together(coarse, fine, starts, total)
+    return _order_by_proximity(coarse, fine, starts, total)
 
 
 def _split(
@@ -108,7 +104,7 @@ def _split(
     """Centres below each coarse cell of a plan, from a sample of its rows: coarse, fine and starts."""
     import ray
 
-    draw, fit = ray.remote(sample_rows), ray.remote(fit_below)
+    draw, fit = ray.remote(sample_rows), ray.remote(fit_fine_centres)
     samples = run_tasks([partial(draw.remote, block, {"": rate}, seed) for block in blocks], num_tasks)
     buckets = shuffle(samples, plan, num_tasks)
     fitted = ray.get(run_tasks([partial(fit.remote, seed, *pieces) for pieces in buckets], num_tasks))
@@ -118,7 +114,7 @@ def _split(
     return plan.centres[""][cells], np.concatenate([below[cell] for cell in cells]), starts
 
 
-def fit_below(seed: int, *pieces: pa.Table) -> dict[int, np.ndarray]:
+def fit_fine_centres(seed: int, *pieces: pa.Table) -> dict[int, np.ndarray]:
     """The centres below each coarse cell of a bucket, one for every so many sampled rows."""
     filled = [piece for piece in pieces if piece.num_rows]
     if not filled:
@@ -132,25 +128,25 @@ def fit_below(seed: int, *pieces: pa.Table) -> dict[int, np.ndarray]:
     }
 
 
-def _near_together(coarse: np.ndarray, fine: np.ndarray, starts: np.ndarray, total: int) -> CellTree:
-    """Numbers the cells anew so that near ones have near numbers, and packs them into buckets.
+def _order_by_proximity(coarse: np.ndarray, fine: np.ndarray, starts: np.ndarray, total: int) -> IvfIndex:
+    """Renumbers the cells so that similar ones have close numbers, and packs them into buckets.
 
-    The cells that the rows of one bucket are looked up in then lie in few other buckets.
+    The rows of a bucket then search cells in few other buckets.
     """
     count = len(fine)
     per_bucket = max(1, _BUCKET_ROWS * count // total, -(-count // _MOST_BUCKETS))
-    roots = np.concatenate(list(_halves(coarse, np.arange(len(coarse)), 1)))
+    roots = np.concatenate(list(_bisect(coarse, np.arange(len(coarse)), 1)))
     order = [
         cells
         for root in roots.tolist()
-        for cells in _halves(fine, np.arange(*starts[root : root + 2]), per_bucket)
+        for cells in _bisect(fine, np.arange(*starts[root : root + 2]), per_bucket)
     ]
     ends = np.cumsum([0, *np.diff(starts)[roots]])
-    return CellTree(coarse[roots], fine[np.concatenate(order)], ends, np.arange(count) // per_bucket)
+    return IvfIndex(coarse[roots], fine[np.concatenate(order)], ends, np.arange(count) // per_bucket)
 
 
-def _halves(centres: np.ndarray, rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """Cuts rows across their widest direction, again and again, until `size` are left together."""
+def _bisect(centres: np.ndarray, rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Splits rows across their direction of largest variance, recursively, into runs of at most `size`."""
     if len(rows) <= size:
         yield rows
         return
@@ -161,13 +157,15 @@ def _halves(centres: np.ndarray, rows: np.ndarray, size: int) -> Iterator[np.nda
         direction /= max(float(np.linalg.norm(direction)), 1e-12)
     order = rows[np.argsort(centred @ direction, kind="stable")]
     middle = -(-len(rows) // (2 * size)) * size  # whole buckets on the left
-    yield from _halves(centres, order[:middle], size)
-    yield from _halves(centres, order[middle:], size)
+    yield from _bisect(centres, order[:middle], size)
+    yield from _bisect(centres, order[middle:], size)
 
 
-def divide(block: pa.Table, tree: CellTree) -> list[pa.Table]:
+def assign_cells(block: pa.Table, index: IvfIndex) -> list[pa.Table]:
     """The rows of a block, with their `cell`, divided among the buckets."""
     cells = np.zeros(0, np.int64)
     if block.num_rows:
-        cells = tree.nearest(vectors_of(block), 1)[:, 0]
-    return cut(block.append_column("cell", pa.array(cells)), tree.bucket_of[cells], tree.buckets)
+        cells = index.nearest(vectors_of(block), 1)[:, 0]
+    return split_by_bucket(
+        block.append_column("cell", pa.array(cells)), index.bucket_of[cells], index.buckets
+    )

@@ -1,10 +1,10 @@
-"""Spreads rows over cells of near neighbours, as Ray tasks.
+"""Shuffles rows into cells of similar rows, with Ray tasks.
 
-A shuffle in two steps: every block of rows is divided among buckets of cells, then a bucket gathers its
-pieces. Which cell a row falls into depends on its vector and on centres fitted to a sample drawn by row id,
-and a cell sorts its rows by id, so cells do not depend on blocks, buckets, workers or parts. One reservation:
-a product of matrices may round the last bit of a cosine by the row's place in its block, which decides
-between two centres where they are equal or as near to the row but for that bit.
+The shuffle has two steps: every block of rows is split by bucket of cells, then each bucket gathers its
+pieces. The cell of a row depends on its vector and on centres fitted to a sample drawn by row id, and cells
+sort their rows by id, so cells do not depend on blocks, buckets, workers or parts. One exception: a matrix
+product may round the last bit of a cosine differently by the position of the row in its block, which decides
+between two centres that are equally near otherwise.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lm_mixup.augment.embed import vectors_of
 from lm_mixup.augment.vector_search.kmeans import is_oversized, spherical_kmeans
 from lm_mixup.core.draws import hash_of
 from lm_mixup.core.nearest import nearest
-from lm_mixup.distributed.ray_tasks import listed, returning, run_tasks
+from lm_mixup.distributed.ray_tasks import as_refs, remote_with_returns, run_tasks
 
 # Above this many cells a flat search for the nearest centre costs more than the clusters themselves: cells
 # are then coarse, and each is split again where its rows are.
@@ -71,10 +71,7 @@ def plan_cells(
 
     Args:
         blocks: Object references to tables {id, group, embedding, …}.
-        rows_by_group: Rows of each group; rows of other groups are left aside.
-        cell_rows: Rows wanted in a cell.
-        num_tasks: Tasks at a time.
-        seed: Of the samples and the first centres.
+        rows_by_group: Rows of each group; rows of other groups are ignored.
 
     Memory of a fit: 64 rows a cell, so at most 262,144 vectors.
     """
@@ -123,7 +120,7 @@ def fit_centres(group: str, count: int, seed: int, *samples: pa.Table) -> np.nda
     return spherical_kmeans(vectors_of(sampled.sort_by("id")), count, seed)
 
 
-def divide(block: pa.Table, plan: CellPlan) -> list[pa.Table]:
+def assign_cells(block: pa.Table, plan: CellPlan) -> list[pa.Table]:
     """The rows of a block, with their `cell`, divided among the buckets."""
     cells = np.full(block.num_rows, -1, dtype=np.int64)
     for group, rows in _rows_by_group(block):
@@ -133,7 +130,7 @@ def divide(block: pa.Table, plan: CellPlan) -> list[pa.Table]:
             cells[rows] += labels
     planned = cells >= 0
     block = block.append_column("cell", pa.array(cells)).filter(pa.array(planned))
-    return cut(block, plan.bucket_of[cells[planned]], plan.buckets)
+    return split_by_bucket(block, plan.bucket_of[cells[planned]], plan.buckets)
 
 
 def _rows_by_group(block: pa.Table) -> list[tuple[str, np.ndarray]]:
@@ -146,7 +143,7 @@ def _rows_by_group(block: pa.Table) -> list[tuple[str, np.ndarray]]:
     return list(zip(groups.dictionary.to_pylist(), rows, strict=True))
 
 
-def cut(block: pa.Table, buckets: np.ndarray, count: int) -> list[pa.Table]:
+def split_by_bucket(block: pa.Table, buckets: np.ndarray, count: int) -> list[pa.Table]:
     """The rows of each of `count` buckets, in their order; `buckets` int64 [rows] is that of each row."""
     order = np.argsort(buckets, kind="stable")
     edges = np.searchsorted(buckets[order], np.arange(count + 1))
@@ -155,11 +152,11 @@ def cut(block: pa.Table, buckets: np.ndarray, count: int) -> list[pa.Table]:
 
 
 def shuffle(
-    blocks: Sequence[Any], plan: Any, num_tasks: int, how: Callable[..., list[pa.Table]] = divide
+    blocks: Sequence[Any], plan: Any, num_tasks: int, assign: Callable[..., list[pa.Table]] = assign_cells
 ) -> list[list[Any]]:
     """The pieces of every bucket, as object references; `how` divides a block as the plan has it."""
     import ray
 
-    shared, task = ray.put(plan), returning(plan.buckets, how)
+    shared, task = ray.put(plan), remote_with_returns(plan.buckets, assign)
     divided = run_tasks([partial(task.remote, block, shared) for block in blocks], num_tasks)
-    return [[listed(pieces)[bucket] for pieces in divided] for bucket in range(plan.buckets)]
+    return [[as_refs(pieces)[bucket] for pieces in divided] for bucket in range(plan.buckets)]

@@ -1,17 +1,18 @@
-"""Shared prompts: a group's prompt stands once in a row, followed by the group's completions.
+"""Micro-batches of episodes: padded, one row per episode, or packed, with shared prompts.
 
-A row holds one group after another, without padding:
+A packed row holds one group after another, without padding, each prompt followed by its completions:
 
     prompt a | completion a1 | a2 | a3 | prompt b | completion b1 | b2
 
-A completion sees its prompt and itself, never a sibling, and its positions go on from the prompt's last one,
-so every token has the hidden state it would have in a sequence of its own. The first token of a completion is
-predicted at its prompt's last column. A forward pass computes P + nR tokens a group in place of n(P + R).
+A completion attends to its prompt and itself, never to a sibling, and its positions continue from the
+prompt's last one, so every token has the hidden state it would have in its own sequence. The first token of
+a completion is predicted at its prompt's last column. A forward pass computes P + nR tokens per group instead
+of n(P + R).
 
-The block mask is never built. Attention (`forward.py`) falls into two dense parts a group: the prompt over
-itself, causal; and the completions, as a batch, over prompt and self, where the mask is one triangle that all
-of them share. That leaves out what a mask of the whole row would compute only to discard, needs memory
-linear in the row, and is the same code on CPU and GPU.
+The block mask is never built. Attention (`forward.py`) splits into two dense parts per group: the prompt
+over itself, causal; and the completions, as a batch, over prompt and self, with one triangular mask for all
+of them. This skips what a mask of the whole row would compute only to discard, needs memory linear in the
+row, and is the same code on CPU and GPU.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ class PackedGroup:
     Attributes:
         prompt_length: P.
         lengths: Tokens of each completion.
-        columns: int64 [n · R] where the completions' tokens stand, counted from the prompt's end; padded to R
-            each with a column of its own.
-        tokens: int64 [Σ lengths] which of these n · R are tokens and not padding.
-        mask: Which of P + R keys each of R queries sees, see `completion_mask`.
+        columns: int64 [n · R], columns of the completions' tokens, counted from the prompt's end; a shorter
+            completion is padded with its own last column.
+        tokens: int64 [Σ lengths], which of these n · R are tokens and not padding.
+        mask: Which of P + R keys each of R queries attends to, see `completion_mask`.
     """
 
     prompt_length: int
@@ -49,7 +50,7 @@ class PackedGroup:
 
     @property
     def longest(self) -> int:
-        """R, tokens of the longest completion."""
+        """R, the tokens of the longest completion."""
         return max(self.lengths)
 
     def to(self, device: torch.device) -> PackedGroup:
@@ -60,57 +61,6 @@ class PackedGroup:
             tokens=self.tokens.to(device),
             mask=completion_mask(self.prompt_length, self.longest, device),
         )
-
-
-@dataclass(frozen=True)
-class PackedRow:
-    """Groups in one row of L tokens, N of them in completions.
-
-    Attributes:
-        input_ids: int64 [1, L].
-        position_ids: int64 [1, L]; every completion goes on from its prompt's last position.
-        completion_ids: int64 [1, N], completion after completion.
-        logit_columns: int64 [N], the column that predicts each completion token.
-        groups: The groups, in the order in which they stand.
-    """
-
-    input_ids: torch.Tensor
-    position_ids: torch.Tensor
-    completion_ids: torch.Tensor
-    logit_columns: torch.Tensor
-    groups: tuple[PackedGroup, ...]
-
-
-def pack(groups: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]]) -> PackedRow:
-    """Packs (prompt, completions) groups into one row.
-
-    Args:
-        groups: Token ids; at least one token a prompt and a completion, one completion a group.
-    """
-    tokens: list[int] = []
-    positions: list[np.ndarray] = []
-    completion_ids: list[int] = []
-    logit_columns: list[np.ndarray] = []
-    packed: list[PackedGroup] = []
-    for prompt, completions in groups:
-        end = len(tokens) + len(prompt)
-        lengths = tuple(len(completion) for completion in completions)
-        packed.append(_packed_group(len(prompt), lengths))
-        tokens.extend(prompt)
-        positions.append(np.arange(len(prompt)))
-        for completion in completions:
-            first = len(tokens)
-            tokens.extend(completion)
-            completion_ids.extend(completion)
-            positions.append(np.arange(len(prompt), len(prompt) + len(completion)))
-            logit_columns.append(np.array([end - 1, *range(first, len(tokens) - 1)]))
-    return PackedRow(
-        input_ids=torch.tensor([tokens]),
-        position_ids=torch.from_numpy(np.concatenate(positions)[None]),
-        completion_ids=torch.tensor([completion_ids]),
-        logit_columns=torch.from_numpy(np.concatenate(logit_columns)),
-        groups=tuple(packed),
-    )
 
 
 def _packed_group(prompt_length: int, lengths: tuple[int, ...]) -> PackedGroup:
@@ -127,12 +77,12 @@ def _packed_group(prompt_length: int, lengths: tuple[int, ...]) -> PackedGroup:
 
 
 def completion_mask(prompt_length: int, completion_length: int, device: torch.device) -> torch.Tensor:
-    """Token t of a completion sees the prompt and the completion's tokens up to itself.
+    """Token t of a completion attends to the prompt and to the completion's tokens up to itself.
 
-    Padding at a completion's end is to the right of all its tokens, so that one mask fits every completion.
+    Completions are padded on the right, so one mask fits all of them.
 
     Returns:
-        [R, P + R], true where seen. On CUDA a causal bias that the flash kernels take in place of a mask.
+        bool [R, P + R]. On CUDA a causal bias, which the flash kernels accept instead of a mask.
     """
     if device.type == "cuda":
         bias: torch.Tensor = causal_lower_right(completion_length, prompt_length + completion_length)
@@ -145,20 +95,20 @@ def completion_mask(prompt_length: int, completion_length: int, device: torch.de
 class MicroBatch:
     """Tensors of one forward pass over B episodes, whose completions have up to T tokens.
 
-    Plain, an episode is a row (A = B, prompts left-padded, completions right-padded, N = T). With shared
-    prompts all episodes are one row (A = 1) of N completion tokens, without padding (`packing.py`).
+    Padded, each episode is a row (A = B, prompts left-padded, completions right-padded, N = T). With shared
+    prompts all episodes are packed into one row (A = 1) with N completion tokens.
 
     Attributes:
         input_ids: int64 [A, L].
-        attention_mask: int64 [A, L]; where the row is packed, an empty [1, 1, 0, 0] that nothing reads.
+        attention_mask: int64 [A, L]; in packed rows an empty [1, 1, 0, 0] that nothing reads.
         position_ids: int64 [A, L], starting at 0 with each prompt's first token.
-        completion_ids: int64 [A, N], the tokens whose log-probs are wanted.
+        completion_ids: int64 [A, N], the tokens whose log-probs are computed.
         logit_columns: int64 [N], the columns that predict them.
         mask: float32 [B, T], 1 for completion tokens.
         engine_logp: float32 [B, T].
         advantages: float32 [B].
-        slots: int64 [N], where each token stands in a flat [B, T]; packed rows only.
-        groups: Where each group stands; packed rows only.
+        token_index: int64 [N], index of each token in a flat [B, T]; packed rows only.
+        groups: Position of each group; packed rows only.
     """
 
     input_ids: torch.Tensor
@@ -169,18 +119,18 @@ class MicroBatch:
     mask: torch.Tensor
     engine_logp: torch.Tensor
     advantages: torch.Tensor
-    slots: torch.Tensor | None = None
+    token_index: torch.Tensor | None = None
     groups: tuple[PackedGroup, ...] | None = None
 
     def by_completion(self, values: torch.Tensor) -> torch.Tensor:
-        """[A, N] values of completion tokens as [B, T], a completion a row; padding is 0 in packed rows."""
-        if self.slots is None:
+        """[A, N] values of completion tokens as [B, T], one completion per row; packed rows pad with 0."""
+        if self.token_index is None:
             return values
-        flat = values.new_zeros(self.mask.numel()).index_copy(0, self.slots, values.flatten())
+        flat = values.new_zeros(self.mask.numel()).index_copy(0, self.token_index, values.flatten())
         return flat.view_as(self.mask)
 
-    def weightless(self) -> MicroBatch:
-        """The same forward pass, whose loss and gradient are 0."""
+    def zero_loss(self) -> MicroBatch:
+        """The same forward pass with loss and gradient 0."""
         return dataclasses.replace(self, mask=self.mask * 0)
 
     def to(self, device: torch.device) -> MicroBatch:
@@ -192,7 +142,7 @@ class MicroBatch:
 
 
 def collate(episodes: Sequence[Episode], pad_id: int) -> MicroBatch:
-    """Pads episodes to a row each, so that all completions start in the same column."""
+    """Pads episodes to one row each, so that all completions start in the same column."""
     prompt_length = max(len(e.prompt_ids) for e in episodes)
     completion_length = max(len(e.completion_ids) for e in episodes)
     shape = (len(episodes), prompt_length + completion_length)
@@ -217,33 +167,48 @@ def collate(episodes: Sequence[Episode], pad_id: int) -> MicroBatch:
 
 
 def collate_shared(episodes: Sequence[Episode]) -> MicroBatch:
-    """Packs episodes into one row, with one prompt for neighbours of the same group.
+    """Packs episodes into one row, with one prompt for adjacent episodes of a group.
 
     Raises:
         ValueError: Episodes of one group differ in their prompts.
     """
-    groups = [list(members) for _, members in itertools.groupby(episodes, key=lambda e: e.group)]
-    for members in groups:
-        if any(e.prompt_ids != members[0].prompt_ids for e in members):
-            raise ValueError(f"episodes of group {members[0].group} have different prompts")
-    row = pack([(members[0].prompt_ids, [e.completion_ids for e in members]) for members in groups])
+    tokens: list[int] = []
+    positions: list[np.ndarray] = []
+    completion_ids: list[int] = []
+    logit_columns: list[np.ndarray] = []
+    packed: list[PackedGroup] = []
+    for group, adjacent in itertools.groupby(episodes, key=lambda e: e.group):
+        members = list(adjacent)
+        prompt = members[0].prompt_ids
+        if any(e.prompt_ids != prompt for e in members):
+            raise ValueError(f"episodes of group {group} have different prompts")
+        tokens.extend(prompt)
+        positions.append(np.arange(len(prompt)))
+        prompt_end = len(tokens)
+        for episode in members:
+            first, length = len(tokens), len(episode.completion_ids)
+            tokens.extend(episode.completion_ids)
+            completion_ids.extend(episode.completion_ids)
+            positions.append(np.arange(len(prompt), len(prompt) + length))
+            logit_columns.append(np.array([prompt_end - 1, *range(first, first + length - 1)]))
+        packed.append(_packed_group(len(prompt), tuple(len(e.completion_ids) for e in members)))
     mask, engine_logp, advantages = _loss_tensors(episodes)
     return MicroBatch(
-        input_ids=row.input_ids,
+        input_ids=torch.tensor([tokens]),
         attention_mask=torch.ones(1, 1, 0, 0, dtype=torch.bool),
-        position_ids=row.position_ids,
-        completion_ids=row.completion_ids,
-        logit_columns=row.logit_columns,
+        position_ids=torch.from_numpy(np.concatenate(positions)[None]),
+        completion_ids=torch.tensor([completion_ids]),
+        logit_columns=torch.from_numpy(np.concatenate(logit_columns)),
         mask=mask,
         engine_logp=engine_logp,
         advantages=advantages,
-        slots=mask.flatten().nonzero().squeeze(1),
-        groups=row.groups,
+        token_index=mask.flatten().nonzero().squeeze(1),
+        groups=tuple(packed),
     )
 
 
 def _loss_tensors(episodes: Sequence[Episode]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What the loss reads of B episodes: mask [B, T], engine log-probs [B, T], advantages [B]."""
+    """The loss inputs of B episodes: mask [B, T], engine log-probs [B, T], advantages [B]."""
     lengths = np.array([len(e.completion_ids) for e in episodes])
     mask = np.arange(lengths.max()) < lengths[:, None]
     engine = np.zeros(mask.shape, dtype=np.float32)

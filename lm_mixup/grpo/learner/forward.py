@@ -1,7 +1,7 @@
 """The policy's forward pass over a micro-batch: log-probs and entropies of completion tokens.
 
-Packed rows (`packing.py`) reach the model's attention layers through Hugging Face's attention interface: the
-model is loaded with the implementation registered here, and the groups travel as a keyword argument.
+Packed rows (`collate.py`) reach the model's attention layers through Hugging Face's attention interface: the
+model uses the implementation registered here, and the groups are passed as a keyword argument.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from lm_mixup.grpo.learner.collate import MicroBatch
 
 IMPLEMENTATION = "shared_prompt"
-_ELSEWHERE = ("softcap", "s_aux", "position_bias", "sliding_window")  # attention that is more than a softmax
+_UNSUPPORTED = ("softcap", "s_aux", "position_bias", "sliding_window")  # attention beyond plain softmax
 
 
 def completion_logps(model: Any, micro: MicroBatch, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probs and entropies of the completion tokens; no other column gets logits.
+    """Log-probs and entropies of the completion tokens; logits are computed for no other column.
 
     Args:
-        model: A causal language model; for packed micro-batches one that went through `use_shared_prompts`.
+        model: A causal language model; for packed micro-batches, after `use_shared_prompts`.
         micro: The micro-batch, on the model's device.
         temperature: The sampling temperature.
 
     Returns:
         float32 [B, T] log-probs with gradient and [B, T] entropies without, B completions of up to T tokens.
-        Where `micro.mask` is 0 they mean nothing.
+        Values where `micro.mask` is 0 are meaningless.
     """
     packed = {} if micro.groups is None else {"packed_groups": micro.groups}
     logits = model(
@@ -49,10 +49,10 @@ def completion_logps(model: Any, micro: MicroBatch, temperature: float) -> tuple
 
 
 def use_shared_prompts(model: Any) -> None:
-    """Lets a model compute packed rows; on anything else it works as with PyTorch's own attention.
+    """Makes a model accept packed rows; other inputs still use PyTorch's own attention.
 
     Raises:
-        InputError: The model has layers that are no plain causal attention over all earlier tokens.
+        InputError: The model has layers other than plain causal attention over all earlier tokens.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
@@ -62,9 +62,13 @@ def use_shared_prompts(model: Any) -> None:
     if getattr(config, "sliding_window", None) is not None:
         kinds.add("sliding_attention")
     if kinds or not getattr(model, "_supports_attention_backend", False):
-        why = f"has {', '.join(sorted(kinds))} layers" if kinds else "takes no other attention than its own"
+        why = (
+            f"has {', '.join(sorted(kinds))} layers"
+            if kinds
+            else "does not support other attention implementations"
+        )
         raise InputError(
-            f"grpo.shared_prompt: {type(model).__name__} {why}, which a shared prompt does not fit; "
+            f"grpo.shared_prompt: {type(model).__name__} {why}, which shared prompts do not support; "
             "set grpo.shared_prompt: false"
         )
     AttentionInterface.register(IMPLEMENTATION, _attention_layer)
@@ -83,18 +87,18 @@ def _attention_layer(
     packed_groups: Sequence[PackedGroup] | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """What Hugging Face's attention modules call: [B, H, L, d] queries → [B, L, H, d]."""
+    """The function Hugging Face's attention modules call: [B, H, L, d] queries → [B, L, H, d]."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     if packed_groups is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
-    unfit = [name for name in _ELSEWHERE if options.get(name) is not None]
+    unfit = [name for name in _UNSUPPORTED if options.get(name) is not None]
     if unfit:
         raise InputError(
-            f"grpo.shared_prompt: {type(module).__name__} uses {', '.join(unfit)}, which a shared prompt "
-            "does not fit; set grpo.shared_prompt: false"
+            f"grpo.shared_prompt: {type(module).__name__} uses {', '.join(unfit)}, which shared prompts "
+            "do not support; set grpo.shared_prompt: false"
         )
     return packed_attention(query, key, value, packed_groups, scaling, dropout), None
 
@@ -107,15 +111,15 @@ def packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
 ) -> torch.Tensor:
-    """Attention over a packed row, group by group: the prompt over itself, completions over prompt and self.
+    """Attention over a packed row, group by group: prompt over itself, completions over prompt and self.
 
     Args:
         query: [1, H, L, d].
         key: [1, K, L, d], K key-value heads, a divisor of H.
         value: [1, K, L, d].
-        groups: Where the groups stand; together they cover the row in order.
+        groups: Position of the groups; together they cover the row in order.
         scaling: Of the scores; default 1/√d.
-        dropout: Share of attention weights set to zero.
+        dropout: Probability of dropping an attention weight.
 
     Returns:
         [1, L, H, d].
@@ -125,7 +129,7 @@ def packed_attention(
         "scale": scaling,
         "enable_gqa": query.shape[1] != key.shape[1],
     }
-    # The row is cut once: a slice a group would give every group a gradient as long as the row.
+    # The row is split once: slicing per group would give each group a gradient as long as the row.
     sizes = [size for group in groups for size in (group.prompt_length, sum(group.lengths))]
     cut = [states.split(sizes, dim=2) for states in (query, key, value)]
     rows = []
@@ -133,19 +137,18 @@ def packed_attention(
         q, k, v = (pieces[2 * index] for pieces in cut)
         read = scaled_dot_product_attention(q, k, v, is_causal=True, **options)
         rows.append(read[0].transpose(0, 1))
-        own_q, own_k, own_v = (_by_completion(pieces[2 * index + 1], group) for pieces in cut)
-        keys, values = _after(k, own_k), _after(v, own_v)
+        own_q, own_k, own_v = (_unpack(pieces[2 * index + 1], group) for pieces in cut)
+        # [1, H, P, d] and [n, H, R, d] as [n, H, P + R, d]: the prompt before each completion
+        keys, values = (
+            torch.cat([prompt.expand(len(own), -1, -1, -1), own], dim=2)
+            for prompt, own in ((k, own_k), (v, own_v))
+        )
         written = scaled_dot_product_attention(own_q, keys, values, attn_mask=group.mask, **options)
         rows.append(written.transpose(1, 2).flatten(0, 1).index_select(0, group.tokens))
     return torch.cat(rows).unsqueeze(0)
 
 
-def _by_completion(states: torch.Tensor, group: PackedGroup) -> torch.Tensor:
+def _unpack(states: torch.Tensor, group: PackedGroup) -> torch.Tensor:
     """The completions' columns of a group, [1, H, C, d], as a batch: [n, H, R, d]."""
     own = states[0].index_select(1, group.columns)
     return own.unflatten(1, (len(group.lengths), group.longest)).transpose(0, 1)
-
-
-def _after(prompt: torch.Tensor, completions: torch.Tensor) -> torch.Tensor:
-    """[1, H, P, d] and [n, H, R, d] as [n, H, P + R, d]: the prompt before each completion."""
-    return torch.cat([prompt.expand(len(completions), -1, -1, -1), completions], dim=2)

@@ -1,4 +1,4 @@
-"""The driver's handle on the learner ranks, and how a rollout batch is cut into their optimizer steps."""
+"""The driver's handle on the learner ranks, and how a rollout batch is split into optimizer steps."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from lm_mixup.distributed.ray_wait import lost, wait_for
 from lm_mixup.grpo.learner.rank import LearnerRank
 from lm_mixup.grpo.learner.schedule import (
     OptimizerStep,
+    assign_to_ranks,
     micro_batches,
     shared_micro_batches,
-    spread,
     update_slices,
 )
 from lm_mixup.grpo.losses import GlobalCounts
 from lm_mixup.grpo.types import Episode
-from lm_mixup.grpo.weights.transport import InStore, OnDevice, sender
+from lm_mixup.grpo.weights.transport import DeviceWeights, StoredWeights, sender
 
 if TYPE_CHECKING:
     from lm_mixup.grpo.placement import Placement
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 class Learner:
     """The driver's handle on all learner ranks.
 
-    Where one of them dies on its very first start, the first call fails as it would after a later death, and
-    `restart` mends it.
+    If a rank dies during its first start, the first call fails as after any later death, and `restart`
+    recovers from it.
     """
 
     def __init__(
@@ -51,11 +51,11 @@ class Learner:
         try:
             self._start()
         except ray.exceptions.RayError:
-            if not self.lost():
+            if not self.dead_ranks():
                 raise
 
     def _start(self) -> None:
-        """Starts the ranks, each in its own bundle, and joins them to a process group."""
+        """Starts the ranks, each in its own bundle, and forms their process group."""
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -69,21 +69,19 @@ class Learner:
             ).remote(*self._make_args)
             for rank in range(self._config.learner_ranks)
         ]
-        address, port = self._wait(
-            [self.ranks[0].open_port.remote()], "the first learner rank to load its model"
-        )[0]
+        address, port = self._wait([self.ranks[0].open_port.remote()], "learner rank 0 to load its model")[0]
         size = len(self.ranks)
         self._wait(
             [rank.join.remote(i, size, address, port) for i, rank in enumerate(self.ranks)],
             "the learner ranks to form their process group",
         )
 
-    def lost(self) -> list[int]:
-        """The ranks whose process is gone. One that hangs, waiting for another, is not."""
+    def dead_ranks(self) -> list[int]:
+        """The ranks whose process is gone; a rank that hangs, waiting for another, is not among them."""
         return lost(self.ranks)
 
     def restart(self) -> None:
-        """Puts a new group in the ranks' place, in the same bundles, with the weights of the very start."""
+        """Replaces all ranks, in the same bundles; the new ones hold the initial weights."""
         self.shutdown()
         self._start()
 
@@ -91,7 +89,7 @@ class Learner:
         return wait_for(refs, what, self._config.timeout_s)
 
     def update(self, episodes: Sequence[Episode], learning_rate: float) -> dict[str, float]:
-        """Learns from one rollout batch.
+        """Trains on one rollout batch.
 
         Returns:
             `loss, grad_norm, kl, entropy, clip_ratio/region_mean, sampling/…` as means over tokens, and
@@ -107,7 +105,7 @@ class Learner:
             "the learner to update",
         )
         tokens = [step[0].counts.tokens for step in plans]
-        return summarise_update(per_rank, tokens) | {"seconds": time.perf_counter() - started}
+        return summarize_update(per_rank, tokens) | {"seconds": time.perf_counter() - started}
 
     def kl(self, episodes: Sequence[Episode]) -> np.ndarray:
         """The KL estimate to the reference model, summed over each episode's tokens: float64 [E]."""
@@ -118,7 +116,7 @@ class Learner:
         shared = ray.put(list(episodes))
         per_rank = self._wait(
             [rank.kl.remote(shared, plan[i].micro_batches) for i, rank in enumerate(self.ranks)],
-            "the learner to compare with its reference model",
+            "the learner to compute the KL to its reference model",
         )
         sums = {index: value for rank in per_rank for index, value in rank.items()}
         return np.array([sums[index] for index in range(len(episodes))])
@@ -130,26 +128,26 @@ class Learner:
         )[0]
         return logps
 
-    def weights(self) -> InStore | OnDevice:
-        """What engines get the weights from."""
+    def weights(self) -> StoredWeights | DeviceWeights:
+        """Where engines get the weights from."""
         if self._sender is None:
             return self._gathered()
-        return OnDevice(self.ranks, self._sender, self._gathered)
+        return DeviceWeights(self.ranks, self._sender, self._gathered)
 
-    def _gathered(self) -> InStore:
+    def _gathered(self) -> StoredWeights:
         """The weights in the object store: gathered by all ranks, held by rank 0."""
-        # The second result tells of a failure without a copy of the weights being brought to the driver. An
-        # engine that were handed a reference to a failed result would seem to have died itself.
+        # The second result reports a failure without copying the weights to the driver. An engine given a
+        # reference to a failed result would look as if it had died itself.
         refs = [rank.weights.options(num_returns=2).remote() for rank in self.ranks]
         digests = self._wait([digest for _, digest in refs], "the learner to gather its weights")
-        return InStore(refs[0][0], digests[0])
+        return StoredWeights(refs[0][0], digests[0])
 
     def save(self, folder: Path, tag: str) -> None:
-        """Writes a checkpoint of all ranks."""
+        """Writes a checkpoint; every rank writes its share."""
         self._wait([r.save.remote(str(folder), tag) for r in self.ranks], "the learner to write a checkpoint")
 
     def load(self, folder: Path, tag: str) -> None:
-        """Reads a checkpoint of all ranks."""
+        """Restores a checkpoint on all ranks."""
         self._wait(
             [r.load.remote(str(folder), tag) for r in self.ranks], "the learner to read its checkpoint"
         )
@@ -159,7 +157,7 @@ class Learner:
         self._wait([r.save_model.remote(str(folder)) for r in self.ranks], "the learner to write the model")
 
     def shutdown(self) -> None:
-        """Ends the actors."""
+        """Kills the actors."""
         import ray
 
         for rank in self.ranks:
@@ -179,20 +177,22 @@ def plan_steps(
                 )
             else:
                 batches = micro_batches([episodes[i].length for i in chosen], config.micro_tokens)
-            dealt = spread([[chosen[i] for i in batch] for batch in batches], config.learner_ranks)
+            assigned = assign_to_ranks(
+                [[chosen[i] for i in batch] for batch in batches], config.learner_ranks
+            )
             counts = GlobalCounts(
                 tokens=sum(len(episodes[i].completion_ids) for i in chosen),
                 sequences=len(chosen),
                 max_completion_length=config.max_completion_length,
             )
-            plans.append([OptimizerStep(share, counts, learning_rate) for share in dealt])
+            plans.append([OptimizerStep(share, counts, learning_rate) for share in assigned])
     return plans
 
 
-def summarise_update(
+def summarize_update(
     per_rank: Sequence[Sequence[dict[str, float]]], tokens: Sequence[int]
 ) -> dict[str, float]:
-    """Metrics of an update from the ranks' sums: [ranks][steps] dicts and the tokens of each step."""
+    """Metrics of an update from the ranks' sums, [ranks][steps], and the tokens of each step."""
     steps = list(zip(*per_rank, strict=True))
 
     def token_mean(key: str) -> float:

@@ -1,4 +1,4 @@
-"""One process of the learner: a DeepSpeed rank that turns its share of the episodes into gradients."""
+"""One process of the learner: a DeepSpeed rank that trains on its share of the episodes."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 
 class LearnerRank:
-    """One DeepSpeed rank: policy, optimizer, and a frozen reference model where the loss has a KL term.
+    """One DeepSpeed rank: policy, optimizer, and a frozen reference model if there is a KL term.
 
-    With `lora` the adapters alone are trained, and the reference is the policy with its adapters off.
+    With `lora` only the adapters are trained, and the reference is the policy with its adapters disabled.
     """
 
     def __init__(self, model_path: str, model: ModelConfig, config: GrpoConfig, seed: int) -> None:
@@ -52,10 +52,12 @@ class LearnerRank:
             use_shared_prompts(policy)
         if config.gradient_checkpointing:
             self._policy.gradient_checkpointing_enable()
-            if config.lora is not None:  # else checkpoints behind frozen embeddings have no gradient
+            if (
+                config.lora is not None
+            ):  # without it, checkpointed layers after frozen embeddings get no gradient
                 self._policy.enable_input_require_grads()
         self._trained = with_adapter(self._policy, config.lora)
-        self._engines: Any = None  # the NCCL group with them
+        self._nccl_group: Any = None  # with the engines
         self._chunks: Iterator[dict[str, Any]] | None = None
         self._reference: nn.Module | None = None
         if config.beta > 0 and config.lora is None:
@@ -65,7 +67,7 @@ class LearnerRank:
             self._reference = reference.to(self._device).eval().requires_grad_(False)
 
     def open_port(self) -> tuple[str, int]:
-        """This rank's address and a free port, for the group's rendezvous."""
+        """This rank's address and a free port, for the rendezvous of a process group."""
         import ray
 
         with socket.socket() as probe:
@@ -102,8 +104,8 @@ class LearnerRank:
             micro_batch_size=1,
             world_size=world_size,
         )
-        # The number of micro-batches differs from step to step, so the boundary is ours: backward
-        # accumulates, step reduces and updates.
+        # The number of micro-batches differs from step to step, so DeepSpeed cannot know the boundary:
+        # `backward` only accumulates, `step` reduces and updates.
         settings["managed_gradient_accumulation"] = False
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=self._trained, optimizer=optimizer, config=settings, dist_init_required=False
@@ -115,7 +117,7 @@ class LearnerRank:
 
         Returns:
             For each optimizer step, sums over this rank's tokens (`loss, kl, clipped, ratio, entropy,
-            logp_difference`), the largest `logp_difference_max`, and `grad_norm` of the whole group.
+            logp_difference`), the largest `logp_difference_max`, and `grad_norm` over all ranks.
         """
         import torch
 
@@ -135,12 +137,11 @@ class LearnerRank:
         )
         self._seed_dropout()
         self._policy.train()
-        # With one update a batch the learner's log-probs before it are those of the update's own forward
-        # pass.
+        # With a single update per batch, the old log-probs are those of the update's own forward pass.
         before = self._logps_before(episodes, steps) if len(steps) > 1 else {}
         sums = [self._optimizer_step(episodes, step, options, before) for step in steps]
         if self._config.mode == "colocated" and self._device.type == "cuda":
-            torch.cuda.empty_cache()  # else the engine that wakes on this GPU finds no room
+            torch.cuda.empty_cache()  # the engine that wakes up on this GPU needs the memory
         return sums
 
     def _optimizer_step(
@@ -186,21 +187,21 @@ class LearnerRank:
         return sums | {"logp_difference_max": largest, "grad_norm": float(norm)}
 
     def _seed_dropout(self) -> None:
-        """Makes what an update draws a function of the seed and the steps so far: a resume draws the same."""
+        """Makes the dropout of an update a function of seed, step and rank, so that a resume repeats it."""
         import torch
 
         key = [self._seed, self._engine.global_steps, self._rank]
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
 
     def kl(self, episodes: Sequence[Episode], micro_batches: Sequence[list[int]]) -> dict[int, float]:
-        """The KL estimate to the reference model under the sampled tokens, summed over each episode's tokens.
+        """The KL estimate to the reference model, summed over each episode's sampled tokens.
 
         Args:
             episodes: Those of all ranks.
             micro_batches: This rank's share, as in `OptimizerStep`.
 
         Returns:
-            By episode index.
+            KL by episode index.
         """
         from lm_mixup.grpo.losses import kl_estimate
 
@@ -213,13 +214,13 @@ class LearnerRank:
         return sums
 
     def _collate(self, episodes: Sequence[Episode], indices: list[int]) -> MicroBatch:
-        """The micro-batch on this rank's device; for an empty one, an episode that weighs nothing."""
+        """The micro-batch on this rank's device; for an empty one, an episode with zero loss."""
         chosen = [episodes[i] for i in indices] or [min(episodes, key=lambda e: e.length)]
         if self._config.shared_prompt:
             micro = collate_shared(chosen)
         else:
             micro = collate(chosen, self._tokenizer.pad_token_id)
-        return (micro if indices else micro.weightless()).to(self._device)
+        return (micro if indices else micro.zero_loss()).to(self._device)
 
     def _forward(self, model: Any, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probs and entropies of the completion tokens, [B, T] each."""
@@ -239,7 +240,7 @@ class LearnerRank:
     def _logps_before(
         self, episodes: Sequence[Episode], steps: Sequence[OptimizerStep]
     ) -> dict[tuple[int, ...], torch.Tensor]:
-        """Log π_learner of every micro-batch before the first update: what ratios are taken against."""
+        """Log π_learner of every micro-batch before the first update, the denominator of the ratios."""
         import torch
 
         before: dict[tuple[int, ...], torch.Tensor] = {}
@@ -253,7 +254,7 @@ class LearnerRank:
         return before
 
     def _stage0_grad_norm(self) -> float:
-        """Norm of the group's mean gradient; DeepSpeed tells it only for ZeRO 1 to 3."""
+        """Norm of the gradient averaged over ranks; DeepSpeed reports it only for ZeRO 1 to 3."""
         import torch
         import torch.distributed as dist
 
@@ -280,11 +281,11 @@ class LearnerRank:
         return chosen.cpu().numpy().astype(np.float32)
 
     def weights(self) -> tuple[dict[str, HostTensor] | None, str]:
-        """The current weights by Hugging Face name, adapters merged, on the CPU; None on ranks but 0.
+        """The current weights by Hugging Face name, adapters merged, on the CPU; None except on rank 0.
 
-        The second result is their digest: whoever waits for it need not fetch the first. Tied weights appear
-        under every one of their names: vLLM keeps a packed copy of a tied output layer, and renews it only
-        when that layer is named.
+        The second result is their digest, which can be fetched without the first. Tied weights appear under
+        all of their names: vLLM keeps a packed copy of a tied output layer and updates it only if that layer
+        is named.
         """
         from lm_mixup.train.lora import merge
 
@@ -302,21 +303,21 @@ class LearnerRank:
         return weights, digest.hexdigest()
 
     def _gather(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Full parameters by PEFT's names, in the same order on every rank; none on ranks but 0."""
+        """Full parameters by PEFT's names, in the same order on every rank; none except on rank 0."""
         for bucket in gather(
             dict(self._policy.named_parameters()), sharded=self._sharded, keep=self._rank == 0
         ):
             yield from bucket.items()
 
     def describe(self) -> dict[str, list[Any]]:
-        """Names, dtypes and shapes of what is sent to engines from GPU to GPU, in order."""
+        """Names, dtypes and shapes of the tensors sent from GPU to GPU, in order."""
         return describe(self._sent_parameters(), self._config.lora)
 
     def join_engines(self, address: str, port: int, world_size: int) -> None:
-        """Forms an NCCL group with the engines, as its rank 0; the group before is left."""
-        if self._engines is not None:
-            self._engines.destroy()
-        self._engines = nccl.join(address, port, world_size)
+        """Forms an NCCL group with the engines, as its rank 0, and destroys the previous one."""
+        if self._nccl_group is not None:
+            self._nccl_group.destroy()
+        self._nccl_group = nccl.join(address, port, world_size)
 
     def broadcast(self, buffer_bytes: int) -> str:
         """Sends the weights to the engines of the NCCL group. A collective call; rank 0 is the sender.
@@ -326,9 +327,9 @@ class LearnerRank:
         """
         parameters = self._stream(keep=self._rank == 0)
         if self._rank == 0:
-            nccl.broadcast(self._engines, parameters, buffer_bytes)
+            nccl.broadcast(self._nccl_group, parameters, buffer_bytes)
         else:
-            deque(parameters, maxlen=0)  # takes part in gathering
+            deque(parameters, maxlen=0)  # only takes part in gathering
         return self._sent.hexdigest()
 
     def next_chunk(self, buffer_bytes: int) -> dict[str, Any] | None:
@@ -341,7 +342,7 @@ class LearnerRank:
         return chunk
 
     def free_chunks(self) -> str:
-        """Takes back the buffer that the engine had mapped; gives the digest of all that was in it."""
+        """Frees the buffers the engine had mapped; returns the digest of everything sent."""
         import torch
 
         torch.cuda.ipc_collect()
@@ -354,7 +355,7 @@ class LearnerRank:
         )
 
     def _sent_parameters(self) -> dict[str, Any]:
-        """Tied weights under each of their names, as in `weights`."""
+        """The policy's parameters, tied ones under all of their names, as in `weights`."""
         return dict(self._policy.named_parameters(remove_duplicate=False))
 
     @property
@@ -376,7 +377,9 @@ class LearnerRank:
         from lm_mixup.models.policy import save_model
         from lm_mixup.train.lora import merge
 
-        weights = {name: tensor.cpu() for name, tensor in self._gather()}  # a GPU may not hold all of them
+        weights = {
+            name: tensor.cpu() for name, tensor in self._gather()
+        }  # a GPU may not have room for all of them
         if self._rank == 0:
             merged = merge(weights, self._config.lora)
             save_model(Path(folder), self._policy, self._tokenizer, merged)

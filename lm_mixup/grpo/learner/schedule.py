@@ -1,4 +1,4 @@
-"""Episodes (a prompt, one completion, its advantage) and how they are cut into micro-batches."""
+"""Which episodes go into which optimizer step, micro-batch and rank."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from lm_mixup.grpo.losses import GlobalCounts
 from lm_mixup.grpo.types import Episode
 
-_SLACKS = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0)  # over an even share: room that whole completions need
+_SLACKS = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0)  # over an even share, because completions are not split
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class OptimizerStep:
 
     Attributes:
         micro_batches: Episode indices of each forward pass.
-        counts: Figures of the whole group's batch, which the loss is divided by.
+        counts: Of the step's episodes on all ranks, by which the loss is divided.
         learning_rate: Of this step.
     """
 
@@ -28,14 +28,10 @@ class OptimizerStep:
 
 
 def micro_batches(lengths: Sequence[int], micro_tokens: int) -> list[list[int]]:
-    """Cuts episodes into micro-batches of at most `micro_tokens` tokens, padding counted.
+    """Splits episodes into micro-batches of at most `micro_tokens` tokens, padding included.
 
-    Episodes are taken by length, so those of like length share a forward pass and padding stays small. An
-    episode longer than `micro_tokens` gets a micro-batch of its own.
-
-    Args:
-        lengths: Tokens of each episode.
-        micro_tokens: Most tokens of one forward pass.
+    Episodes are sorted by length, so those of similar length share a forward pass and padding stays small. An
+    episode longer than `micro_tokens` gets its own micro-batch.
 
     Returns:
         Episode indices of each micro-batch; every episode is in exactly one.
@@ -52,13 +48,13 @@ def micro_batches(lengths: Sequence[int], micro_tokens: int) -> list[list[int]]:
 
 
 def shared_micro_batches(episodes: Sequence[Episode], micro_tokens: int, ranks: int = 1) -> list[list[int]]:
-    """Cuts episodes into packed micro-batches of up to `micro_tokens` tokens, a group's prompt counted once.
+    """Splits episodes into packed micro-batches of at most `micro_tokens` tokens, prompts counted once.
 
-    A group that does not fit is cut into smaller ones, each with the prompt; so are groups where that keeps
-    more ranks at work. An episode longer than `micro_tokens` gets a micro-batch of its own.
+    A group that does not fit is split into smaller ones, each with the prompt; so are groups if that keeps
+    more ranks busy. An episode longer than `micro_tokens` gets its own micro-batch.
 
     Returns:
-        Episode indices of each micro-batch, those of a group side by side; the largest micro-batches first.
+        Episode indices of each micro-batch, those of a group adjacent; the largest micro-batches first.
     """
     members: dict[int, list[int]] = {}
     for index, episode in enumerate(episodes):
@@ -81,7 +77,7 @@ def shared_micro_batches(episodes: Sequence[Episode], micro_tokens: int, ranks: 
         return sorted(batches, key=tokens, reverse=True)
 
     def cost(batches: list[list[int]]) -> tuple[int, int]:
-        """Tokens that the ranks wait for, the largest micro-batch of each round; then tokens in all."""
+        """Tokens the ranks wait for (the largest micro-batch of each round), then all tokens."""
         sizes = [tokens(batch) for batch in batches]
         return sum(sizes[::ranks]), sum(sizes)
 
@@ -92,7 +88,7 @@ def shared_micro_batches(episodes: Sequence[Episode], micro_tokens: int, ranks: 
 
 
 def _first_fit(sizes: Sequence[int], limit: int) -> list[list[int]]:
-    """Bins of indices whose sizes add up to `limit` at most, largest first; what is larger is alone."""
+    """Bins of indices whose sizes sum to at most `limit`, largest first; a larger item is alone."""
     bins: list[list[int]] = []
     room: list[int] = []
     for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
@@ -105,35 +101,35 @@ def _first_fit(sizes: Sequence[int], limit: int) -> list[list[int]]:
     return bins
 
 
-def spread(batches: Sequence[list[int]], ranks: int) -> list[list[list[int]]]:
-    """Deals micro-batches to ranks, the same number to each.
+def assign_to_ranks(batches: Sequence[list[int]], ranks: int) -> list[list[list[int]]]:
+    """Assigns micro-batches to ranks in turn, the same number to each.
 
-    ZeRO-3 gathers parameters in every forward pass on all ranks together, so a rank with less to do gets
-    empty micro-batches; it runs them with zero weight.
+    Under ZeRO-3 every forward pass is collective, so a rank with less work gets empty micro-batches, which it
+    runs with zero loss.
 
     Returns:
-        For each rank its micro-batches.
+        The micro-batches of each rank.
     """
     rounds = -(-len(batches) // ranks)
-    dealt: list[list[list[int]]] = [[] for _ in range(ranks)]
+    assigned: list[list[list[int]]] = [[] for _ in range(ranks)]
     for turn in range(rounds):
         for rank in range(ranks):
             position = turn * ranks + rank
-            dealt[rank].append(list(batches[position]) if position < len(batches) else [])
-    return dealt
+            assigned[rank].append(list(batches[position]) if position < len(batches) else [])
+    return assigned
 
 
 def update_slices(count: int, update_batch_size: int | None, group: int = 1) -> list[range]:
-    """Which episodes each optimizer step of one rollout batch learns from, in order.
+    """Which episodes each optimizer step of one rollout batch trains on, in order.
 
-    The steps are of like size: Adam moves weights as far for the few completions that would be left over as
-    for a full batch.
+    The steps are of similar size: Adam would move the weights as far for a small remainder as for a full
+    batch.
 
     Args:
-        count: Episodes, at least one.
-        update_batch_size: Most episodes of a step; None: all of them.
-        group: Completions of a prompt; groups stay whole where `count` and `update_batch_size` are made of
-            them, so that no prompt is computed in two steps.
+        count: Number of episodes, at least one.
+        update_batch_size: Most episodes per step; None: all of them.
+        group: Completions per prompt; groups stay whole if `count` and `update_batch_size` are multiples of
+            it, so that no prompt is computed in two steps.
     """
     size = update_batch_size or count
     unit = group if count % group == 0 and size % group == 0 else 1

@@ -1,4 +1,4 @@
-"""One vLLM engine as a Ray actor, what it is asked for and what it answers."""
+"""One vLLM engine as a Ray actor."""
 
 from __future__ import annotations
 
@@ -11,37 +11,33 @@ from typing import Any
 from lm_mixup.config import GrpoConfig, ModelConfig
 from lm_mixup.grpo.types import Group, Prompt
 from lm_mixup.grpo.weights.object_store import HostTensor, from_host
-from lm_mixup.grpo.weights.verify import Held, model_digest
+from lm_mixup.grpo.weights.verify import EngineState, model_digest
 from lm_mixup.models.engine import Engine, Sampling
 
 
 class RolloutActor:
-    """One engine. It refuses to generate until it holds published weights."""
+    """One engine. It refuses to generate until it has loaded published weights."""
 
     def __init__(self, model_path: str, model: ModelConfig, config: GrpoConfig) -> None:
         import torch
 
-        from lm_mixup.models.policy import policy_dtype
-
         self._shares_gpu = config.mode == "colocated" and torch.cuda.is_available()
-        self._dtype = str(policy_dtype(model)).removeprefix("torch.")
-        self._engine = Engine(
+        self._engine = Engine.from_config(
             model_path,
-            dtype=self._dtype,
+            model,
             max_model_len=config.max_prompt_length + config.max_completion_length,
             kv_cache_gib=config.kv_cache_gib,
             gpu_memory_utilization=config.gpu_memory_utilization,
             tensor_parallel_size=config.tensor_parallel_size,
-            trust_remote_code=model.trust_remote_code,
             sleep_mode=self._shares_gpu,
             weight_transfer=None if config.weight_transport == "object_store" else config.weight_transport,
         )
         self._version: int | None = None
 
     def load_weights(self, version: int, weights: dict[str, HostTensor]) -> None:
-        """Takes the weights of a version."""
-        with self._or_exit():
-            self._engine.load_weights({name: from_host(held) for name, held in weights.items()})
+        """Loads the weights of a version from the object store."""
+        with self._exit_if_dead():
+            self._engine.load_weights({name: from_host(tensor) for name, tensor in weights.items()})
         self._loaded(version)
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
@@ -49,7 +45,7 @@ class RolloutActor:
         self._engine.init_weight_transfer_engine(init_info)
 
     def start_weight_update(self) -> None:
-        """Makes ready for weights from GPU to GPU; there are no completions until all of them came."""
+        """Prepares for weights from GPU to GPU; the actor cannot generate until `finish_weight_update`."""
         self._version = None
         self._engine.start_weight_update()
 
@@ -58,7 +54,7 @@ class RolloutActor:
         self._engine.update_weights(update_info)
 
     def finish_weight_update(self, version: int) -> None:
-        """Takes the weights of a version into use."""
+        """Activates the received weights of a version."""
         self._engine.finish_weight_update()
         self._loaded(version)
 
@@ -67,25 +63,25 @@ class RolloutActor:
             self._engine.wake("kv_cache")
         self._version = version
 
-    def held(self, probe: list[int]) -> Held:
-        """What the engine holds, by how it scores the probe and by the digest of its weights."""
-        with self._or_exit():
+    def state(self, probe: list[int]) -> EngineState:
+        """The engine's log-probs of the probe and the digest of its weights, to verify a weight sync."""
+        with self._exit_if_dead():
             parts = self._engine.apply(model_digest)
             logps = self._engine.score(probe)
         digest, whole = " ".join(part for part, _ in parts), all(whole for _, whole in parts)
-        return Held(logps, digest, whole, self._dtype)
+        return EngineState(logps, digest, whole, self._engine.dtype)
 
     def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int], sampling: Sampling) -> list[Group]:
-        """Draws one group a prompt."""
+        """Draws one group per prompt."""
         if self._version is None:
             raise RuntimeError("this rollout actor has not received weights yet")
-        with self._or_exit():
+        with self._exit_if_dead():
             drawn = self._engine.generate([p.token_ids for p in prompts], sampling, seeds)
         return [Group(p, c, self._version) for p, c in zip(prompts, drawn, strict=True)]
 
     @contextmanager
-    def _or_exit(self) -> Iterator[None]:
-        """Ends the process if its engine is dead: the pool replaces what is gone, not what answers."""
+    def _exit_if_dead(self) -> Iterator[None]:
+        """Exits the process if its engine is dead: the pool replaces dead actors, not failing ones."""
         try:
             yield
         except Exception:
@@ -95,12 +91,12 @@ class RolloutActor:
             os._exit(1)
 
     def sleep(self) -> None:
-        """Gives up the GPU, where it is shared with the learner: no completions until weights come."""
+        """Frees the GPU if the learner shares it; no generation until weights are loaded again."""
         if self._shares_gpu:
             self._version = None
             self._engine.sleep()
 
     def wake(self) -> None:
-        """Takes the GPU back, for weights that come next."""
+        """Reclaims the GPU, before weights are loaded."""
         if self._shares_gpu:
             self._engine.wake("weights")

@@ -1,4 +1,4 @@
-"""Rollout: a pool of vLLM actors that draw groups of completions under the current weights."""
+"""A pool of vLLM actors that draw groups of completions under the current weights."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from lm_mixup.core.progress import say
 from lm_mixup.distributed.ray_wait import deaths, failed_to_start, lost, wait_for
 from lm_mixup.grpo.rollout.actor import RolloutActor
 from lm_mixup.grpo.types import Group, Prompt
-from lm_mixup.grpo.weights.transport import InStore, OnDevice, end
-from lm_mixup.grpo.weights.verify import Digests, Held, Published, check_digests, check_probe
+from lm_mixup.grpo.weights.transport import DeviceWeights, StoredWeights, kill_actors
+from lm_mixup.grpo.weights.verify import Digests, EngineState, Published, check_digests, check_probe
 from lm_mixup.models.engine import Sampling
 
 if TYPE_CHECKING:
     from lm_mixup.grpo.placement import Placement
 
 
-def deal(positions: Sequence[int], cost: Sequence[int], actors: int) -> list[list[int]]:
-    """Splits prompts over actors: the longest first, each to the actor with the least to do.
+def assign_prompts(positions: Sequence[int], cost: Sequence[int], actors: int) -> list[list[int]]:
+    """Assigns prompts to actors: the longest first, each to the actor with the least load.
 
     Args:
-        positions: The prompts to deal.
+        positions: The prompts to assign.
         cost: Tokens of every prompt, by position.
-        actors: How many actors there are.
+        actors: Number of actors.
     """
     shards: list[list[int]] = [[] for _ in range(actors)]
     load = [0] * actors
@@ -39,14 +39,14 @@ def deal(positions: Sequence[int], cost: Sequence[int], actors: int) -> list[lis
 
 
 @dataclass(frozen=True)
-class Call:
-    """Prompts that were sent to an actor.
+class RolloutCall:
+    """Prompts sent to an actor.
 
     Attributes:
         index: The actor's place in the pool.
-        actor: The actor itself: another may stand in its place when the answer is read.
+        actor: The actor itself: it may have been replaced by the time the result is read.
         positions: Which of the pending prompts.
-        groups: Ray object reference to its groups.
+        groups: Ray object reference to the groups.
     """
 
     index: int
@@ -56,20 +56,20 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Pending:
-    """Rollouts under way: what `start` returns and `finish` waits for."""
+class PendingRollout:
+    """Rollouts in progress: what `start` returns and `finish` waits for."""
 
     prompts: Sequence[Prompt]
     seeds: Sequence[int]
     sampling: Sampling
-    calls: list[Call]
+    calls: list[RolloutCall]
 
 
 class RolloutPool:
-    """The pool: spreads prompts over actors, and replaces an actor that dies.
+    """Distributes prompts over actors and replaces actors that die.
 
-    A prompt's completions depend on its seed and the weights alone, so a step in which an actor died ends
-    like one in which none did.
+    A prompt's completions depend only on its seed and the weights, so a step gives the same result whether or
+    not an actor died in it.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class RolloutPool:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         strategy = PlacementGroupSchedulingStrategy(
-            self._placement.group, placement_group_bundle_index=self._placement.rollout_bundle(index)
+            self._placement.group, placement_group_bundle_index=self._placement.first_rollout_bundle + index
         )
         actor_class: Any = ray.remote(RolloutActor)
         return actor_class.options(scheduling_strategy=strategy, **self._placement.rollout_options).remote(
@@ -100,7 +100,7 @@ class RolloutPool:
         )
 
     def publish(
-        self, version: int, weights: InStore | OnDevice, probe: list[int], expected: np.ndarray
+        self, version: int, weights: StoredWeights | DeviceWeights, probe: list[int], expected: np.ndarray
     ) -> float:
         """Sends weights to every engine and verifies that they arrived.
 
@@ -111,31 +111,31 @@ class RolloutPool:
             expected: float32 [T − 1], the learner's log-probs of the probe.
 
         Returns:
-            The mean |Δ log-prob| of the probe's tokens, of the engine where it is largest.
+            The mean |Δ log-prob| of the probe's tokens, for the engine where it is largest.
 
         Raises:
-            WeightSyncError: An engine scores the probe differently from the learner, or does not hold other
-                weights than before where others were sent.
-            RayError: An engine or a learner rank died while weights were sent from GPU to GPU; all of
-                them were ended, and other engines are starting.
+            WeightSyncError: An engine scores the probe differently from the learner, or the digest of its
+                weights did not change although other weights were sent.
+            RayError: An engine or a learner rank died during a transfer from GPU to GPU; all of them were
+                killed and new engines are starting.
         """
         self._published = Published(version, weights, probe, expected)
-        if isinstance(weights, OnDevice):
-            self._each(lambda actor: [actor.wake.remote()], "wake")
+        if isinstance(weights, DeviceWeights):
+            self._call_all(lambda actor: [actor.wake.remote()], "wake")
             sent = self._transfer(version, weights)
-            held = self._each(lambda actor: [actor.held.remote(probe)], "score the probe")
+            states = self._call_all(lambda actor: [actor.state.remote(probe)], "score the probe")
         else:
             sent = weights.digest
-            held = self._each(lambda actor: self._load(actor, weights), f"load weights {version}")
-        differences = [self._check(index, each) for index, each in enumerate(held)]
-        self._digests = check_digests(version, sent, held, self._digests)
+            states = self._call_all(lambda actor: self._load(actor, weights), f"load weights {version}")
+        differences = [self._check(index, state) for index, state in enumerate(states)]
+        self._digests = check_digests(version, sent, states, self._digests)
         return max(differences)
 
-    def _each(self, call: Callable[[Any], list[Any]], what: str) -> list[Any]:
-        """Has all actors do something at once; one that dies in it is replaced.
+    def _call_all(self, call: Callable[[Any], list[Any]], what: str) -> list[Any]:
+        """Calls all actors at once and replaces those that die.
 
         Returns:
-            The last result of each actor's calls; where one was replaced, what the new one holds.
+            The last result of each actor's calls; for a replaced one, the state of the new actor.
         """
         started = [call(actor) for actor in self.actors]
         results: list[Any] = []
@@ -149,66 +149,68 @@ class RolloutPool:
     def _wait(self, index: int, calls: list[Any], what: str) -> list[Any]:
         return wait_for(calls, f"rollout actor {index} to {what}", self._config.timeout_s)
 
-    def _load(self, actor: Any, weights: InStore) -> list[Any]:
-        """Calls that bring an actor to the published weights; the last says what it then holds."""
+    def _load(self, actor: Any, weights: StoredWeights) -> list[Any]:
+        """Calls that load the published weights into an actor; the last returns its state."""
         published = self._current()
         return [
             actor.wake.remote(),
             actor.load_weights.remote(published.version, weights.reference),
-            actor.held.remote(published.probe),
+            actor.state.remote(published.probe),
         ]
 
-    def _check(self, index: int, held: Held) -> float:
-        return check_probe(index, self._current(), held, self._config.verify_tolerance)
+    def _check(self, index: int, state: EngineState) -> float:
+        return check_probe(index, self._current(), state, self._config.verify_tolerance)
 
     def _current(self) -> Published:
         if self._published is None:
             raise RuntimeError("a rollout actor died before any weights were published")
         return self._published
 
-    def _transfer(self, version: int, weights: OnDevice) -> str:
-        """Sends weights from GPU to GPU. If one dies on the way, others may wait for it for ever: all end.
+    def _transfer(self, version: int, weights: DeviceWeights) -> str:
+        """Sends weights from GPU to GPU; returns their digest.
 
-        Returns:
-            The digest of what was sent.
+        If a member dies during the transfer, others may wait for it forever, so all of them are killed.
         """
         import ray
 
         members = [*self.actors, *weights.ranks]
         try:
             return weights.sender.send(version, self.actors, weights.ranks)
-        except ray.exceptions.RayError:  # of the dead, or of one that missed it
+        except ray.exceptions.RayError:  # from the dead member, or from one that waited for it
             if not lost(members):
                 raise
-            say(f"  an engine or a learner rank died while weights {version} were sent; all start again")
-            end(members)
+            say(
+                f"  an engine or a learner rank died during the transfer of weights {version}; restarting all"
+            )
+            kill_actors(members)
             self.actors = [self._start(index) for index in range(len(self.actors))]
             raise
 
-    def _replace(self, index: int, error: Exception) -> Held:
-        """Starts another actor in a dead one's place and brings it to the published weights, verified."""
+    def _replace(self, index: int, error: Exception) -> EngineState:
+        """Replaces a dead actor, loads the published weights into the new one and verifies them."""
         import ray
 
         while True:
-            self._count(index, error)
-            say(f"  rollout actor {index} died; starting another and sending its prompts again")
-            ray.kill(self.actors[index])  # it may be alive and out of reach, and hold what the next one needs
+            self._count_death(index, error)
+            say(f"  rollout actor {index} died; starting a new one and resending its prompts")
+            ray.kill(self.actors[index])  # it may be alive but unreachable, and still hold its bundle
             self.actors[index] = self._start(index)
             weights = self._current().weights
-            weights = weights.fetch() if isinstance(weights, OnDevice) else weights
+            weights = weights.fetch() if isinstance(weights, DeviceWeights) else weights
             try:
-                held: Held = self._wait(index, self._load(self.actors[index], weights), "load weights")[-1]
+                calls = self._load(self.actors[index], weights)
+                state: EngineState = self._wait(index, calls, "load weights")[-1]
             except deaths() as again:
                 error = again
                 continue
-            self._check(index, held)
-            return held
+            self._check(index, state)
+            return state
 
-    def _count(self, index: int, error: Exception) -> None:
+    def _count_death(self, index: int, error: Exception) -> None:
         """Counts a death.
 
         Raises:
-            RuntimeError: It is one too many, or the actor could not even start.
+            RuntimeError: There were more than `grpo.max_failures`, or the actor could not start at all.
         """
         if failed_to_start(error):
             raise RuntimeError(f"rollout actor {index} could not start: {error}") from error
@@ -222,20 +224,18 @@ class RolloutPool:
     def generate(
         self, prompts: Sequence[Prompt], seeds: Sequence[int], *, validation: bool = False
     ) -> list[Group]:
-        """Draws a group for every prompt, in the prompts' order.
+        """Draws a group for every prompt, in the order of the prompts.
 
-        Args:
-            prompts: What to complete.
-            seeds: One a prompt.
-            validation: One completion a prompt, at `grpo.eval_temperature`, instead of a group.
+        With `validation`, one completion per prompt at `grpo.eval_temperature`.
         """
         return self.finish(self.start(prompts, seeds, validation=validation))
 
-    def start(self, prompts: Sequence[Prompt], seeds: Sequence[int], *, validation: bool = False) -> Pending:
-        """Sends the prompts out and returns at once; arguments as for `generate`.
+    def start(
+        self, prompts: Sequence[Prompt], seeds: Sequence[int], *, validation: bool = False
+    ) -> PendingRollout:
+        """Sends the prompts to the actors and returns at once; arguments as for `generate`.
 
-        An actor works through its calls in the order they came: rollouts that were started before weights
-        are published are drawn from the weights before.
+        Actors process calls in order: rollouts started before a weight sync use the weights before it.
         """
         sampling = Sampling(
             n=1 if validation else self._config.num_generations,
@@ -243,10 +243,10 @@ class RolloutPool:
             max_tokens=self._config.max_completion_length,
         )
         calls = self._send(range(len(prompts)), prompts, seeds, sampling)
-        return Pending(prompts, seeds, sampling, calls)
+        return PendingRollout(prompts, seeds, sampling, calls)
 
-    def finish(self, pending: Pending) -> list[Group]:
-        """Waits for rollouts that were started; prompts of an actor that died are sent again."""
+    def finish(self, pending: PendingRollout) -> list[Group]:
+        """Waits for started rollouts; prompts of an actor that died are sent again."""
         groups: dict[int, Group] = {}
         calls = pending.calls
         while True:
@@ -259,44 +259,44 @@ class RolloutPool:
 
     def _send(
         self, positions: Sequence[int], prompts: Sequence[Prompt], seeds: Sequence[int], sampling: Sampling
-    ) -> list[Call]:
+    ) -> list[RolloutCall]:
         cost = [len(p.token_ids) + self._config.max_completion_length for p in prompts]
         return [
-            Call(
+            RolloutCall(
                 index,
                 actor,
                 shard,
                 actor.generate.remote([prompts[p] for p in shard], [seeds[p] for p in shard], sampling),
             )
             for index, (actor, shard) in enumerate(
-                zip(self.actors, deal(positions, cost, len(self.actors)), strict=True)
+                zip(self.actors, assign_prompts(positions, cost, len(self.actors)), strict=True)
             )
         ]
 
-    def _receive(self, call: Call) -> dict[int, Group]:
-        """The groups of a call by position; none if its actor died, which is then replaced."""
+    def _receive(self, call: RolloutCall) -> dict[int, Group]:
+        """The groups of a call by position; none if its actor died, in which case it is replaced."""
         try:
             (groups,) = wait_for(
                 [call.groups], f"rollout actor {call.index} to generate", self._config.timeout_s
             )
         except deaths() as error:
-            if self.actors[call.index] is call.actor:  # several calls of a dead actor replace it once
+            if self.actors[call.index] is call.actor:  # replace it once, not once per call
                 self._replace(call.index, error)
             return {}
         return dict(zip(call.positions, groups, strict=True))
 
     def sleep(self) -> None:
-        """Gives the GPUs to the learner, where they are shared."""
+        """Frees the GPUs for the learner if they are shared."""
         if self._config.mode != "colocated":
             return
         for index, call in enumerate([actor.sleep.remote() for actor in self.actors]):
             try:
                 self._wait(index, [call], "sleep")
             except deaths():
-                continue  # the dead hold no GPU; one that started now would, and `publish` starts it
+                continue  # a dead actor holds no GPU; `publish` replaces it later
 
     def shutdown(self) -> None:
-        """Ends the actors."""
+        """Kills the actors."""
         import ray
 
         for actor in self.actors:

@@ -1,8 +1,8 @@
-"""Weights by CUDA IPC: learner rank i hands engine i, on the same GPU, one buffer after the other.
+"""Weights by CUDA IPC: learner rank i hands engine i, on the same GPU, one buffer after another.
 
-The learner packs parameters into a buffer that it exports once a sending; the engine maps it, loads what is
-in it, and only then is it filled again. All ranks go from buffer to buffer together: gathering under ZeRO-3
-takes all of them.
+The learner packs parameters into a buffer that it exports once per transfer. The engine maps it and loads its
+contents; only then is it filled again. All ranks move from buffer to buffer together, because gathering under
+ZeRO-3 is a collective call.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 
 class IpcSender:
-    """The driver's half."""
+    """The driver's side of the transfer."""
 
     def __init__(self, config: GrpoConfig) -> None:
         self._config = config
 
     def send(self, version: int, actors: Sequence[Any], ranks: Sequence[Any]) -> str:
-        """Brings every engine to the weights that the learner holds.
+        """Sends the learner's weights to every engine.
 
         Args:
-            version: Of those weights.
+            version: Of the weights.
             actors: Ray handles of the rollout actors, all awake.
             ranks: Ray handles of the learner ranks, rank i on the GPU of actor i.
 
@@ -46,7 +46,7 @@ class IpcSender:
                 *(actor.init_weight_transfer_engine.remote({"packed": True}) for actor in actors),
                 *(actor.start_weight_update.remote() for actor in actors),
             ],
-            f"the engines to make ready for weights {version}",
+            f"the engines to prepare for weights {version}",
             limit,
         )
         buffer = buffer_bytes(described)
@@ -60,12 +60,12 @@ class IpcSender:
                 break
             wait_for(
                 [actor.update_weights.remote(chunk) for actor, chunk in zip(actors, chunks, strict=True)],
-                f"the engines to take weights {version} from the learner's buffers (CUDA IPC)",
+                f"the engines to load weights {version} from the learner's buffers (CUDA IPC)",
                 limit,
             )
         wait_for(
             [actor.finish_weight_update.remote(version) for actor in actors],
-            f"the engines to take weights {version} into use",
+            f"the engines to activate weights {version}",
             limit,
         )
         digests = wait_for(
@@ -75,9 +75,9 @@ class IpcSender:
 
 
 def chunks(parameters: Iterator[tuple[str, torch.Tensor]], buffer: int) -> Iterator[dict[str, Any]]:
-    """One full buffer after the other, each as the fields of vLLM's `IPCWeightTransferUpdateInfo`.
+    """One full buffer after another, each as the fields of vLLM's `IPCWeightTransferUpdateInfo`.
 
-    The engine must be done with a buffer before the next is asked for.
+    The engine must be done with a buffer before the next one is requested.
     """
     import torch
     from vllm.distributed.weight_transfer.packed_tensor import packed_ipc_producer

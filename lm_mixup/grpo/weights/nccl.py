@@ -1,8 +1,8 @@
 """Weights by NCCL: learner rank 0 broadcasts them to every engine, through vLLM's weight transfer.
 
-The group has learner rank 0 as its rank 0, and engine i as ranks 1 + i·TP to TP + i·TP. The driver makes
-every call itself, instead of handing the engines to vLLM's own trainer client: that client gives all engines
-the same ranks, and a sender that waits for a dead engine inside a broadcast cannot tell of it.
+In the group, rank 0 is learner rank 0, and engine i has ranks 1 + i·TP to TP + i·TP. The driver makes every
+call itself instead of using vLLM's trainer client: that client gives all engines the same ranks, and a sender
+blocked in a broadcast with a dead engine could not report it.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from lm_mixup.grpo.weights.stream import buffer_bytes
 if TYPE_CHECKING:
     import torch
 
-# vLLM fills each buffer on a CUDA stream of its own, and nothing orders them: of two, one would read what is
-# gathered or merged on the other before it is there.
+# vLLM fills each buffer on its own CUDA stream, without ordering between them: with two buffers, one stream
+# could read a parameter before the other has finished gathering or merging it.
 _BUFFERS = 1
 
 
 class NcclSender:
-    """The driver's half. The group is set up at the first sending, and anew when an actor was replaced."""
+    """The driver's side. The group is formed at the first transfer, and again after an actor was replaced."""
 
     def __init__(self, config: GrpoConfig) -> None:
         self._config = config
         self._members: list[Any] = []
 
     def send(self, version: int, actors: Sequence[Any], ranks: Sequence[Any]) -> str:
-        """Brings every engine to the weights that the learner holds.
+        """Sends the learner's weights to every engine.
 
         Args:
-            version: Of those weights.
+            version: Of the weights.
             actors: Ray handles of the rollout actors, all awake.
             ranks: Ray handles of the learner ranks.
 
@@ -41,7 +41,7 @@ class NcclSender:
             The digest of what was sent (`WeightDigest`).
 
         Raises:
-            RayError: One of them failed or died; any of the others may wait for it inside NCCL for ever.
+            RayError: One of them failed or died; the others may wait for it inside NCCL forever.
             TimeoutError: One of them did not answer within `grpo.timeout_s`.
         """
         limit = self._config.timeout_s
@@ -53,7 +53,7 @@ class NcclSender:
             self._members = members
         wait_for(
             [actor.start_weight_update.remote() for actor in actors],
-            f"the engines to make ready for weights {version}",
+            f"the engines to prepare for weights {version}",
             limit,
         )
         digest: str = wait_for(
@@ -66,7 +66,7 @@ class NcclSender:
         )[0]
         wait_for(
             [actor.finish_weight_update.remote(version) for actor in actors],
-            f"the engines to take weights {version} into use",
+            f"the engines to activate weights {version}",
             limit,
         )
         return digest
@@ -93,7 +93,7 @@ class NcclSender:
 def init_infos(
     address: str, port: int, engines: int, tensor_parallel_size: int, buffer: int
 ) -> list[dict[str, Any]]:
-    """Fields of vLLM's `NCCLWeightTransferInitInfo` for every engine, no two with a rank in common."""
+    """Fields of vLLM's `NCCLWeightTransferInitInfo` for every engine, with disjoint ranks."""
     return [
         {
             "master_address": address,
@@ -112,7 +112,7 @@ def join(address: str, port: int, world_size: int) -> Any:
     """Makes this process rank 0 of a group with the engines.
 
     Raises:
-        RuntimeError: NCCL is not there. vLLM's communicator would then broadcast nothing, and not say so.
+        RuntimeError: NCCL is not available. vLLM's communicator would then silently broadcast nothing.
     """
     from vllm.distributed.weight_transfer.nccl_common import trainer_init
 
@@ -125,11 +125,11 @@ def join(address: str, port: int, world_size: int) -> Any:
 
 
 def broadcast(group: Any, parameters: Iterator[tuple[str, torch.Tensor]], buffer: int) -> None:
-    """Sends a stream to the group, buffer by buffer, and returns when all of it has been sent."""
+    """Sends a stream to the group buffer by buffer; returns when everything has been sent."""
     import torch
     from vllm.distributed.weight_transfer.packed_tensor import packed_nccl_broadcast_producer
 
-    torch.cuda.synchronize()  # the stream is read on other CUDA streams than the optimizer wrote on
+    torch.cuda.synchronize()  # the sender reads on other CUDA streams than the optimizer wrote on
     packed_nccl_broadcast_producer(
         iterator=parameters,
         group=group,

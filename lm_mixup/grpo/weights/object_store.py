@@ -1,6 +1,6 @@
-"""Weights on their way through Ray's object store: arrays, which Ray copies once and engines read in place.
+"""Weights in Ray's object store, as NumPy arrays: Ray copies them once and engines read them in place.
 
-A torch tensor is pickled through its storage, byte string and all: seconds where this takes milliseconds.
+Torch tensors would be pickled through their storage, which takes seconds instead of milliseconds.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HostTensor:
-    """A tensor of one dimension or more as Ray's object store holds it.
+    """A tensor of at least one dimension, as it is put into Ray's object store.
 
     Attributes:
-        data: uint8 [..., last dimension × bytes of an element].
-        dtype: The tensor's.
+        data: uint8 [..., last dimension × bytes per element].
+        dtype: Of the tensor.
     """
 
     data: np.ndarray
@@ -28,17 +28,17 @@ class HostTensor:
 
 
 def to_host(tensor: torch.Tensor) -> HostTensor:
-    """The tensor's own memory where it is contiguous and on the CPU, else a copy there."""
+    """The tensor's own memory if it is contiguous and on the CPU, else a copy there."""
     import torch
 
     whole = tensor.detach().cpu().contiguous()
     return HostTensor(whole.view(torch.uint8).numpy(), whole.dtype)
 
 
-def from_host(held: HostTensor) -> torch.Tensor:
-    """The tensor over the same memory. Out of the object store it is for reading only."""
+def from_host(tensor: HostTensor) -> torch.Tensor:
+    """The torch tensor over the same memory, which is read-only if it comes from the object store."""
     import torch
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        return torch.from_numpy(held.data).view(held.dtype)
+        return torch.from_numpy(tensor.data).view(tensor.dtype)

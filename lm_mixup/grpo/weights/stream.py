@@ -1,7 +1,7 @@
-"""The learner's weights as a stream: bucket by bucket, merged with their adapters, by the policy's own names.
+"""The learner's weights as a stream: bucket by bucket, adapters merged, under the policy's own names.
 
-Every rank walks the buckets in the same order, since gathering one under ZeRO-3 takes all ranks. No rank
-ever holds more than a bucket of gathered parameters.
+All ranks go through the buckets in the same order, because gathering one under ZeRO-3 is a collective call.
+No rank ever holds more than one bucket of gathered parameters.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _PART = re.compile(r"\.(base_layer|lora_[AB])\..*")
 
 
 def buckets(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
-    """Cuts parameters, in their order, into buckets of at most `limit` bytes.
+    """Splits parameters, in order, into buckets of at most `limit` bytes.
 
-    A layer's weight and its adapters, which are merged into one tensor, are never parted; they, or a single
-    parameter, get a bucket of their own where they are larger than the limit.
+    A layer's weight and its adapters are merged into one tensor and stay together; if they, or a single
+    parameter, exceed the limit, they get their own bucket.
 
     Args:
         sizes: Bytes of every parameter by name.
@@ -50,13 +50,13 @@ def buckets(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
 def gather(
     parameters: Mapping[str, Any], *, sharded: bool, keep: bool, limit: int = BUCKET_BYTES
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Whole parameters, bucket by bucket. Under ZeRO-3 a collective call of all ranks.
+    """Full parameters, bucket by bucket. Under ZeRO-3 a collective call of all ranks.
 
     Args:
         parameters: By name; under ZeRO-3 this rank's shards.
         sharded: Whether ZeRO-3 shards them.
-        keep: Whether this rank wants them; else it helps to gather and yields empty buckets.
-        limit: Bytes of a bucket.
+        keep: Whether this rank needs them; else it only takes part in gathering and yields empty buckets.
+        limit: Bytes per bucket.
     """
     sizes = {name: _shape(p).numel() * p.element_size() for name, p in parameters.items()}
     for names in buckets(sizes, limit):
@@ -79,13 +79,13 @@ def stream(
     keep: bool,
     limit: int = BUCKET_BYTES,
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """What `describe` describes: whole tensors by name, adapters merged; arguments as for `gather`."""
+    """Full tensors by name, adapters merged, in the order of `describe`; arguments as for `gather`."""
     for bucket in gather(parameters, sharded=sharded, keep=keep, limit=limit):
         yield from merge(bucket, lora).items()
 
 
 def describe(parameters: Mapping[str, Any], lora: LoraConfig | None) -> dict[str, list[Any]]:
-    """Names, dtypes and shapes of what `stream` yields, in order, as vLLM's update info asks for them."""
+    """Names, dtypes and shapes of what `stream` yields, in order, as vLLM's update info expects them."""
     import torch
 
     empty = {name: torch.empty(_shape(p), dtype=p.dtype, device="meta") for name, p in parameters.items()}
@@ -98,7 +98,7 @@ def describe(parameters: Mapping[str, Any], lora: LoraConfig | None) -> dict[str
 
 
 def buffer_bytes(described: Mapping[str, list[Any]]) -> int:
-    """The size of a transfer buffer: a bucket, or the largest tensor where that is larger."""
+    """The size of a transfer buffer: one bucket, or the largest tensor if that is larger."""
     import torch
 
     sizes = (
@@ -109,6 +109,6 @@ def buffer_bytes(described: Mapping[str, list[Any]]) -> int:
 
 
 def _shape(parameter: Any) -> torch.Size:
-    """The whole parameter's shape: what ZeRO-3 leaves of one on a rank has none."""
+    """The full parameter's shape; ZeRO-3 leaves an empty placeholder on each rank."""
     shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
     return shape

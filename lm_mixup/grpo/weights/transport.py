@@ -1,9 +1,10 @@
 """How weights get from the learner to the engines (`grpo.weight_transport`).
 
-`object_store`: gathered on learner rank 0, through Ray's object store to every engine; runs anywhere.
-`nccl`: streamed bucket by bucket in a broadcast from learner rank 0 (`nccl.py`). `ipc`: streamed bucket by
-bucket inside each GPU that a learner rank and an engine share (`ipc.py`). The last two go through vLLM's
-weight transfer (vllm.distributed.weight_transfer); what they stream is in `stream.py`.
+* `object_store`: gathered on learner rank 0 and sent through Ray's object store; runs anywhere.
+* `nccl`: broadcast bucket by bucket from learner rank 0 (`nccl.py`).
+* `ipc`: handed over bucket by bucket within each GPU that a learner rank and an engine share (`ipc.py`).
+
+The last two use vLLM's weight transfer (vllm.distributed.weight_transfer); `stream.py` yields what they send.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from lm_mixup.grpo.weights.nccl import NcclSender
 
 
 @dataclass(frozen=True)
-class InStore:
+class StoredWeights:
     """Weights in Ray's object store.
 
     Attributes:
@@ -33,22 +34,22 @@ class InStore:
 
 
 @dataclass(frozen=True)
-class OnDevice:
-    """Weights that stay on the learner's GPUs until an engine takes them from there.
+class DeviceWeights:
+    """Weights that stay on the learner's GPUs until they are sent to an engine.
 
     Attributes:
         ranks: Ray handles of the learner ranks.
-        sender: Brings rollout actors to these weights.
-        fetch: Gathers the weights into the object store, for an engine that starts between two publications.
+        sender: Sends the weights to rollout actors.
+        fetch: Gathers the weights into the object store, for an engine that starts between two weight syncs.
     """
 
     ranks: Sequence[Any]
     sender: NcclSender | IpcSender
-    fetch: Callable[[], InStore]
+    fetch: Callable[[], StoredWeights]
 
 
 def sender(config: GrpoConfig) -> NcclSender | IpcSender | None:
-    """What sends weights from GPU to GPU; None where they go through the object store."""
+    """The sender of weights from GPU to GPU; None if they go through the object store."""
     match config.weight_transport:
         case "nccl":
             return NcclSender(config)
@@ -59,7 +60,7 @@ def sender(config: GrpoConfig) -> NcclSender | IpcSender | None:
 
 
 def check_transport(config: GrpoConfig, ray: RayConfig) -> None:
-    """Refuses a transport between GPUs where there is none, before anything is started.
+    """Refuses a transport between GPUs if there is no GPU, before anything is started.
 
     Raises:
         InputError: The machine, or the cluster that the config names, has no GPU.
@@ -69,15 +70,15 @@ def check_transport(config: GrpoConfig, ray: RayConfig) -> None:
 
 
 def no_gpu(config: GrpoConfig) -> str:
-    """What is said where a transport between GPUs meets none."""
+    """The error message for a transport between GPUs without a GPU."""
     return (
         f"grpo.weight_transport {config.weight_transport} sends weights from GPU to GPU, and there is no GPU "
         "here that torch can use; set it to object_store"
     )
 
 
-def end(members: Sequence[Any]) -> None:
-    """Ends actors that may wait for ever for one that died while weights were under way."""
+def kill_actors(members: Sequence[Any]) -> None:
+    """Kills actors that may wait forever for one that died during a weight transfer."""
     import ray
 
     for member in members:

@@ -1,8 +1,9 @@
-"""The weights that engines should hold, and the checks that they do.
+"""Checks that engines hold the weights the learner published.
 
-Both sides score a probe sequence: an engine that was given the weights wrongly is far off. Weights that never
-arrived need not be: a step at the paper's learning rate moves the probe less than rounding does in bfloat16.
-So both sides digest their weights too, and what engines hold must change if, and only if, what is sent does.
+Both sides score a probe sequence: an engine with wrongly loaded weights is far off. Weights that never
+arrived need not be, because a step at the paper's learning rate moves the probe less than bfloat16 rounding
+does. So both sides also hash their weights: the engines' digests must change if, and only if, the learner's
+does.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ _FLOAT32_TOLERANCE, _LOW_PRECISION_TOLERANCE = 1e-4, 0.2
 
 @dataclass(frozen=True)
 class Published:
-    """The weights the pool should hold, and what the learner makes of the probe with them.
+    """The weights the pool should hold, and the learner's log-probs of the probe with them.
 
     Attributes:
         version: Of the weights.
-        weights: `InStore` or `OnDevice`.
+        weights: `StoredWeights` or `DeviceWeights`.
         probe: Token ids [T].
         expected: float32 [T − 1], the learner's log-probs of the probe.
     """
@@ -40,13 +41,13 @@ class Published:
 
 
 @dataclass(frozen=True)
-class Held:
-    """What an engine holds.
+class EngineState:
+    """What an engine reports after a weight sync.
 
     Attributes:
         logps: float32 [T − 1], its log-probs of the probe.
-        digest: Of its weights, laid out as it lays them out: equal in engines of a pool, no other's.
-        whole: Whether that is of all of them: on CPU vLLM packs those of linear layers out of sight.
+        digest: Of its weights in the engine's own layout: comparable between engines, not with the learner.
+        whole: Whether the digest covers all weights: on CPU vLLM repacks those of linear layers out of reach.
         dtype: Of its weights and activations.
     """
 
@@ -58,7 +59,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Digests:
-    """Digests after a publication: of what the learner sent, and of what every engine holds."""
+    """Digests after a weight sync: of what the learner sent, and of what every engine holds."""
 
     sent: str
     held: str
@@ -69,13 +70,13 @@ class WeightSyncError(RuntimeError):
 
 
 class WeightDigest:
-    """Digests tensors as they pass by, on their own device."""
+    """Hashes tensors of a stream, each on its own device."""
 
     def __init__(self) -> None:
         self._hash = hashlib.blake2b(digest_size=8)
 
     def of(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yields what it is given."""
+        """Yields the tensors unchanged."""
         import torch
 
         for name, tensor in tensors:
@@ -83,12 +84,12 @@ class WeightDigest:
             yield name, tensor
 
     def hexdigest(self) -> str:
-        """Of the tensors that have passed by."""
+        """The digest of the tensors yielded so far."""
         return self._hash.hexdigest()
 
 
 def model_digest(model: torch.nn.Module) -> tuple[str, bool]:
-    """The digest of a model's parameters, and whether it is of all of them: none was empty."""
+    """The digest of a model's parameters, and whether it covers all of them (none was empty)."""
     parameters = dict(model.named_parameters())
     seen = {name: parameter for name, parameter in parameters.items() if parameter.numel()}
     digest = WeightDigest()
@@ -96,61 +97,62 @@ def model_digest(model: torch.nn.Module) -> tuple[str, bool]:
     return digest.hexdigest(), len(seen) == len(parameters)
 
 
-def check_probe(actor: int, published: Published, held: Held, tolerance: float | None) -> float:
+def check_probe(actor: int, published: Published, state: EngineState, tolerance: float | None) -> float:
     """The mean |Δ log-prob| between an engine's scores of the probe and the learner's.
 
     Args:
         actor: The engine's place in the pool.
         published: What it should hold.
-        held: What it holds.
-        tolerance: Largest difference; None: by dtype.
+        state: What it reports.
+        tolerance: Largest difference allowed; None: depends on the dtype.
 
     Raises:
-        RuntimeError: The learner's own scores are no numbers: its weights are none.
-        WeightSyncError: The difference is above the tolerance, or not a number.
+        RuntimeError: The learner's own log-probs are not finite, so its weights are not either.
+        WeightSyncError: The difference is above the tolerance, or NaN.
     """
     if not np.isfinite(published.expected).all():
         raise RuntimeError(
-            f"the policy's weights {published.version} are no numbers any more: lower grpo.learning_rate"
+            f"the policy's weights {published.version} are not finite: training has diverged; "
+            "lower grpo.learning_rate"
         )
-    by_dtype = _FLOAT32_TOLERANCE if held.dtype == "float32" else _LOW_PRECISION_TOLERANCE
+    by_dtype = _FLOAT32_TOLERANCE if state.dtype == "float32" else _LOW_PRECISION_TOLERANCE
     limit = by_dtype if tolerance is None else tolerance
-    difference = float(np.mean(np.abs(held.logps - published.expected)))
+    difference = float(np.mean(np.abs(state.logps - published.expected)))
     if not difference <= limit:
         raise WeightSyncError(
-            f"rollout actor {actor} scores the probe {difference:.2e} nats a token away from the learner "
-            f"after loading weights {published.version} (grpo.verify_tolerance {limit:.0e} in {held.dtype}): "
-            "it would sample from other weights than are trained"
+            f"rollout actor {actor} differs from the learner by {difference:.2e} nats per token on the "
+            f"probe after loading weights {published.version} (grpo.verify_tolerance {limit:.0e} in "
+            f"{state.dtype}): it would sample from other weights than the trained ones"
         )
     return difference
 
 
-def check_digests(version: int, sent: str, held: Sequence[Held], before: Digests | None) -> Digests:
-    """Whether engines hold one and the same, which changed if, and only if, what was sent did.
+def check_digests(version: int, sent: str, states: Sequence[EngineState], before: Digests | None) -> Digests:
+    """Checks that all engines hold the same weights, changed if, and only if, what was sent changed.
 
     Args:
         version: Of the weights.
         sent: Digest of what the learner sent.
-        held: What each engine holds.
-        before: The digests of the last publication, if there was one.
+        states: What each engine reports.
+        before: The digests of the previous weight sync, if there was one.
 
     Returns:
-        The digests of this one.
+        The digests of this weight sync.
 
     Raises:
-        WeightSyncError: It is not so.
+        WeightSyncError: The engines differ, or changed when nothing was sent, or did not change.
     """
-    now = Digests(sent, held[0].digest)
+    now = Digests(sent, states[0].digest)
     what = ""
-    if len({each.digest for each in held}) > 1:
-        what = "different ones"
+    if len({state.digest for state in states}) > 1:
+        what = "different weights"
     elif before is not None and now.held != before.held and now.sent == before.sent:
-        what = "others than before, though none were sent"
-    elif before is not None and now.held == before.held and now.sent != before.sent and held[0].whole:
-        what = "the same as before"
+        what = "other weights than before, although the same were sent"
+    elif before is not None and now.held == before.held and now.sent != before.sent and states[0].whole:
+        what = "the same weights as before, although others were sent"
     if what:
         raise WeightSyncError(
-            f"after loading weights {version} rollout actors hold {what}: the weight sync is at fault. Try "
+            f"after loading weights {version} rollout actors hold {what}: the weight sync is broken. Try "
             "another grpo.weight_transport"
         )
     return now

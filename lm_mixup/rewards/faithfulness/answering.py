@@ -73,7 +73,9 @@ def question_fits(prompt: Reading, sources: Sequence[SourceReading]) -> list[flo
 
 
 def _terms(reading: Reading) -> set[str]:
-    facts = {stem(f.key) if f.kind == "name" else f.key for f in reading.facts if f.kind not in ("quoted", "unit")}
+    facts = {
+        stem(f.key) if f.kind == "name" else f.key for f in reading.facts if f.kind not in ("quoted", "unit")
+    }
     return {w.stem for w in reading.words} | facts
 
 

@@ -59,7 +59,9 @@ def coverage(output: Sequence[Reading], sources: Sequence[SourceReading], *, ask
     return covered / total if total else 1.0
 
 
-def repetition(prompt: Reading, completion: Reading, sources: Sequence[SourceReading]) -> tuple[float, list[tuple[int, int]]]:
+def repetition(
+    prompt: Reading, completion: Reading, sources: Sequence[SourceReading]
+) -> tuple[float, list[tuple[int, int]]]:
     """The share of an output that repeats itself, in [0, 1], and where in the completion.
 
     Counted are the runs of a few tokens that stand in the completion before and, as whole facts, numbers that

@@ -180,7 +180,14 @@ def read(text: str) -> Reading:
         previous = token
     facts += _quoted(text, listed, place)
     facts.sort(key=lambda fact: (fact.start, fact.end))
-    return Reading(text, tuple(facts), tuple(words), tuple(clauses), tuple(t.key for t in listed), tuple(t.start for t in listed))
+    return Reading(
+        text,
+        tuple(facts),
+        tuple(words),
+        tuple(clauses),
+        tuple(t.key for t in listed),
+        tuple(t.start for t in listed),
+    )
 
 
 def _is_marker(token: Token, text: str) -> bool:
@@ -280,7 +287,11 @@ def _numbers(text: str, listed: list[Token], place: list[int], facts: list[Fact]
             facts.append(Fact(token.key, "code", token.start, token.end, place[index]))
         if value is not None:
             after = index + 1
-            if after < len(listed) and listed[after].key in SCALES and _touch(listed[index], listed[after], text):
+            if (
+                after < len(listed)
+                and listed[after].key in SCALES
+                and _touch(listed[index], listed[after], text)
+            ):
                 value *= SCALES[listed[after].key]
                 index = after
             start, end = token.start, listed[index].end
@@ -293,7 +304,9 @@ def _numbers(text: str, listed: list[Token], place: list[int], facts: list[Fact]
                 unit = _unit(text, start, end)
                 if unit:
                     facts.append(Fact(f"{plain} {unit[0]}", "unit", start, unit[1], place[begin]))
-                    taken.update(i for i in (index + 1, index + 2) if i < len(listed) and listed[i].end <= unit[1])
+                    taken.update(
+                        i for i in (index + 1, index + 2) if i < len(listed) and listed[i].end <= unit[1]
+                    )
         index += 1
 
 
@@ -315,9 +328,9 @@ def _spelled(listed: list[Token], index: int, text: str) -> tuple[int, int]:
         more = NUMBER_WORDS.get(following, ORDINALS.get(following))
         if following == "hundred" and total:
             total *= 100
-        elif listed[index].key in TENS and more is not None and 0 < more < 10:
-            total += more
-        elif listed[index].key == "hundred" and more is not None and more < 100:
+        elif (listed[index].key in TENS and more is not None and 0 < more < 10) or (
+            listed[index].key == "hundred" and more is not None and more < 100
+        ):
             total += more
         else:
             break
@@ -359,7 +372,9 @@ def _names(
         and token.key not in ("i", "i'm", "i'll", "i've", "i'd")
         for index, token in enumerate(listed)
     ]
-    opens = [t.start in starts or _OPENS.search(text, max(0, t.start - 3), t.start) is not None for t in listed]
+    opens = [
+        t.start in starts or _OPENS.search(text, max(0, t.start - 3), t.start) is not None for t in listed
+    ]
     inner = {
         _name_key(t.key) for i, t in enumerate(listed) if capital[i] and not opens[i] and _is_name_word(t.key)
     }

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from lm_mixup.core.task_types import TaskType
 from lm_mixup.rewards.faithfulness.answering import answering
 from lm_mixup.rewards.faithfulness.coverage import coverage, repetition
 from lm_mixup.rewards.faithfulness.facts import Reading, read
@@ -34,7 +35,6 @@ from lm_mixup.rewards.faithfulness.support import (
     unsupported_sentences,
     unsupported_words,
 )
-from lm_mixup.core.task_types import TaskType
 
 _FACT_WEIGHT: Final = 3
 _FACT_FAULT: Final = 0.5

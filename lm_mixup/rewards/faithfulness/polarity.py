@@ -14,7 +14,9 @@ from lm_mixup.rewards.faithfulness.lexicon import FUNCTION_WORDS, NEGATION_MARKS
 from lm_mixup.rewards.faithfulness.sources import SourceReading
 
 _MARKS: Final = regex.compile("|".join(sorted(NEGATION_MARKS, key=len, reverse=True)))
-_NO_NEGATION: Final = regex.compile(r"(?i)\bnot (?:only|just|merely|to mention)\b|\bno\.\s?\d|\bwhether or not\b|\bif not\b")
+_NO_NEGATION: Final = regex.compile(
+    r"(?i)\bnot (?:only|just|merely|to mention)\b|\bno\.\s?\d|\bwhether or not\b|\bif not\b"
+)
 _REACH: Final = 4
 _FIT: Final = 0.5
 

@@ -19,10 +19,14 @@ _TRUE_FALSE: Final = regex.compile(
     r"(?i)(?:^|[,.:]?\s*)(?:quiz,\s*)?(?:is (?:this|that|it) )?(?:please )?(?:say |tell |state )?(?:whether )?"
     r"(?:(?:this|that|it) is )?\btrue\s*(?:or|/)\s*false\b[?:.,]?"
 )
-_VERDICT: Final = regex.compile(r"(?i)\b(?P<yes>true|yes|correct|right)\b|\b(?P<no>false|no|incorrect|wrong|untrue)\b")
+_VERDICT: Final = regex.compile(
+    r"(?i)\b(?P<yes>true|yes|correct|right)\b|\b(?P<no>false|no|incorrect|wrong|untrue)\b"
+)
 _LETTER_PICK: Final = regex.compile(r"(?:^|\W)\(?(?P<letter>[A-F])(?:[).:]|\s*$)")
 _LIST_CUT: Final = regex.compile(r"\s*(?:[,;]|\band\b|&)\s*(?:and\b\s*)?")
-_VERDICT_STEMS: Final = frozenset(map(stem, "true false correct right incorrect wrong untrue".split()))
+_VERDICT_STEMS: Final = frozenset(
+    map(stem, ["true", "false", "correct", "right", "incorrect", "wrong", "untrue"])
+)
 _SENTENCE_END: Final = regex.compile(r"(?<=[.!?])\s+")
 
 
@@ -85,7 +89,8 @@ def options_of(prompt: str) -> tuple[str, dict[str, str]]:
         return prompt, {}
     options = {m["letter"].upper(): m["text"].strip() for m in found}
     bare = "".join(
-        prompt[a:b] for a, b in zip([0, *(m.end() for m in found)], [*(m.start() for m in found), len(prompt)])
+        prompt[a:b]
+        for a, b in zip([0, *(m.end() for m in found)], [*(m.start() for m in found), len(prompt)])
     )
     return bare.strip(), options
 
@@ -96,7 +101,11 @@ def picked_letter(completion: str, options: dict[str, str]) -> str | None:
     if found is not None and found["letter"] in options:
         return found["letter"]
     folded = completion.casefold().strip(" .")
-    matches = [letter for letter, text in options.items() if text.casefold().strip(" .") and text.casefold() in folded]
+    matches = [
+        letter
+        for letter, text in options.items()
+        if text.casefold().strip(" .") and text.casefold() in folded
+    ]
     return max(matches, key=lambda letter: len(options[letter])) if matches else None
 
 

@@ -84,13 +84,17 @@ def _topics(sources: Sequence[SourceReading], output: Sequence[Reading]) -> froz
     """
     texts = [*output, *(reading for source in sources for reading in (source.asked, source.told))]
     names = {f.key for reading in texts for f in reading.facts if f.kind == "name" and f.certain}
-    small = {word.key for reading in texts for word in reading.words if not reading.text[word.start].isupper()}
+    small = {
+        word.key for reading in texts for word in reading.words if not reading.text[word.start].isupper()
+    }
     names |= {f.key for reading in output for f in reading.facts if f.kind == "name"} - small
     asked: dict[str, set[int]] = {}
     for number, source in enumerate(sources):
         for name in topics_of(source, names):
             asked.setdefault(name, set()).add(number)
-    return frozenset(name for name, mine in asked.items() if not any(mine < other for other in asked.values()))
+    return frozenset(
+        name for name, mine in asked.items() if not any(mine < other for other in asked.values())
+    )
 
 
 def is_held(fact: Fact, pool: Pool) -> bool:
@@ -162,9 +166,7 @@ def misbound(readings: Sequence[Reading], pool: Pool) -> list[list[Fact]]:
     return wrong
 
 
-def _stands_between(
-    topic: str, context: set[str], around: Mapping[str, Sequence[frozenset[str]]]
-) -> bool:
+def _stands_between(topic: str, context: set[str], around: Mapping[str, Sequence[frozenset[str]]]) -> bool:
     """Whether a topic stands between the very tokens that another name stands between in the sources.
 
     What is said of a topic is no evidence of its place, as it is said of it in any words; so both neighbours
@@ -173,9 +175,7 @@ def _stands_between(
     beside = {word for word in context if word.startswith(("before:", "after:"))}
     if any(beside & words for words in around[topic]):
         return False
-    return any(
-        beside <= words for key, contexts in around.items() if key != topic for words in contexts
-    )
+    return any(beside <= words for key, contexts in around.items() if key != topic for words in contexts)
 
 
 def _stands_for(context: set[str], own: set[str], theirs: set[str], there: set[str] | None) -> bool:

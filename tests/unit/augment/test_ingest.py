@@ -11,7 +11,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lm_mixup.augment.dedup.exact import deal, keys_of, place, repeats, settle, split_places
+from lm_mixup.augment.dedup.exact import (
+    decode_places,
+    encode_places,
+    find_duplicates,
+    keys_of,
+    repeated_places,
+    split_by_bucket,
+)
 from lm_mixup.augment.ingest import Block, Reader, cut_blocks, make_work, scan_unit
 from lm_mixup.augment.reading.files import Unit, list_units, read_unit, source_name
 from lm_mixup.augment.reading.rows import REASONS, PoolRow, Refused, line_limit, raw_text, read_item
@@ -126,7 +133,7 @@ def test_fuzz_every_line_comes_out_or_is_refused(tmp_path, import_benchmark):
     assert scan.items == 2000
     assert scan.usable + sum(scan.reasons.values()) == 2000 and set(scan.reasons) <= set(REASONS)
     assert len(contents) == len(ids) == scan.usable > 200
-    blocks = cut_blocks([unit], [2000], 300, repeats([contents]), repeats([ids]))
+    blocks = cut_blocks([unit], [2000], 300, repeated_places([contents]), repeated_places([ids]))
     assert [block.line for block in blocks] == [1, 301, 601, 901, 1201, 1501, 1801]
     work = make_work(reader)
     results = [work(block) for block in blocks]
@@ -263,13 +270,13 @@ def test_source_names(path, name):
 
 def test_repeats_by_hand():
     keys = keys_of([b"a" * 16, b"b" * 16, b"a" * 16, b"c" * 16, b"b" * 16, b"a" * 16])
-    places = place(1, np.array([5, 2, 0, 9, 7, 6]))
-    expected = place(1, np.array([5, 6, 7]))  # the first `a` stands at 0, the first `b` at 2
+    places = encode_places(1, np.array([5, 2, 0, 9, 7, 6]))
+    expected = encode_places(1, np.array([5, 6, 7]))  # the first `a` stands at 0, the first `b` at 2
     for buckets in [1, 2, 7]:
-        tables = deal(keys, places, buckets)
-        found = np.sort(np.concatenate([repeats([table]) for table in tables]))
+        tables = split_by_bucket(keys, places, buckets)
+        found = np.sort(np.concatenate([repeated_places([table]) for table in tables]))
         assert found.tolist() == expected.tolist()
-    units, rows = split_places(expected)
+    units, rows = decode_places(expected)
     assert units.tolist() == [1, 1, 1] and rows.tolist() == [5, 6, 7]
 
 
@@ -277,31 +284,31 @@ def test_repeats_by_hand():
 @given(st.lists(st.integers(0, 6), max_size=40), st.integers(1, 4))
 def test_repeats_equal_a_plain_set(values, buckets):
     keys = keys_of([value.to_bytes(1, "big") * 16 for value in values])
-    tables = deal(keys, place(0, np.arange(len(values))), buckets)
+    tables = split_by_bucket(keys, encode_places(0, np.arange(len(values))), buckets)
     seen, expected = set(), []
     for index, value in enumerate(values):
         if value in seen:
             expected.append(index)
         seen.add(value)
-    assert np.sort(np.concatenate([repeats([table]) for table in tables])).tolist() == expected
+    assert np.sort(np.concatenate([repeated_places([table]) for table in tables])).tolist() == expected
 
 
-def settled(rows, buckets=1):
-    """`settle` of (id, content) pairs: the duplicates, the rows refused for their ids, and the rounds."""
-    places = place(0, np.arange(len(rows)))
+def duplicates_of(rows, buckets=1):
+    """`find_duplicates` of (id, content) pairs: duplicates, duplicate ids, and rounds."""
+    places = encode_places(0, np.arange(len(rows)))
     asked = []
 
     def finder(values):
         keys = keys_of([hashlib.blake2b(str(value).encode(), digest_size=16).digest() for value in values])
-        tables = deal(keys, places, buckets)
+        tables = split_by_bucket(keys, places, buckets)
 
         def find(left_out):
             asked.append(left_out)
-            return np.sort(np.concatenate([repeats([table], left_out) for table in tables]))
+            return np.sort(np.concatenate([repeated_places([table], left_out) for table in tables]))
 
         return find
 
-    duplicates, taken = settle(finder([row[1] for row in rows]), finder([row[0] for row in rows]))
+    duplicates, taken = find_duplicates(finder([row[1] for row in rows]), finder([row[0] for row in rows]))
     return duplicates.tolist(), taken.tolist(), len(asked) // 2
 
 
@@ -317,7 +324,7 @@ def settled(rows, buckets=1):
     ],
 )
 def test_no_row_is_folded_into_one_that_is_refused_for_its_id(rows, duplicates, duplicate_ids):
-    assert settled([tuple(row) for row in rows])[:2] == (duplicates, duplicate_ids)
+    assert duplicates_of([tuple(row) for row in rows])[:2] == (duplicates, duplicate_ids)
 
 
 @settings(max_examples=300, deadline=None)
@@ -332,21 +339,21 @@ def test_ids_and_contents_settle_as_in_one_pass_in_order(rows, buckets):
         else:
             ids.add(name)
             contents.add(content)
-    assert settled(rows, buckets)[:2] == (duplicates, duplicate_ids)
+    assert duplicates_of(rows, buckets)[:2] == (duplicates, duplicate_ids)
 
 
 def test_rows_that_repeat_under_taken_ids_take_no_more_rounds():
     rows = [("a", "X"), *[("a", "Y")] * 50, *[(f"b{i}", i) for i in range(50)]]
     rows += [(f"b{i}", "the same") for i in range(50)]
-    assert settled(rows) == ([], [*range(1, 51), *range(101, 151)], 2)
-    assert settled([(name, name) for name in range(50)]) == ([], [], 1)
+    assert duplicates_of(rows) == ([], [*range(1, 51), *range(101, 151)], 2)
+    assert duplicates_of([(name, name) for name in range(50)]) == ([], [], 1)
 
 
 def test_blocks_number_their_items_within_the_file():
     a, b = Unit("a", "jsonl", 0, 9, "s"), Unit("a", "jsonl", 9, 12, "s")
     other = Unit("b", "jsonl", 0, 9, "s")
-    again = np.concatenate([place(0, np.array([1, 3])), place(2, np.array([0]))])
-    blocks = cut_blocks([a, b, other], [4, 1, 2], 3, again, place(1, np.array([0])))
+    again = np.concatenate([encode_places(0, np.array([1, 3])), encode_places(2, np.array([0]))])
+    blocks = cut_blocks([a, b, other], [4, 1, 2], 3, again, encode_places(1, np.array([0])))
     assert blocks == [
         Block(a, 0, 3, 1, (1,)),
         Block(a, 3, 1, 4, (0,)),

@@ -4,7 +4,7 @@ import pyarrow as pa
 
 from lm_mixup.augment.rate import rate_table
 from lm_mixup.chat.judge import OfflineJudge, Rating, RatingFailure
-from lm_mixup.core.schemas import INSTRUCTION, RATING, extend, table
+from lm_mixup.core.schemas import INSTRUCTION, RATING, SOURCE_RATING, extend, table
 
 
 class Given:
@@ -15,7 +15,8 @@ class Given:
     def __init__(self, *verdicts):
         self.verdicts = verdicts
 
-    def rate(self, rows):
+    def rate(self, rows, sources=None):
+        self.shown = sources
         return list(self.verdicts)
 
 
@@ -50,3 +51,14 @@ def test_an_empty_part_stays_empty():
     result = rate_table(INSTRUCTION.empty_table(), OfflineJudge())
     assert result.rows.num_rows == 0 and result.rows.schema == extend(INSTRUCTION, RATING)
     assert isinstance(result.rows, pa.Table) and result.metrics["rated"] == 0
+
+
+def test_sources_go_to_the_judge_and_add_its_columns():
+    judge = Given(Rating(1, 2, 3, 9, faithfulness=10), RatingFailure("x"), Rating(9, 9, 9, 3, faithfulness=2))
+    sources = [["a", "b"], ["c"], []]
+    rows = rate_table(ROWS, judge, sources).rows
+    assert judge.shown == sources and rows.schema == extend(INSTRUCTION, RATING, SOURCE_RATING)
+    assert rows["faithfulness_rating"].to_pylist() == [10, None, 2]
+    assert rows["unsupported_quotes"].to_pylist() == [[], None, []]
+    assert rate_table(rows, judge, sources).rows.schema == rows.schema  # again replaces the columns
+    assert rate_table(ROWS, judge).rows.schema == extend(INSTRUCTION, RATING) and judge.shown is None

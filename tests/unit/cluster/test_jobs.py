@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from support.manifests import ROOT
+from manifests import ROOT
 
 QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
 JOBS = {

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support.manifests import (
+from manifests import (
     K8S,
     ROOT,
     all_pods,
@@ -25,7 +25,7 @@ from support.manifests import (
 )
 
 from lm_mixup.config import Config
-from lm_mixup.config_file import load_config
+from lm_mixup.config.load import load_config
 
 OVERLAYS = sorted(path.name for path in (K8S / "overlays").iterdir())
 COMPONENTS = sorted(path.name for path in (K8S / "components").iterdir())
@@ -86,13 +86,18 @@ def test_kubernetes_knows_every_field(documents):
             kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
     for pod in all_pods(documents):
         labels = dict(pod.labels)
-        whole = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x", "labels": labels}, "spec": pod.spec}
+        whole = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": "x", "labels": labels},
+            "spec": pod.spec,
+        }
         kubernetes_validate.validate(whole, kubernetes_validate.latest_version(), strict=True)
 
 
 @every_overlay
 def test_what_pods_name_is_there(documents):
-    """ConfigMaps, claims and accounts are in the overlay; secrets are the user's, and the guide says how to make them."""
+    """ConfigMaps, claims and accounts are in the overlay; secrets are made by the guide."""
     guide = GUIDE.read_text(encoding="utf-8")
     secrets = set(re.findall(r"kubectl create secret [\w-]+ ([\w-]+)", guide))
     for account in of_kind(documents, "ServiceAccount"):
@@ -100,7 +105,9 @@ def test_what_pods_name_is_there(documents):
     for pod in all_pods(documents):
         claims = {v["persistentVolumeClaim"]["claimName"] for v in _volumes(pod, "persistentVolumeClaim")}
         assert claims <= names(documents, "PersistentVolumeClaim"), pod.role
-        maps = {v["configMap"]["name"] for v in _volumes(pod, "configMap") if not v["configMap"].get("optional")}
+        maps = {
+            v["configMap"]["name"] for v in _volumes(pod, "configMap") if not v["configMap"].get("optional")
+        }
         for container in pod.containers:
             for source in container.get("envFrom", []):
                 maps |= {source["configMapRef"]["name"]} if "configMapRef" in source else set()
@@ -125,14 +132,18 @@ def test_mounts_and_volumes_agree(documents):
         for claim in each["spec"]["volumeClaimTemplates"]
     }
     for pod in all_pods(documents):
-        mounted = {mount["name"] for container in pod.containers for mount in container.get("volumeMounts", [])}
+        mounted = {
+            mount["name"] for container in pod.containers for mount in container.get("volumeMounts", [])
+        }
         assert mounted - templates == {volume["name"] for volume in pod.spec.get("volumes", [])}, pod.role
     paths = {
         pod.role: {mount["name"]: mount["mountPath"] for mount in pod.main["volumeMounts"]}
         for pod in ray_pods(documents)
     }
     assert len({json.dumps(found, sort_keys=True) for found in paths.values()}) == 1
-    assert {"/mnt/shared", "/etc/lm_mixup", "/mnt/spill", "/tmp/ray", "/dev/shm"} == set(paths["head"].values())
+    assert {"/mnt/shared", "/etc/lm_mixup", "/mnt/spill", "/tmp/ray", "/dev/shm"} == set(
+        paths["head"].values()
+    )
     spec = cluster_spec(documents)
     for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
         assert group["rayStartParams"]["object-spilling-directory"] == paths["head"]["spill"]
@@ -224,7 +235,7 @@ def _command(job):
 
 
 def _config(documents, tmp_path) -> Config:
-    """The config of the entrypoint: the image's, or the one in the ConfigMap that is mounted where it says."""
+    """The config of the entrypoint: the image's, or that of the ConfigMap that is mounted where it says."""
     jobs = of_kind(documents, "RayJob")
     path = Path(_command(jobs[0])[1] if jobs else "/etc/lm_mixup/run.yaml")
     if str(path).startswith(IN_IMAGE):
@@ -232,7 +243,9 @@ def _config(documents, tmp_path) -> Config:
     pod = ray_pods(documents)[-1]
     (mount,) = [m for m in pod.main["volumeMounts"] if m["mountPath"] == str(path.parent)]
     (volume,) = [v for v in pod.spec["volumes"] if v["name"] == mount["name"]]
-    (found,) = [d for d in of_kind(documents, "ConfigMap") if d["metadata"]["name"] == volume["configMap"]["name"]]
+    (found,) = [
+        d for d in of_kind(documents, "ConfigMap") if d["metadata"]["name"] == volume["configMap"]["name"]
+    ]
     written = tmp_path / path.name
     written.write_text(found["data"][path.name])
     return load_config(written)
@@ -344,7 +357,7 @@ def test_first_fit_knows_what_does_not_fit():
 
 @every_overlay
 def test_every_stage_fits_and_all_gpus_are_used(documents, tmp_path):
-    """A config that asks for more than there is would wait in vain; one that asks for less would let GPUs idle."""
+    """A config that asks for more than there is would wait in vain; one that asks for less lets GPUs idle."""
     config, nodes = _config(documents, tmp_path), _nodes(documents)
     gpus = sum(node[1] for node in nodes)
     most = 0.0
@@ -379,7 +392,11 @@ def test_the_driver_runs_in_the_cpu_group(documents):
             assert group["minReplicas"] >= 1
     for job in of_kind(documents, "RayJob"):
         assert json.loads(job["spec"]["entrypointResources"]) == {"driver": 1}
-        assert 0 < job["spec"]["entrypointNumCpus"] < float(ray_pods(documents)[1].main["resources"]["limits"]["cpu"])
+        assert (
+            0
+            < job["spec"]["entrypointNumCpus"]
+            < float(ray_pods(documents)[1].main["resources"]["limits"]["cpu"])
+        )
 
 
 @every_overlay
@@ -423,7 +440,7 @@ def test_kueue_admits_the_whole_job_or_nothing():
 
 
 def _number(value):
-    from support.manifests import quantity
+    from manifests import quantity
 
     return quantity(value)
 
@@ -462,7 +479,9 @@ def test_prometheus_finds_the_pods_and_grafana_the_dashboard():
     assert all(selector <= pod.labels.items() for pod in pods)
     assert all("metrics" in {port["name"] for port in pod.main["ports"]} for pod in pods)
     assert {endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]} <= ports
-    (dashboard,) = [d for d in of_kind(documents, "ConfigMap") if d["metadata"]["name"] == "lm-mixup-dashboard"]
+    (dashboard,) = [
+        d for d in of_kind(documents, "ConfigMap") if d["metadata"]["name"] == "lm-mixup-dashboard"
+    ]
     assert dashboard["metadata"]["labels"]["grafana_dashboard"] == "1"
     assert json.loads(dashboard["data"]["lm-mixup.json"])["title"]
 
@@ -476,7 +495,9 @@ def test_the_dashboard_shows_every_documented_metric_and_no_other():
     assert shown == documented
     assert len({panel["id"] for panel in panels}) == len(panels)
     queries = [target["expr"] for panel in panels for target in panel.get("targets", [])]
-    assert all(query.count("(") == query.count(")") and query.count("{") == query.count("}") for query in queries)
+    assert all(
+        query.count("(") == query.count(")") and query.count("{") == query.count("}") for query in queries
+    )
     places = [tuple(panel["gridPos"][key] for key in "xywh") for panel in panels]
     assert all(x + w <= 24 for x, _, w, _ in places)
 
@@ -505,7 +526,13 @@ def test_a_component_joins_an_overlay_of_the_users_own(component, tmp_path):
                 "kind": "Kustomization",
                 "resources": [str(relative / "overlays" / "1x8")],
                 "components": [str(relative / "components" / component)],
-                "images": [{"name": "lm-mixup", "newName": "registry.example.com/lm-mixup", "digest": f"sha256:{'0' * 64}"}],
+                "images": [
+                    {
+                        "name": "lm-mixup",
+                        "newName": "registry.example.com/lm-mixup",
+                        "digest": f"sha256:{'0' * 64}",
+                    }
+                ],
             }
         )
     )

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support.manifests import ROOT, tool
+from manifests import ROOT, tool
 
 CLUSTER = ROOT / "cluster"
 SCRIPTS = sorted([*CLUSTER.glob("*.sh"), CLUSTER / "slurm.sbatch"])
@@ -22,7 +22,9 @@ RETRY = str(CLUSTER / "retry.sh")
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_shellcheck_finds_nothing(script):
-    done = subprocess.run([tool("shellcheck"), "--severity=warning", str(script)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [tool("shellcheck"), "--severity=warning", str(script)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout
 
 
@@ -42,7 +44,12 @@ def _tries(folder: Path, statuses: list[int], **settings: str) -> tuple[int, int
     command = f'echo x >>"{log}"; case $(wc -l <"{log}") in {cases} esac; exit 99'
     environment = {**os.environ, "RETRY_WAIT_S": "0", **settings}
     done = subprocess.run(
-        ["sh", RETRY, "sh", "-c", command], env=environment, capture_output=True, text=True, timeout=30, check=False
+        ["sh", RETRY, "sh", "-c", command],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
     )
     return done.returncode, len(log.read_text().split())
 
@@ -135,7 +142,10 @@ def slurm(tmp_path):
         (programs / name).chmod(0o755)
     root = tmp_path / "root"
     (root / "jobs").mkdir(parents=True)
-    job = f"import sys, ray; ray.init(log_to_driver=False); print('ARGS', sys.argv[1:], ray.cluster_resources()['CPU'])"
+    job = (
+        "import sys, ray; ray.init(log_to_driver=False); "
+        "print('ARGS', sys.argv[1:], ray.cluster_resources()['CPU'])"
+    )
     (root / "jobs" / "pipeline.py").write_text(job)
     number = os.getpid() % 20000
     short = tempfile.mkdtemp(prefix="s", dir="/tmp")  # Ray's sockets allow paths of 107 bytes

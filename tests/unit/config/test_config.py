@@ -49,7 +49,7 @@ def write(tmp_path: Path, text: str) -> Path:
         ("select: {stratify_by: topic}", "select.stratify_by"),
         ("select: {perplexity: {taek: low}}", "did you mean take?"),
         ("sft: {batch_size: 10, micro_batch_size: 4}", "multiple of micro_batch_size"),
-        ("sft: {max_steps: 0}", "max_steps must be -1 (as many as epochs ask for) or above 0"),
+        ("sft: {max_steps: 0}", "max_steps must be -1 (derived from epochs) or above 0"),
         ("finetune: {max_steps: -5}", "max_steps"),
         ("sft: {offload: true, zero_stage: 0}", "offload needs zero_stage"),
         ("sft: {patience: 3, eval_rows: 0}", "need evaluations"),

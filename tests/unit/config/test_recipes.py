@@ -47,23 +47,3 @@ def test_quickstart_needs_neither_network_nor_gpu():
     assert (config.build.passages, config.augment.pool) == ("world", "world")
     assert config.rate.backend == "offline"
     assert config.embedder.num_gpus == 0
-
-
-@pytest.mark.parametrize("name", ["paper-1.5b", "paper-7b"])
-def test_paper_numbers(name):
-    """Figures of arXiv 2510.20449, section 4.1."""
-    config = load_config(FOLDER / f"{name}.yaml")
-    sft, grpo = config.sft, config.grpo
-    assert (sft.learning_rate, sft.epochs, sft.max_length, sft.warmup_ratio) == (2e-5, 3, 2400, 0.05)
-    assert (grpo.num_generations, grpo.prompts_per_step, grpo.update_batch_size) == (4, 128, 16)
-    assert (grpo.learning_rate, grpo.beta, grpo.kl_estimator, grpo.temperature) == (1e-6, 0.01, "k3", 1.0)
-    assert (grpo.max_prompt_length, grpo.max_completion_length, grpo.max_grad_norm) == (2400, 2400, 1.0)
-    weights = config.rewards.weights
-    assert (weights.quality, weights.alignment, weights.format) == (0.5, 0.4, 0.1)
-    assert {t for t, w in config.rewards.task_weights.items() if (w.quality, w.format) == (0.8, 0.2)} == {
-        "mcq",
-        "tfq",
-        "para",
-    }
-    assert (config.cluster.min_size, config.cluster.max_size, config.select.budget) == (2, 5, 10000)
-    assert config.select.neighbors == 15

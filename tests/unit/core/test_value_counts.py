@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lm_mixup.core.schemas import MIXTURE, table
-from lm_mixup.core.value_counts import census, splits_in, tables_of, without_census
+from lm_mixup.core.value_counts import count_values, splits_in, tables_of, without_value_counts
 
 COLUMNS = ("split", "task_type", "method", "inputs", "cot", "noisy")
 ROWS = [
@@ -22,7 +22,7 @@ ROWS = [
 
 
 def test_by_hand():
-    figures = census(table(ROWS, MIXTURE))
+    figures = count_values(table(ROWS, MIXTURE))
     assert splits_in(figures) == {"sft": 2, "grpo": 1, "test": 1}
     assert list(splits_in(figures)) == ["sft", "grpo", "test"]
     tables = tables_of(figures)
@@ -37,31 +37,31 @@ def test_by_hand():
 
 
 def test_rows_without_splits_are_all_train():
-    figures = census(pa.table({"origin": ["distilled", "original", "distilled"]}))
+    figures = count_values(pa.table({"origin": ["distilled", "original", "distilled"]}))
     assert splits_in(figures) == {"train": 3}
     assert tables_of(figures) == {"origin": [("distilled", [2]), ("original", [1])]}
 
 
 def test_a_value_may_hold_anything():
-    figures = census(pa.table({"split": ["sft"] * 3, "method": ["a/b", "rows/sft", None]}))
+    figures = count_values(pa.table({"split": ["sft"] * 3, "method": ["a/b", "rows/sft", None]}))
     assert tables_of(figures) == {"method": [("a/b", [1]), ("not stated", [1]), ("rows/sft", [1])]}
 
 
 def test_no_rows_no_figures():
-    figures = census(table([], MIXTURE))
+    figures = count_values(table([], MIXTURE))
     assert not figures and splits_in(figures) == {} and tables_of(figures) == {}
 
 
 def test_other_figures_are_left_alone():
-    figures = {"inputs": 7, "samples_used": 2, **census(table(ROWS, MIXTURE))}
-    assert splits_in(figures) == splits_in(census(table(ROWS, MIXTURE)))
-    assert without_census(figures) == {"inputs": 7, "samples_used": 2}
+    figures = {"inputs": 7, "samples_used": 2, **count_values(table(ROWS, MIXTURE))}
+    assert splits_in(figures) == splits_in(count_values(table(ROWS, MIXTURE)))
+    assert without_value_counts(figures) == {"inputs": 7, "samples_used": 2}
 
 
 @given(st.lists(st.sampled_from(ROWS), max_size=30), st.integers(0, 30))
 def test_parts_add_up(rows, cut):
-    parts = [census(table(some, MIXTURE)) for some in (rows[:cut], rows[cut:])]
-    whole = census(table(rows, MIXTURE))
+    parts = [count_values(table(some, MIXTURE)) for some in (rows[:cut], rows[cut:])]
+    whole = count_values(table(rows, MIXTURE))
     assert sum(parts, Counter()) == whole
     for lines in tables_of(whole).values():  # every row is in every table once
         assert sum(sum(counts) for _, counts in lines) == len(rows)

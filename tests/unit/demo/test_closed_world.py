@@ -16,7 +16,7 @@ from lm_mixup.config import BuildConfig, RateConfig
 from lm_mixup.core.claims import Claim
 from lm_mixup.core.draws import split_of
 from lm_mixup.core.schemas import compress_score
-from lm_mixup.demo.entities import capitalised
+from lm_mixup.demo.entities import capitalized
 from lm_mixup.demo.fact_check import named_entities, truth
 from lm_mixup.demo.facts import entities_by_name, load_entities
 from lm_mixup.demo.pool import demo_pool
@@ -194,7 +194,7 @@ def test_internet_domains_and_capitals_are_one_country_s():
 
 def wordings(one, attribute, value):
     how = TOPICS[one.topic].attributes[attribute]
-    subject = capitalised(one.subject)
+    subject = capitalized(one.subject)
     yield from (f"{subject} {predicate.format(v=value)}." for predicate in how.predicates)
     yield f"{subject}, with {how.noun.format(v=value)}, is well known."
     yield f"The {how.label} of {one.subject} is {how.lead}{value}."
@@ -211,11 +211,11 @@ def test_every_wording_is_found_and_nothing_else_is():
             assert set(found.missing) == set(one.facts) - {attribute}
 
 
-@pytest.mark.parametrize("use", [SEEN, HELD_OUT])
-def test_every_statement_of_every_entity_is_understood(use):
+@pytest.mark.parametrize("templates", [SEEN, HELD_OUT])
+def test_every_statement_of_every_entity_is_understood(templates):
     rng = Random(3)
     for one in load_entities():
-        for statement in use.statements:
+        for statement in templates.statements:
             claims = one.claims(rng.sample(sorted(one.facts), 4 if len(one.facts) > 3 else 3))
             text = statement(one, claims, rng)
             found = truth(text, one)
@@ -309,6 +309,6 @@ def test_pool_is_about_held_out_entities_in_clusters():
     named = [
         e for row in rows for e in named_entities(row.get("prompt", "") + "\n" + (row["completion"] or ""))
     ]
-    splits = Counter(split_of(e.name, 3, shares.grpo_fraction, shares.test_fraction) for e in named[:300])
-    assert splits["grpo"] + splits["test"] > 0.97 * splits.total()  # a wrong option may name another country
+    splits = Counter(split_of(e.name, 0, shares.grpo_fraction, shares.test_fraction) for e in named[:300])
+    assert splits["test"] > 0.97 * splits.total()  # a wrong option may name another country
     assert len({e.name for e in named}) < len(rows) / 2

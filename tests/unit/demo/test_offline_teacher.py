@@ -23,16 +23,16 @@ from lm_mixup.core.task_types import (
 )
 from lm_mixup.demo.fact_check import truth
 from lm_mixup.demo.facts import entities_by_name, load_entities
-from lm_mixup.demo.low_quality_rows import FAULTS, poor_row
+from lm_mixup.demo.low_quality_rows import FAULTS, low_quality_row
 from lm_mixup.demo.offline_teacher import (
     MAX_OUTPUT_CHARS,
     describe,
     is_true,
     merge_samples,
     options_for,
-    state,
     write_sample,
 )
+from lm_mixup.demo.sentence_templates import template_set
 from lm_mixup.demo.topics import TOPICS
 
 WORLD = load_entities()
@@ -102,9 +102,9 @@ def test_nearly_all_poor_rows_are_rated_low(held_out):
         entity, task_type = rng.choice(WORLD), rng.choice(TASK_TYPES)
         fault = rng.choice(FAULTS)
         claims = entity.claims([rng.choice(sorted(entity.facts))]) if fault != "vague" else ()
-        row = poor_row(entity, task_type, claims, fault, rng, held_out=held_out)
+        row = low_quality_row(entity, task_type, claims, fault, rng, held_out=held_out)
         assert parse_answer(task_type, write_answer(row.sample)) == row.sample
-        assert detect_task_type(row.prompt, row.completion) == task_type or task_type == "qa"
+        assert detect_task_type(row.prompt, row.completion) in (task_type, "qa")
         assert all(claim.value in f"{row.prompt}\n{row.completion}" for claim in claims)
         pairs.append((row.prompt, row.completion))
     scores = [compress_score(v.overall) for v in judge.rate(pairs) if isinstance(v, Rating)]
@@ -115,9 +115,9 @@ def test_nearly_all_poor_rows_are_rated_low(held_out):
 def test_poor_row_wants_claims_unless_it_is_vague():
     entity = entities_by_name()["France"]
     with pytest.raises(ValueError, match="vague"):
-        poor_row(entity, "qa", entity.claims(["capital"]), "vague", Random(0))
+        low_quality_row(entity, "qa", entity.claims(["capital"]), "vague", Random(0))
     with pytest.raises(ValueError, match="vague"):
-        poor_row(entity, "qa", (), "register", Random(0))
+        low_quality_row(entity, "qa", (), "register", Random(0))
 
 
 def test_multiple_choice_has_one_right_option_and_all_letters_occur():
@@ -145,7 +145,8 @@ def test_true_and_false_statements_both_occur_and_are_labelled_right():
 def test_the_same_facts_have_many_wordings():
     france = entities_by_name()["France"]
     claims = france.claims(["capital", "continent", "currency", "language"])
-    texts = {state(france, claims, Random(seed)) for seed in range(300)}
+    rngs = map(Random, range(300))
+    texts = {rng.choice(template_set(False).statements)(france, claims, rng) for rng in rngs}
     assert len(texts) >= 40
     assert all(set(truth(text, france).claimed) == set(claims) for text in texts)
 

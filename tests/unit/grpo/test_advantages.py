@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from lm_mixup.grpo.advantages import group_advantages, zero_signal_groups
+from lm_mixup.grpo.advantages import group_advantages, zero_std_groups
 
 ESTIMATORS = ["grpo", "dr_grpo", "rloo", "reinforce_plus_plus"]
 REWARDS = np.array([[1.0, 0.0, 0.0, 1.0], [0.3, 0.3, 0.3, 0.7]])
@@ -110,10 +110,10 @@ def test_the_order_inside_a_group_does_not_matter(rewards, estimator, random):
     )
 
 
-def test_zero_signal_is_told_by_spread_and_not_by_mean():
+def test_zero_std_is_decided_by_spread_and_not_by_mean():
     rewards = np.array([[0.0, 0.0], [1.0, 1.0], [0.35, 0.35 + 1e-12], [-1.0, 1.0], [0.0, 0.01]])
-    np.testing.assert_array_equal(zero_signal_groups(rewards), [True, True, True, False, False])
-    np.testing.assert_array_equal(zero_signal_groups(rewards, tolerance=0.1), [True, True, True, False, True])
+    np.testing.assert_array_equal(zero_std_groups(rewards), [True, True, True, False, False])
+    np.testing.assert_array_equal(zero_std_groups(rewards, tolerance=0.1), [True, True, True, False, True])
 
 
 def test_a_group_without_signal_has_advantage_zero():

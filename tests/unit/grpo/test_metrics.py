@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lm_mixup.grpo.metrics import FEWEST_STEPS, history, raised
+from lm_mixup.grpo.metrics import MIN_STEPS, alarm_history, new_alarms
 
 HEALTHY = {
     "entropy": 1.0,
@@ -30,7 +30,7 @@ def run_of(*phases: tuple[int, dict]) -> list[dict]:
 
 
 def steps_raised(lines: list[dict], name: str, synchronous: bool = True) -> list[int]:
-    return [n for n in range(1, len(lines) + 1) if name in raised(lines[:n], synchronous)]
+    return [n for n in range(1, len(lines) + 1) if name in new_alarms(lines[:n], synchronous)]
 
 
 @pytest.mark.parametrize("name", TROUBLE)
@@ -49,8 +49,8 @@ def test_a_healthy_run_and_a_single_bad_step_raise_nothing(name: str):
 
 
 def test_nothing_is_said_before_there_is_something_to_compare():
-    lines = run_of((1, {}), (FEWEST_STEPS - 2, TROUBLE["no_signal"]))
-    assert raised(lines, synchronous=True) == {}
+    lines = run_of((1, {}), (MIN_STEPS - 2, TROUBLE["no_signal"]))
+    assert new_alarms(lines, synchronous=True) == {}
 
 
 def test_stale_rollouts_may_differ_from_the_learner():
@@ -60,13 +60,13 @@ def test_stale_rollouts_may_differ_from_the_learner():
 
 def test_steps_without_an_update_do_not_count():
     lines = run_of((10, {}), (12, {"entropy": None}))
-    assert raised(lines, synchronous=True) == {}
+    assert new_alarms(lines, synchronous=True) == {}
 
 
 def test_history_tells_every_alarm_and_where_it_began():
     lines = run_of((10, {}), (12, TROUBLE["no_signal"]), (12, {}), (12, TROUBLE["mode_collapse"]))
     lines = [line | {"step": number} for number, line in enumerate(lines, start=1)]
-    told = history(lines, synchronous=True)
+    told = alarm_history(lines, synchronous=True)
     assert [step for step, _ in told] == [
         *steps_raised(lines, "no_signal"),
         *steps_raised(lines, "mode_collapse"),
@@ -75,4 +75,4 @@ def test_history_tells_every_alarm_and_where_it_began():
 
 
 def test_metrics_that_were_not_logged_raise_nothing():
-    assert raised([{"reward": 0.5}] * 12, synchronous=True) == {}
+    assert new_alarms([{"reward": 0.5}] * 12, synchronous=True) == {}

@@ -8,10 +8,17 @@ import numpy as np
 import pytest
 
 from lm_mixup.config import GrpoConfig, RewardsConfig
-from lm_mixup.grpo.loop import refill
+from lm_mixup.grpo.loop import refill_zero_std
 from lm_mixup.grpo.metrics import UPDATE_KEYS, Clock, rollout_metrics, update_metrics
 from lm_mixup.grpo.sampler import refill_prompts
-from lm_mixup.grpo.scored_batch import Batch, less_kl, make_batch, make_episodes, refilled, reward_batch
+from lm_mixup.grpo.scored_batch import (
+    ScoredBatch,
+    apply_kl_penalty,
+    join_refills,
+    make_batch,
+    make_episodes,
+    reward_batch,
+)
 from lm_mixup.grpo.types import Group, Prompt
 from lm_mixup.models.engine import Completion
 from lm_mixup.rewards.workers import RewardScores
@@ -26,9 +33,11 @@ def group(name: str, n: int = 2) -> Group:
     return Group(prompt, completions, weight_version=0)
 
 
-def scored(rewards: dict[str, list[float]], config: GrpoConfig = CONFIG) -> Batch:
+def scored(rewards: dict[str, list[float]], config: GrpoConfig = CONFIG) -> ScoredBatch:
     total = np.array([value for values in rewards.values() for value in values])
-    scores = RewardScores(total, {"quality": total, "alignment": 0 * total, "format": 0 * total, "faithfulness": 0 * total})
+    scores = RewardScores(
+        total, {"quality": total, "alignment": 0 * total, "format": 0 * total, "faithfulness": 0 * total}
+    )
     return make_batch([group(name) for name in rewards], scores, WEIGHTS, config)
 
 
@@ -40,39 +49,39 @@ def test_completions_are_flat_and_group_after_group():
     assert batch.inputs == [("poor a",)] * 2 + [("poor b",)] * 2
 
 
-def test_silent_groups_are_refilled_and_the_first_draw_comes_first():
+def test_zero_std_groups_are_refilled_and_the_first_draw_comes_first():
     first = scored({"a": [0.5, 0.5], "b": [0, 1]})
-    more = [scored({"c": [1, 0], "d": [0, 1]})]
-    batch = refilled(first, more, 2, WEIGHTS, CONFIG)
+    refills = [scored({"c": [1, 0], "d": [0, 1]})]
+    batch = join_refills(first, refills, 2, WEIGHTS, CONFIG)
     assert [g.prompt.id for g in batch.groups] == ["b", "c"]
     assert batch.scores.total.tolist() == [0, 1, 1, 0]
     np.testing.assert_allclose(np.sign(batch.advantages), [[-1, 1], [1, -1]])
-    assert [e.advantage > 0 for e in make_episodes(batch, drop_silent=True)] == [False, True, True, False]
+    assert [e.advantage > 0 for e in make_episodes(batch, drop_zero_std=True)] == [False, True, True, False]
 
 
-def test_without_a_refill_the_batch_is_the_first_draw_and_silence_is_dropped():
+def test_without_a_refill_the_batch_is_the_first_draw_and_zero_std_groups_are_dropped():
     first = scored({"a": [0.5, 0.5], "b": [0, 1]})
-    assert [g.prompt.id for g in refilled(first, [], 2, WEIGHTS, CONFIG).groups] == ["b"]
+    assert [g.prompt.id for g in join_refills(first, [], 2, WEIGHTS, CONFIG).groups] == ["b"]
     keep = CONFIG.model_copy(update={"drop_zero_std": False})
-    assert refilled(first, [], 2, WEIGHTS, keep) is first
-    assert len(make_episodes(first, drop_silent=True)) == 2
-    assert len(make_episodes(first, drop_silent=False)) == 4
-    silent = scored({"a": [0.5, 0.5]})
-    assert make_episodes(refilled(silent, [silent], 1, WEIGHTS, CONFIG), drop_silent=True) == []
+    assert join_refills(first, [], 2, WEIGHTS, keep) is first
+    assert len(make_episodes(first, drop_zero_std=True)) == 2
+    assert len(make_episodes(first, drop_zero_std=False)) == 4
+    zero_std = scored({"a": [0.5, 0.5]})
+    assert make_episodes(join_refills(zero_std, [zero_std], 1, WEIGHTS, CONFIG), drop_zero_std=True) == []
 
 
 def test_groups_that_are_dropped_do_not_scale_the_others():
-    """REINFORCE++ divides by the batch's spread, in which a silent group would count as zeros."""
+    """REINFORCE++ divides by the batch's standard deviation, where a zero-std group counts as zeros."""
     config = CONFIG.model_copy(update={"advantage": "reinforce_plus_plus"})
     alone = scored({"b": [0, 1], "c": [1, 0]}, config)
     beside = scored({"a": [0.5, 0.5], "b": [0, 1], "c": [1, 0], "d": [0, 0]}, config)
     refill = [scored({"e": [1, 1]}, config)]
-    for more in ([], refill):
-        batch = refilled(beside, more, 4, WEIGHTS, config)
+    for refills in ([], refill):
+        batch = join_refills(beside, refills, 4, WEIGHTS, config)
         np.testing.assert_allclose(batch.advantages, alone.advantages)
 
 
-def test_the_kl_is_taken_off_the_rewards_of_groups_that_speak_without_it():
+def test_the_kl_penalty_does_not_decide_which_groups_are_zero_std():
     episodes = []
 
     class Learner:
@@ -81,19 +90,19 @@ def test_the_kl_is_taken_off_the_rewards_of_groups_that_speak_without_it():
             return np.array([1.0, 2.0, 6.0, 2.0])
 
     batch = scored({"a": [0.5, 0.5], "b": [0, 1]})
-    assert less_kl(batch, Learner(), CONFIG) is batch and not episodes
+    assert apply_kl_penalty(batch, Learner(), CONFIG) is batch and not episodes
     config = CONFIG.model_copy(update={"kl_in": "reward", "beta": 0.25, "advantage": "dr_grpo"})
-    charged = less_kl(batch, Learner(), config)
+    charged = apply_kl_penalty(batch, Learner(), config)
     assert [e.completion_ids for e in episodes] == [[7, 0], [7, 1]] * 2
     np.testing.assert_allclose(charged.advantages, [[0.125, -0.125], [-1.0, 1.0]])
-    assert charged.silent.tolist() == [True, False]
+    assert charged.zero_std.tolist() == [True, False]
     assert charged.scores is batch.scores
     update = dict.fromkeys(UPDATE_KEYS, 0.5)
     assert update_metrics(update, charged) == update | {"kl": 11 / 8}
     assert update_metrics(update, batch) == update
 
 
-def test_totals_that_tie_are_not_silent_under_gdpo_if_their_parts_differ():
+def test_totals_that_tie_are_not_zero_std_under_gdpo_if_their_parts_differ():
     components = {
         "quality": np.array([1.0, 0.0]),
         "alignment": np.array([0.0, 1.0]),
@@ -101,9 +110,9 @@ def test_totals_that_tie_are_not_silent_under_gdpo_if_their_parts_differ():
         "faithfulness": np.zeros(2),
     }
     scores = RewardScores(np.array([0.5, 0.5]), components)
-    assert make_batch([group("a")], scores, WEIGHTS, CONFIG).silent.tolist() == [True]
+    assert make_batch([group("a")], scores, WEIGHTS, CONFIG).zero_std.tolist() == [True]
     gdpo = make_batch([group("a")], scores, WEIGHTS, CONFIG.model_copy(update={"advantage": "gdpo"}))
-    assert gdpo.silent.tolist() == [False]
+    assert gdpo.zero_std.tolist() == [False]
     assert gdpo.advantages[0, 0] > 0 > gdpo.advantages[0, 1]  # quality weighs 0.5, alignment 0.4
 
 
@@ -111,21 +120,23 @@ def test_a_custom_component_reaches_gdpo_refills_and_the_log():
     own = RewardsConfig.model_validate({"custom": {"mine": {"path": "m:f", "weight": 1.0}}})
     config = CONFIG.model_copy(update={"advantage": "gdpo"})
 
-    def batch(name: str, mine: list[float]) -> Batch:
+    def batch(name: str, mine: list[float]) -> ScoredBatch:
         zeros = np.zeros(2)
-        parts = {"quality": zeros, "alignment": zeros, "format": zeros, "faithfulness": zeros, "mine": np.array(mine)}
-        return make_batch([group(name)], RewardScores(np.array(mine), parts), own, config)
+        none = dict.fromkeys(("quality", "alignment", "format", "faithfulness"), zeros)
+        return make_batch(
+            [group(name)], RewardScores(np.array(mine), none | {"mine": np.array(mine)}), own, config
+        )
 
-    first, more = batch("a", [4.0, 4.0]), batch("b", [1.0, 3.0])
-    assert first.silent.tolist() == [True] and more.silent.tolist() == [False]
-    joined = refilled(first, [more], 1, own, config)
+    first, refills = batch("a", [4.0, 4.0]), batch("b", [1.0, 3.0])
+    assert first.zero_std.tolist() == [True] and refills.zero_std.tolist() == [False]
+    joined = join_refills(first, [refills], 1, own, config)
     assert joined.scores.components["mine"].tolist() == [1.0, 3.0]
     assert joined.advantages[0, 1] > 0 > joined.advantages[0, 0]
-    assert rollout_metrics(first, [more], step=1)["rewards/mine/mean"] == 4.0
+    assert rollout_metrics(first, [refills], step=1)["rewards/mine/mean"] == 4.0
     without = own.model_copy(
         update={"custom": {"mine": own.custom["mine"].model_copy(update={"weight": 0.0})}}
     )
-    assert make_batch(more.groups, more.scores, without, config).silent.tolist() == [True]
+    assert make_batch(refills.groups, refills.scores, without, config).zero_std.tolist() == [True]
 
 
 class Rollouts:
@@ -143,29 +154,31 @@ class Rollouts:
 class Scores:
     """Equal rewards in the first draws, different ones after."""
 
-    def __init__(self, silent_draws: int) -> None:
-        self.left = silent_draws
+    def __init__(self, zero_std_draws: int) -> None:
+        self.left = zero_std_draws
 
     def score(self, batch):
         self.left -= 1
         total = np.arange(len(batch.completions), dtype=np.float64) * (self.left < 0)
-        return RewardScores(total, {"quality": total, "alignment": 0 * total, "format": 0 * total, "faithfulness": 0 * total})
+        return RewardScores(
+            total, {"quality": total, "alignment": 0 * total, "format": 0 * total, "faithfulness": 0 * total}
+        )
 
 
 @pytest.mark.parametrize(
-    ("silent_draws", "max_refills", "draws"), [(9, 0, 0), (9, 2, 2), (0, 2, 1), (1, 3, 2)]
+    ("zero_std_draws", "max_refills", "draws"), [(9, 0, 0), (9, 2, 2), (0, 2, 1), (1, 3, 2)]
 )
-def test_refills_end_when_enough_groups_speak_or_at_the_cap(silent_draws, max_refills, draws):
+def test_refills_end_when_enough_groups_differ_or_at_the_cap(zero_std_draws, max_refills, draws):
     prompts = [Prompt(str(i), "qa", [1], "r") for i in range(8)]
     first = scored({"a": [0.5, 0.5], "b": [0, 1]})
     rollouts = Rollouts()
-    parts = SimpleNamespace(rollout=rollouts, rewards=Scores(silent_draws), weights=WEIGHTS)
+    actors = SimpleNamespace(rollout=rollouts, rewards=Scores(zero_std_draws), reward_config=WEIGHTS)
     config = CONFIG.model_copy(update={"max_refills": max_refills})
-    more = refill(parts, prompts, first, config, 3, 0, Clock())
-    assert len(more) == len(rollouts.drawn) == draws
+    refills = refill_zero_std(actors, prompts, first, config, 3, 0, Clock())
+    assert len(refills) == len(rollouts.drawn) == draws
     assert all(len(drawn) == 1 for drawn in rollouts.drawn)
-    metrics = rollout_metrics(first, more, step=3)
-    assert metrics["refilled_groups"] == (1 if draws and silent_draws < draws else 0)
+    metrics = rollout_metrics(first, refills, step=3)
+    assert metrics["refilled_groups"] == (1 if draws and zero_std_draws < draws else 0)
     assert metrics["reward"] == 0.5 and metrics["frac_reward_zero_std"] == 0.5
     assert metrics["reward_std"] == pytest.approx((0.5 / 3) ** 0.5)  # of .5, .5, 0 and 1, over all of them
     assert metrics["staleness/mean"] == metrics["staleness/max"] == 2

@@ -48,7 +48,7 @@ def test_facts_are_counted_over_all_completions_of_the_closed_world():
     assert fact_recall(groups[2:]) == {}
 
 
-class Parts(SimpleNamespace):
+class Actors(SimpleNamespace):
     """A run whose validations earn the rewards given, in turn; `best` says of which step a model was kept."""
 
     def __init__(self, rewards: list[float]) -> None:
@@ -56,7 +56,9 @@ class Parts(SimpleNamespace):
 
         def score(batch):
             total = np.full(len(batch.completions), next(left))
-            return RewardScores(total, dict.fromkeys(("quality", "alignment", "format", "faithfulness"), total))
+            return RewardScores(
+                total, dict.fromkeys(("quality", "alignment", "format", "faithfulness"), total)
+            )
 
         def save_model(folder: str | Path) -> None:
             Path(folder).mkdir(parents=True, exist_ok=True)
@@ -73,11 +75,11 @@ class Parts(SimpleNamespace):
 
 
 def validate(folder: Path, rewards: list[float], resume_step: int = 0) -> Validation:
-    parts = Parts(rewards)
-    validation = Validation(folder, parts, [group(HALF).prompt], resume_step)
-    validation.before(resume_step)
+    actors = Actors(rewards)
+    validation = Validation(folder, actors, [group(HALF).prompt], resume_step)
+    validation.run_first(resume_step)
     for step in range(resume_step + 1, resume_step + 1 + len(rewards) - (resume_step == 0)):
-        parts.step = step
+        actors.step = step
         validation.run(step)
     return validation
 

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from lm_mixup.config import Config, RateConfig
+from lm_mixup.config import Config, ModelConfig, RateConfig
 from lm_mixup.config.load import load_config
 from lm_mixup.core.errors import InputError
+from lm_mixup.core.run_dir import RunDir
 from lm_mixup.demo.nano import create_nano
 from lm_mixup.models import model_cache, smollm2
 from lm_mixup.models.resolve import check_model_path, model_folder, model_version, portable_path
 from lm_mixup.stages.stage import section_identity
+from lm_mixup.train.tokenize import base_model
 
 NAMES = ("nano", "smollm2", "smollm2-distiller")
 
@@ -68,6 +70,9 @@ def test_names_travel_as_they_are(tmp_path, monkeypatch):
     (tmp_path / "smollm2").mkdir()
     assert [portable_path(name) for name in NAMES] == list(NAMES)
     assert portable_path("org/name") == "org/name"
+    run = RunDir(tmp_path / "run")
+    stages = run.stage("mixture"), run.stage("sft")
+    assert base_model(*stages, ModelConfig(path="smollm2"), seed=0) == "smollm2"  # what SFT's workers load
     (tmp_path / "mine").mkdir()
     assert portable_path("mine") == str(tmp_path / "mine")
 

@@ -98,10 +98,10 @@ def test_a_method_may_be_named_and_sees_the_inputs(module: str):
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        ("too_few", "gave 1 rewards for 3 completions; tried 2 times"),
-        ("holed", "gave None for completion 1, which is not a number; tried 2 times"),
+        ("too_few", "returned 1 rewards for 3 completions; tried 2 times"),
+        ("holed", "returned None for completion 1, which is not a number; tried 2 times"),
         ("broken", r"raised AttributeError: .*no_such_field.*\.py, line \d+\); tried 2 times"),
-        ("sleeps", "gave no answer within 0.05 s; tried 2 times"),
+        ("sleeps", "did not answer within 0.05 s; tried 2 times"),
         ("own_timeout", "raised TimeoutError: the database"),
     ],
 )
@@ -249,14 +249,15 @@ def test_a_refusal_stops_at_once_and_shows_no_secret(monkeypatch: pytest.MonkeyP
 def test_an_endpoint_that_is_away_or_slow_is_said_so(monkeypatch: pytest.MonkeyPatch):
     with serving(lengths) as endpoint:
         pass
-    with pytest.raises(InputError, match=r"does not answer \(ConnectError: .*\); tried 2 times"):
+    with pytest.raises(InputError, match=r"does not respond \(ConnectError: .*\); tried 2 times"):
         score(url=endpoint.url)
 
     def late(body: dict) -> dict:
         time.sleep(0.5)
         return lengths(body)
 
-    with serving(late) as endpoint, pytest.raises(InputError, match=r"no answer within 0\.1 s; tried once"):
+    message = r"did not answer within 0\.1 s; tried once"
+    with serving(late) as endpoint, pytest.raises(InputError, match=message):
         score(url=endpoint.url, timeout_s=0.1, max_retries=0)
 
 

@@ -9,7 +9,7 @@ from lm_mixup.core.draws import fair_shares
 from lm_mixup.core.errors import InputError
 from lm_mixup.core.run_dir import RunDir
 from lm_mixup.core.task_types import answer_of, write_output
-from lm_mixup.rewards.library import check_library, choose
+from lm_mixup.rewards.library import check_library, choose_rows
 
 
 def row(number, task_type="qa", score=5, split="sft", answer=None):
@@ -40,7 +40,7 @@ def test_only_rated_rows_of_split_sft_are_taken_and_the_rest_is_accounted_for():
         row(5, answer=row(0)["answer"]),
         row(6, score=0),
     ]
-    chosen, left_out = choose(rows, 100, seed=0)
+    chosen, left_out = choose_rows(rows, 100, seed=0)
     assert {r.id for r in chosen} == {"r0", "r6"}
     assert left_out == {"unrated": 1, "other_split": 2, "unreadable_answer": 1, "duplicate": 1}
     assert len(chosen) + sum(left_out.values()) == len(rows)
@@ -48,7 +48,7 @@ def test_only_rated_rows_of_split_sft_are_taken_and_the_rest_is_accounted_for():
 
 def test_the_text_is_the_one_the_reward_judges():
     spaced = row(0, answer="Q:  What is iron?  \nA:A metal. ")
-    (chosen,), _ = choose([spaced], 10, seed=0)
+    (chosen,), _ = choose_rows([spaced], 10, seed=0)
     assert (
         chosen.answer
         == answer_of("qa", write_output("x", spaced["answer"]))
@@ -57,7 +57,7 @@ def test_the_text_is_the_one_the_reward_judges():
 
 
 def test_rows_are_even_over_task_types_and_scores():
-    chosen, left_out = choose(many(), 60, seed=0)
+    chosen, left_out = choose_rows(many(), 60, seed=0)
     assert Counter(r.task_type for r in chosen) == {"qa": 30, "para": 30}
     assert Counter(r.score for r in chosen if r.task_type == "qa") == dict.fromkeys(range(6), 5)
     assert left_out == {"beyond_limit": 340}
@@ -65,17 +65,17 @@ def test_rows_are_even_over_task_types_and_scores():
 
 def test_the_choice_depends_on_the_seed_and_not_on_the_order():
     rows = many()
-    first, _ = choose(rows, 50, seed=0)
-    assert first == choose(reversed(rows), 50, seed=0)[0]
-    assert first != choose(rows, 50, seed=1)[0]
+    first, _ = choose_rows(rows, 50, seed=0)
+    assert first == choose_rows(reversed(rows), 50, seed=0)[0]
+    assert first != choose_rows(rows, 50, seed=1)[0]
 
 
 def test_the_bound_on_held_rows_does_not_change_the_choice():
     rows = [row(n, score=n % 2) for n in range(500)]  # far more than 2 × limit in each cell
-    chosen, left_out = choose(rows, 20, seed=3)
+    chosen, left_out = choose_rows(rows, 20, seed=3)
     assert len(chosen) == 20
     assert left_out == {"beyond_limit": 480}
-    smallest = {r.id for r in choose([r for r in rows if r["score"] == 0], 10, seed=3)[0]}
+    smallest = {r.id for r in choose_rows([r for r in rows if r["score"] == 0], 10, seed=3)[0]}
     assert {r.id for r in chosen if r.score == 0} == smallest
 
 

@@ -1,29 +1,14 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
 from lm_mixup.rewards.quality import (
-    NUM_CLASSES,
     estimate_transition,
     held_out,
-    judge,
     make_library,
     nearest,
-    posterior,
     quality_reward,
-    score_histogram,
+    score_answers,
 )
-
-histograms = arrays(
-    np.float64, st.tuples(st.integers(1, 8), st.just(NUM_CLASSES)), elements=st.integers(0, 16)
-)
-
-
-def random_model(seed):
-    rng = np.random.default_rng(seed)
-    return rng.dirichlet(np.ones(NUM_CLASSES), NUM_CLASSES), rng.dirichlet(np.ones(NUM_CLASSES))
 
 
 def unit(rows, dimension, seed):
@@ -34,56 +19,6 @@ def unit(rows, dimension, seed):
 def alone(count):
     """Every row a group of its own."""
     return np.arange(count), np.arange(count)
-
-
-def test_posterior_by_hand():
-    transition, prior = np.array([[0.8, 0.2], [0.3, 0.7]]), np.array([0.25, 0.75])
-    # two neighbours of class 0, one of class 1: 0.25 · 0.8² · 0.2 = 0.032 and 0.75 · 0.3² · 0.7 = 0.04725
-    got = posterior(np.array([[2.0, 1.0], [0.0, 0.0]]), transition, prior)
-    np.testing.assert_allclose(got, [[0.032 / 0.07925, 0.04725 / 0.07925], [0.25, 0.75]])
-
-
-def test_posterior_of_a_class_without_samples_is_zero():
-    transition, prior = np.array([[0.9, 0.1], [0.5, 0.5]]), np.array([1.0, 0.0])
-    np.testing.assert_array_equal(posterior(np.array([[0.0, 16.0]]), transition, prior), [[1.0, 0.0]])
-
-
-def test_posterior_neither_overflows_nor_vanishes():
-    transition = np.full((NUM_CLASSES, NUM_CLASSES), 1e-300)
-    np.fill_diagonal(transition, 1.0)
-    got = posterior(np.eye(NUM_CLASSES) * 1e4, transition, np.full(NUM_CLASSES, 1 / NUM_CLASSES))
-    np.testing.assert_allclose(got, np.eye(NUM_CLASSES))
-
-
-@settings(deadline=None)
-@given(histograms, st.integers(0, 50))
-def test_posterior_sums_to_one(hist, seed):
-    got = posterior(hist, *random_model(seed))
-    np.testing.assert_allclose(got.sum(axis=1), 1.0)
-    assert (got >= 0).all()
-
-
-@settings(deadline=None)
-@given(histograms, st.integers(0, 50), st.permutations(range(NUM_CLASSES)))
-def test_posterior_follows_a_renaming_of_the_classes(hist, seed, names):
-    transition, prior = random_model(seed)
-    names = np.array(names)
-    renamed = posterior(hist[:, names], transition[np.ix_(names, names)], prior[names])
-    np.testing.assert_allclose(renamed, posterior(hist, transition, prior)[:, names], atol=1e-12)
-
-
-@settings(deadline=None)
-@given(histograms, st.integers(0, 50), st.floats(0.01, 100))
-def test_posterior_ignores_the_scale_of_the_prior_and_of_the_likelihoods(hist, seed, scale):
-    transition, prior = random_model(seed)
-    np.testing.assert_allclose(
-        posterior(hist, transition * scale, prior * scale), posterior(hist, transition, prior), atol=1e-9
-    )
-
-
-def test_posterior_refuses_zero_transitions():
-    with pytest.raises(ValueError, match="positive"):
-        posterior(np.ones((1, 2)), np.eye(2), np.ones(2))
 
 
 def test_reward_is_decided_on_the_class_and_not_on_the_expectation():
@@ -161,14 +96,7 @@ def test_nearest_with_fewer_rows_than_asked_for():
     )
 
 
-def test_histogram_by_hand():
-    np.testing.assert_array_equal(
-        score_histogram(np.array([5, 0, 3]), np.array([[0, 0, 1], [2, 2, -1]])),
-        [[1, 0, 0, 0, 0, 2], [0, 0, 0, 2, 0, 0]],
-    )
-
-
-def test_judge_tells_two_neighbourhoods_apart():
+def test_answers_tell_two_neighbourhoods_apart():
     rng = np.random.default_rng(0)
     good, bad = np.eye(32, dtype=np.float32)[0], np.eye(32, dtype=np.float32)[1]
     centres = np.where(np.arange(200)[:, None] % 2 == 0, good, bad)
@@ -176,7 +104,7 @@ def test_judge_tells_two_neighbourhoods_apart():
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     scores = np.where(np.arange(200) % 2 == 0, rng.choice([4, 5], 200), rng.choice([0, 1], 200))
     made = make_library(vectors, scores, np.arange(200), prior_neighbors=2, smoothing=0.01)
-    np.testing.assert_array_equal(judge(np.stack([good, bad]), made, 16), [1.0, 0.0])
+    np.testing.assert_array_equal(score_answers(np.stack([good, bad]), made, 16), [1.0, 0.0])
 
 
 def test_a_class_without_samples_never_wins():
@@ -185,7 +113,7 @@ def test_a_class_without_samples_never_wins():
     scores = np.repeat([0, 2], 20)
     made = make_library(vectors, scores, np.arange(40), prior_neighbors=2, smoothing=0.01)
     assert made.prior[[1, 3, 4, 5]].sum() == 0
-    np.testing.assert_array_equal(judge(unit(30, 4, 1), made, 16), np.zeros(30))
+    np.testing.assert_array_equal(score_answers(unit(30, 4, 1), made, 16), np.zeros(30))
 
 
 def test_siblings_of_a_sample_do_not_count_as_its_neighbours():

@@ -13,11 +13,18 @@ import pytest
 from typer.testing import CliRunner
 
 from lm_mixup.cli import app
-from lm_mixup.config import Config, ModelConfig, SftConfig, TrackingConfig
+from lm_mixup.config import (
+    Config,
+    ModelConfig,
+    SftConfig,
+    TrackingConfig,
+)
 from lm_mixup.core.errors import InputError
 from lm_mixup.core.run_dir import RunDir
-from lm_mixup.train.checkpoint import SftJob
-from lm_mixup.train.tracking import check_tracking, mirrored
+from lm_mixup.train.checkpoint import (
+    SftJob,
+)
+from lm_mixup.train.tracking import append_metrics, check_tracking, open_trackers, read_metrics, trim_metrics
 
 QUICKSTART = str(Path(__file__).resolve().parents[3] / "configs" / "quickstart.yaml")
 BOARD = TrackingConfig()
@@ -36,14 +43,14 @@ def curve(folder: Path, tag: str) -> list[tuple[int, float]]:
 
 
 def test_tensorboard_shows_the_log_of_a_resumed_run_and_nothing_twice(tmp_path: Path):
-    with pytest.raises(KeyboardInterrupt), mirrored(tmp_path, BOARD, {}, []) as write:
+    with pytest.raises(KeyboardInterrupt), open_trackers(tmp_path, BOARD, {}, []) as write:
         for step in (1, 2, 3):
             write(line(step, float(step)))
         write({"step": 3, "eval_loss": 9.0})
         raise KeyboardInterrupt
     time.sleep(1.1)  # files are told apart and ordered by the second of their making
     kept = [line(1, 1.0), line(2, 2.0)]
-    with mirrored(tmp_path, BOARD, {}, kept) as write:
+    with open_trackers(tmp_path, BOARD, {}, kept) as write:
         write(line(3, 30.0))
         write(line(4, 40.0))
     assert curve(tmp_path, "loss") == [(1, 1.0), (2, 2.0), (3, 30.0), (4, 40.0)]
@@ -53,14 +60,14 @@ def test_tensorboard_shows_the_log_of_a_resumed_run_and_nothing_twice(tmp_path: 
 
 def test_a_tracker_that_is_added_later_gets_the_earlier_steps(tmp_path: Path):
     lines = [{"step": 0, "eval/reward": 0.5}, line(1, 1.0), {"step": 2, "eval/reward": 0.75}, line(2, 2.0)]
-    with mirrored(tmp_path, BOARD, {}, lines):
+    with open_trackers(tmp_path, BOARD, {}, lines):
         pass
     assert curve(tmp_path, "loss") == [(1, 1.0), (2, 2.0)]
     assert curve(tmp_path, "eval/reward") == [(0, 0.5), (2, 0.75)]
 
 
 def test_none_asked_for_is_none_opened(tmp_path: Path):
-    with mirrored(tmp_path, TrackingConfig(report_to=[]), {}, [line(1, 1.0)]) as write:
+    with open_trackers(tmp_path, TrackingConfig(report_to=[]), {}, [line(1, 1.0)]) as write:
         write(line(2, 2.0))
     assert list(tmp_path.iterdir()) == []
 
@@ -71,7 +78,7 @@ def test_a_missing_package_is_one_line_before_any_work(tmp_path: Path, monkeypat
     config = TrackingConfig(report_to=[package])
     with pytest.raises(InputError, match=f"the package {package} is not installed"):
         check_tracking(config)
-    with pytest.raises(InputError, match="not installed"), mirrored(tmp_path, config, {}, []):
+    with pytest.raises(InputError, match="not installed"), open_trackers(tmp_path, config, {}, []):
         pass
     settings = ["--set", f"tracking.report_to=[{package}]"]
     run = tmp_path / "run"
@@ -123,14 +130,14 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 def test_wandb_goes_on_under_its_id_and_is_sent_no_step_twice(tmp_path: Path, recorder: Recorder):
     folder = tmp_path / "demo" / "sft"
     folder.mkdir(parents=True)
-    with pytest.raises(KeyboardInterrupt), mirrored(folder, WANDB, {"lr": 1}, []) as write:
+    with pytest.raises(KeyboardInterrupt), open_trackers(folder, WANDB, {"lr": 1}, []) as write:
         for step in (1, 2, 3):
             write(line(step, 1.0))
         write({"step": 3, "eval_loss": 9.0})
         raise KeyboardInterrupt
-    with mirrored(folder, WANDB, {"lr": 1}, [line(1, 1.0)]) as write:  # a kill before the next checkpoint
+    with open_trackers(folder, WANDB, {"lr": 1}, [line(1, 1.0)]) as write:  # killed before a checkpoint
         write(line(2, 1.0))
-    with mirrored(folder, WANDB, {"lr": 1}, [line(1, 1.0)]) as write:
+    with open_trackers(folder, WANDB, {"lr": 1}, [line(1, 1.0)]) as write:
         for step in (2, 3, 4):
             write(line(step, 1.0))
     first, second, third = recorder.runs
@@ -148,7 +155,7 @@ def test_wandb_goes_on_under_its_id_and_is_sent_no_step_twice(tmp_path: Path, re
         "sft",
     )
     assert asked["dir"] == str(folder) and asked["config"] == {"lr": 1}
-    with mirrored(tmp_path / "demo", WANDB, {}, []):
+    with open_trackers(tmp_path / "demo", WANDB, {}, []):
         pass
     assert recorder.runs[-1].asked["id"] != first.asked["id"]
 
@@ -156,7 +163,7 @@ def test_wandb_goes_on_under_its_id_and_is_sent_no_step_twice(tmp_path: Path, re
 def test_wandb_that_does_not_start_is_one_line(tmp_path: Path, recorder: Recorder):
     recorder.refusal = "api_key not configured\n(no-tty)"
     message = r"api_key not configured \(no-tty\).*WANDB_MODE=offline"
-    with pytest.raises(InputError, match=message) as caught, mirrored(tmp_path, WANDB, {}, []):
+    with pytest.raises(InputError, match=message) as caught, open_trackers(tmp_path, WANDB, {}, []):
         pass
     assert "\n" not in str(caught.value)
 
@@ -166,7 +173,7 @@ def test_the_real_wandb_works_offline(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     for steps in ((1, 2), (2, 3)):
-        with mirrored(tmp_path, WANDB, {"lr": 1}, []) as write:
+        with open_trackers(tmp_path, WANDB, {"lr": 1}, []) as write:
             for step in steps:
                 write(line(step, 1.0))
     identity = json.loads((tmp_path / "wandb.json").read_text())["id"]
@@ -198,12 +205,12 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SftJob:
 
 
 def test_what_workers_log_is_mirrored_once_though_a_worker_is_replaced(job: SftJob):
-    from lm_mixup.train.sft import _shown
+    from lm_mixup.train.sft import _progress_bar
 
     seen: list[dict] = []
     evaluated = {"step": 2, "eval_loss": 0.5}
     log(job.metrics, line(1, 1.0), line(2, 2.0))
-    with _shown(job, 6, 1, seen.append):
+    with _progress_bar(job, 6, 1, seen.append):
         wait_until(lambda: len(seen) == 1)
         log(job.metrics, line(1, 1.0), line(2, 2.0), evaluated, line(3, 3.0), line(4, 4.0))
         wait_until(lambda: len(seen) == 4)
@@ -214,7 +221,7 @@ def test_what_workers_log_is_mirrored_once_though_a_worker_is_replaced(job: SftJ
 
 
 def test_a_tracker_that_fails_is_not_passed_over(job: SftJob):
-    from lm_mixup.train.sft import _shown
+    from lm_mixup.train.sft import _progress_bar
 
     called = threading.Event()
 
@@ -223,5 +230,24 @@ def test_a_tracker_that_fails_is_not_passed_over(job: SftJob):
         raise OSError("disk full")
 
     log(job.metrics, line(1, 1.0))
-    with pytest.raises(OSError, match="disk full"), _shown(job, 2, 0, mirror):
+    with pytest.raises(OSError, match="disk full"), _progress_bar(job, 2, 0, mirror):
         assert called.wait(20)
+
+
+def test_metrics_after_the_resumed_step_are_dropped_and_a_cut_line_is_ignored(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"step": s}) + "\n" for s in (1, 2, 3)) + '{"step": 4, "rew')
+    assert trim_metrics(path, 2) == [{"step": 1}, {"step": 2}]
+    append_metrics(path, {"step": 3, "reward": 0.5})
+    assert read_metrics(path) == [{"step": 1}, {"step": 2}, {"step": 3, "reward": 0.5}]
+
+
+def test_a_resumed_log_holds_no_step_twice(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [{"step": step, "loss": 1.0} for step in (1, 2, 3, 4)] + [{"step": 4, "eval_loss": 1.0}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 5, "lo')
+    assert read_metrics(path) == lines
+    trim_metrics(path, 2)
+    assert [line["step"] for line in read_metrics(path)] == [1, 2]
+    trim_metrics(tmp_path / "none.jsonl", 0)
+    assert read_metrics(tmp_path / "none.jsonl") == []

@@ -25,7 +25,8 @@ def same_partition(one: np.ndarray, other: np.ndarray) -> bool:
 @given(st.integers(2, 60), st.integers(2, 8), st.integers(0, 10_000), st.data())
 def test_without_bounds_it_is_the_average_linkage_of_scipy(rows, width, seed, data):
     gram, count = gram_of(rows, width, seed), data.draw(st.integers(1, rows))
-    tree = linkage(1.0 - gram[np.triu_indices(rows, 1)].astype(np.float64), "average")
+    # From 2, not from 1: a cosine of 1 + 1e-7 would be a negative distance, which scipy refuses.
+    tree = linkage(2.0 - gram[np.triu_indices(rows, 1)].astype(np.float64), "average")
     found = bounded_linkage(gram, max_size=rows, min_similarity=-1.0, count=count)
     assert same_partition(found, cut_tree(tree, count).ravel())
 

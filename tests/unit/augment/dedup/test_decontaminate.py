@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm_mixup.augment.dedup.decontaminate import build_index, read_eval_index, read_eval_items
-from lm_mixup.augment.dedup.fuzzy_pass import sift_unit
+from lm_mixup.augment.dedup.fuzzy_pass import match_unit
 from lm_mixup.augment.ingest import Reader
 from lm_mixup.augment.reading.files import Unit, list_units
 from lm_mixup.augment.reading.rows import PoolRow
@@ -119,7 +119,7 @@ def test_a_refused_row_takes_part_in_nothing(tmp_path):
     settings_ = IngestConfig(near_duplicates={})
     reader = Reader(settings_, 0)
     args = (0, unit, reader, np.array([0]), index([("q", [item])]), settings_.near_duplicates, 2)
-    matches, held, *tables = sift_unit(*args)
+    matches, held, *tables = match_unit(*args)
     assert [(m.row, m.reason, m.of) for m in matches] == [(1, "contaminated", "q")]
     assert held.ids == [] and sum(map(len, tables)) == 0
 

@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lm_mixup.augment.curate import split_refused
+from lm_mixup.augment.curate import split_rejected
 from lm_mixup.augment.dedup import decontaminate_embeddings
-from lm_mixup.augment.dedup.decontaminate_embeddings import EvalVectors, read_distinct_items, refuse_similar
-from lm_mixup.augment.embed import decontaminated, vectors_of
+from lm_mixup.augment.dedup.decontaminate_embeddings import EvalVectors, read_distinct_items, reject_similar
+from lm_mixup.augment.embed import reject_contaminated, vectors_of
 from lm_mixup.config import Config, EmbedDecontaminateConfig, EmbedderConfig
 from lm_mixup.core.errors import InputError
 from lm_mixup.core.nearest import nearest
@@ -36,7 +36,7 @@ EVALS = EvalVectors(["a", "b"], unit([0, 90]))
 
 
 def test_rows_within_the_angle_are_refused_with_the_item_and_the_cosine():
-    keep, refused, reached = refuse_similar(rows_of(4), unit([10, 40, 95, 200]), EVALS, 0.9)
+    keep, refused, reached = reject_similar(rows_of(4), unit([10, 40, 95, 200]), EVALS, 0.9)
     assert keep.tolist() == [False, True, False, True]
     assert refused["id"].to_pylist() == ["r0", "r2"] and refused["match"].to_pylist() == ["a", "b"]
     assert refused["similarity"].to_pylist() == pytest.approx([np.cos(np.pi / 18), np.cos(np.pi / 36)])
@@ -47,25 +47,25 @@ def test_rows_within_the_angle_are_refused_with_the_item_and_the_cosine():
 
 def test_the_threshold_itself_is_refused_and_of_equal_items_the_first_is_named():
     evals = EvalVectors(["first", "again"], unit([0, 0]))
-    keep, refused, _ = refuse_similar(rows_of(1), unit([0]), evals, 1.0)
+    keep, refused, _ = reject_similar(rows_of(1), unit([0]), evals, 1.0)
     assert not keep[0] and refused["match"].to_pylist() == ["first"]
 
 
 def test_a_part_loses_no_row_and_keeps_its_order_even_if_nothing_stays():
     vectors = unit([10, 40, 95, 200])
-    part = decontaminated(rows_of(4), vectors, EVALS, 0.9)
+    part = reject_contaminated(rows_of(4), vectors, EVALS, 0.9)
     assert part.rows_in == 4 == part.rows.num_rows + part.rejected.num_rows
     assert part.rows["id"].to_pylist() == ["r1", "r3"]
     np.testing.assert_allclose(vectors_of(part.rows), vectors[[1, 3]], atol=1e-3)
-    nothing = decontaminated(rows_of(4), vectors, EvalVectors(["x"], unit([45])), -1.0)
+    nothing = reject_contaminated(rows_of(4), vectors, EvalVectors(["x"], unit([45])), -1.0)
     assert nothing.rows.num_rows == 0 and nothing.rows.schema == part.rows.schema
     assert vectors_of(nothing.rows).shape == (0, 2)
 
 
 def test_what_was_refused_leaves_the_rated_rows_and_says_why():
     rated = rows_of(4).append_column("score", pa.array([5, None, 3, 4], pa.int8()))
-    _, refused, _ = refuse_similar(rows_of(4), unit([10, 40, 95, 200]), EVALS, 0.9)
-    kept, left_out = split_refused(rated, refused)
+    _, refused, _ = reject_similar(rows_of(4), unit([10, 40, 95, 200]), EVALS, 0.9)
+    kept, left_out = split_rejected(rated, refused)
     assert kept["id"].to_pylist() == ["r1", "r3"] and kept.schema == rated.schema
     assert left_out["id"].to_pylist() == ["r0", "r2"] and left_out["score"].to_pylist() == [5, 3]
     assert left_out["match"].to_pylist() == ["a", "b"] and left_out["similarity"].null_count == 0
@@ -135,7 +135,7 @@ def test_a_paraphrase_is_found_and_a_row_on_the_same_matter_stays():
     evals = EvalVectors(["moons"], embedder.embed([QUESTION]))
     texts = [write_input(*pair) for pair in (PARAPHRASE, RELATED)]
     least = EmbedDecontaminateConfig().min_similarity
-    keep, refused, _ = refuse_similar(rows_of(2), embedder.embed(texts), evals, least)
+    keep, refused, _ = reject_similar(rows_of(2), embedder.embed(texts), evals, least)
     assert keep.tolist() == [False, True] and refused["match"].to_pylist() == ["moons"]
 
 
@@ -158,7 +158,7 @@ def test_a_real_pool_holds_four_questions_of_mmlu_and_little_else_comes_near(sha
     table = pa.Table.from_pylist(
         [{name: row[name] for name in ("id", "prompt", "completion")} for row in rows]
     )
-    keep, refused, _ = refuse_similar(table, vectors, evals, 0.8)
+    keep, refused, _ = reject_similar(table, vectors, evals, 0.8)
     found = dict(zip(refused["id"].to_pylist(), refused["match"].to_pylist(), strict=True))
     assert found.keys() == expected.keys()
     assert all(found[row].startswith(item) for row, item in expected.items())

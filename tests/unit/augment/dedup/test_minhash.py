@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm_mixup.augment.dedup.exact import split_places
+from lm_mixup.augment.dedup.exact import decode_places
 from lm_mixup.augment.dedup.minhash import (
     bands_of,
     candidates,
-    folded,
+    resolve_duplicates,
     shingles,
     sketch,
     unique_pairs,
@@ -40,16 +40,16 @@ def fold(rows, config=DEFAULT, unit_rows=10**9, buckets=1):
     pairs = unique_pairs(
         [candidates([t[t[:, 0] % np.uint64(buckets) == b] for t in tables]) for b in range(buckets)]
     )
-    of_unit = split_places(pairs[:, 1])[0]
+    of_unit = decode_places(pairs[:, 1])[0]
     similar = unique_pairs(
         [verify(pairs[of_unit == u], held, sketches.__getitem__, config) for u, held in enumerate(sketches)]
     )
-    refused, kept = (places_to_numbers(places, unit_rows) for places in folded(similar))
+    refused, kept = (places_to_numbers(places, unit_rows) for places in resolve_duplicates(similar))
     return dict(zip(refused, kept, strict=True))
 
 
 def places_to_numbers(places, unit_rows):
-    units, rows = split_places(places)
+    units, rows = decode_places(places)
     return (units * unit_rows + rows).tolist()
 
 

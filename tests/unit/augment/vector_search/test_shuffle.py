@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from lm_mixup.augment.embed import embedding_table
-from lm_mixup.augment.vector_search.shuffle import CellPlan, divide
+from lm_mixup.augment.vector_search.shuffle import CellPlan, assign_cells
 
 EAST, NORTH = np.eye(2, dtype=np.float32)
 
@@ -40,7 +40,7 @@ def test_a_block_looks_at_its_own_groups_alone():
     first = LookedUp(a=0, b=1, d=3, e=4)
     plan = CellPlan(first, {"b": np.stack([EAST, NORTH])}, np.array([0, 0, 1, 1, 2]))
     groups = ["b", "a", "c", "b", "a", "b", "d"]
-    pieces = divide(block_of(groups, [NORTH, NORTH, EAST, EAST, EAST, NORTH, EAST]), plan)
+    pieces = assign_cells(block_of(groups, [NORTH, NORTH, EAST, EAST, EAST, NORTH, EAST]), plan)
     found = [list(zip(p["id"].to_pylist(), p["cell"].to_pylist(), strict=True)) for p in pieces]
     assert found == [[("r1", 0), ("r3", 1), ("r4", 0)], [("r0", 2), ("r5", 2), ("r6", 3)], []]
     assert sorted(first.asked) == ["a", "b", "c", "d"]
@@ -48,4 +48,4 @@ def test_a_block_looks_at_its_own_groups_alone():
 
 def test_an_empty_block_gives_every_bucket_an_empty_piece():
     plan = CellPlan({"b": 0}, {"b": np.stack([EAST, NORTH])}, np.array([0, 1]))
-    assert [piece.num_rows for piece in divide(block_of([], []), plan)] == [0, 0]
+    assert [piece.num_rows for piece in assign_cells(block_of([], []), plan)] == [0, 0]

@@ -16,14 +16,12 @@ from transformers import MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2Fo
 from lm_mixup.core.errors import InputError
 from lm_mixup.grpo.learner.collate import (
     MicroBatch,
-    PackedRow,
     collate,
     collate_shared,
     completion_mask,
-    pack,
 )
 from lm_mixup.grpo.learner.forward import completion_logps, packed_attention, use_shared_prompts
-from lm_mixup.grpo.learner.schedule import shared_micro_batches, spread
+from lm_mixup.grpo.learner.schedule import assign_to_ranks, shared_micro_batches
 from lm_mixup.grpo.losses import GlobalCounts, LossInputs, LossOptions, policy_loss
 from lm_mixup.grpo.types import Episode
 
@@ -146,10 +144,10 @@ def test_micro_batches_and_ranks_add_up_to_one(models, references):
 
     def run(limit: int, ranks: int) -> dict[str, torch.Tensor]:
         total: dict[str, torch.Tensor] = {}
-        for share in spread(shared_micro_batches(episodes, limit, ranks), ranks):
+        for share in assign_to_ranks(shared_micro_batches(episodes, limit, ranks), ranks):
             for indices in share:
                 micro = collate_shared([episodes[i] for i in indices or [0]])
-                micro = micro if indices else micro.weightless()
+                micro = micro if indices else micro.zero_loss()
                 model, reference = models[1], references[1]
                 model.zero_grad()
                 logp, _ = completion_logps(model, micro, 1.0)
@@ -167,13 +165,22 @@ def test_micro_batches_and_ranks_add_up_to_one(models, references):
             torch.testing.assert_close(gradient, whole[name], atol=TOLERANCE, rtol=0)
 
 
-def test_a_weightless_micro_batch_reaches_every_parameter_and_changes_none(models):
-    micro = collate_shared(episodes_of([(3, [2])])).weightless()
+def test_a_zero_loss_micro_batch_reaches_every_parameter_and_changes_none(models):
+    micro = collate_shared(episodes_of([(3, [2])])).zero_loss()
     models[1].zero_grad()
     logp, _ = completion_logps(models[1], micro, 1.0)
     inputs = LossInputs(logp, logp.detach(), micro.engine_logp, None, micro.advantages, micro.mask)
     policy_loss(inputs, LossOptions(loss="gspo"), GlobalCounts(5, 1, 4))[0].backward()
     assert all(p.grad is not None and not p.grad.any() for p in models[1].parameters())
+
+
+def pack(groups: list[tuple[list[int], list[list[int]]]]) -> MicroBatch:
+    episodes = [
+        Episode(prompt, completion, np.zeros(len(completion), dtype=np.float32), 0.0, index)
+        for index, (prompt, completions) in enumerate(groups)
+        for completion in completions
+    ]
+    return collate_shared(episodes)
 
 
 def test_a_row_by_hand():
@@ -189,7 +196,7 @@ def test_a_row_by_hand():
     assert first.mask.int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
 
 
-def block_mask(row: PackedRow) -> torch.Tensor:
+def block_mask(row: MicroBatch) -> torch.Tensor:
     """bool [L, L]: what each token of a packed row may see, from the definition."""
     owner, completion = [], []
     for index, group in enumerate(row.groups):

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from lm_mixup.config import GrpoConfig
 from lm_mixup.grpo.learner.collate import collate
 from lm_mixup.grpo.learner.learner import plan_steps
-from lm_mixup.grpo.learner.schedule import micro_batches, spread, update_slices
-from lm_mixup.grpo.rollout.pool import deal
+from lm_mixup.grpo.learner.schedule import assign_to_ranks, micro_batches, update_slices
+from lm_mixup.grpo.rollout.pool import assign_prompts
 from lm_mixup.grpo.types import Episode
 
 
@@ -47,7 +47,7 @@ def test_every_episode_is_in_one_micro_batch_within_the_limit(lengths: list[int]
 
 @given(st.integers(0, 20), st.integers(1, 5))
 def test_every_rank_gets_the_same_number_of_micro_batches(count: int, ranks: int):
-    dealt = spread([[i] for i in range(count)], ranks)
+    dealt = assign_to_ranks([[i] for i in range(count)], ranks)
     assert len({len(share) for share in dealt}) == 1
     assert sorted(i for share in dealt for batch in share for i in batch) == list(range(count))
 
@@ -93,7 +93,7 @@ def test_plan_counts_are_global_whatever_the_ranks(ranks: int, iterations: int, 
 
 @given(st.lists(st.integers(1, 99), min_size=1, max_size=30), st.integers(1, 4))
 def test_prompts_are_dealt_once_and_evenly(cost: list[int], actors: int):
-    shards = deal(range(len(cost)), cost, actors)
+    shards = assign_prompts(range(len(cost)), cost, actors)
     assert sorted(p for shard in shards for p in shard) == list(range(len(cost)))
     loads = [sum(cost[p] for p in shard) for shard in shards]
     assert max(loads) - min(loads) <= max(cost)

@@ -1,0 +1,95 @@
+"""Cuts of a pool at a score or at a share."""
+
+from __future__ import annotations
+
+import math
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from lm_mixup.augment.selection.score_cut import ScoreCut, find_cut, is_above, row_is_above
+from lm_mixup.config import ClusterConfig, SelectConfig
+from lm_mixup.core.run_dir import RunDir, StageDir
+from lm_mixup.distributed.map_parts import PartResult, receipt_of
+
+Score = tuple[int | None, float | None]
+
+
+def curated(path: object, scores: list[Score], rows_per_part: int = 3) -> StageDir:
+    stage = RunDir(str(path)).stage("curate")
+    for part, start in enumerate(range(0, len(scores), rows_per_part)):
+        chosen = scores[start : start + rows_per_part]
+        rows = pa.table(
+            {
+                "id": [f"r{start + i}" for i in range(len(chosen))],
+                "curated_score": pa.array([score for score, _ in chosen], pa.int8()),
+                "expected": pa.array([expected for _, expected in chosen], pa.float32()),
+            }
+        )
+        stage.write_part(part, rows, None, receipt_of(part, PartResult(rows, rows_in=len(chosen))))
+    return stage
+
+
+def above(stage: StageDir, cut: ScoreCut) -> list[str]:
+    parts = list(stage.iter_parts())
+    return [row_id for part in parts for row_id in part.filter(is_above(part, cut))["id"].to_pylist()]
+
+
+def test_a_score_is_a_floor(tmp_path):
+    stage = curated(tmp_path, [(4, 8.0), (3, 7.0), (None, None), (5, 9.0)])
+    cut, high, rated = find_cut(stage, 4)
+    assert (above(stage, cut), high, rated) == (["r0", "r3"], 2, 3)
+
+
+def test_a_share_takes_the_best_by_score_then_by_the_finer_rating(tmp_path):
+    stage = curated(tmp_path, [(4, 8.1), (3, 9.9), (None, None), (4, 8.2), (0, 1.0)])
+    cut, high, rated = find_cut(stage, "top 50%")
+    assert (above(stage, cut), high, rated) == (["r0", "r3"], 2, 4)
+    assert above(stage, find_cut(stage, "top 25 %")[0]) == ["r3"]
+    assert above(stage, find_cut(stage, "top 0.1%")[0]) == ["r3"]  # at least one
+    assert len(above(stage, find_cut(stage, "top 100%")[0])) == 4
+
+
+def test_a_pool_without_a_rating_has_no_best_rows(tmp_path):
+    stage = curated(tmp_path, [(None, None)])
+    cut, high, rated = find_cut(stage, "top 10%")
+    assert (above(stage, cut), high, rated) == ([], 0, 0)
+
+
+scores = st.tuples(st.integers(0, 5) | st.none(), st.sampled_from([1.0, 2.5, 7.1]) | st.none())
+
+
+@given(st.lists(scores, min_size=1, max_size=30), st.integers(1, 100))
+def test_a_share_leaves_its_number_of_rows_whatever_the_ties(
+    tmp_path_factory, rows: list[Score], percent: int
+):
+    stage = curated(tmp_path_factory.mktemp("pool"), rows)
+    cut, high, rated = find_cut(stage, f"top {percent}%")
+    chosen = above(stage, cut)
+    assert rated == sum(score is not None for score, _ in rows)
+    assert len(chosen) == high == (max(1, round(percent / 100 * rated)) if rated else 0)
+    known = {f"r{i}": score for i, (score, _) in enumerate(rows) if score is not None}
+    if chosen and len(chosen) < rated:
+        assert min(known[i] for i in chosen) >= max(known[i] for i in known.keys() - chosen)
+    for i, (score, expected) in enumerate(rows):
+        if score is not None:
+            assert row_is_above(score, expected, f"r{i}", cut) == (f"r{i}" in chosen)
+
+
+def test_an_unknown_rating_is_below_a_known_one():
+    assert ScoreCut(4, -math.inf) < ScoreCut(4, 0.0)
+
+
+@pytest.mark.parametrize("cut", [0, 5, "top 10%", "top 0.5 %", "Top 100%"])
+def test_cuts_that_are_valid(cut: int | str):
+    assert ClusterConfig(low_below=cut).low_below == cut
+    assert SelectConfig(min_score=cut).min_score == cut
+
+
+@pytest.mark.parametrize("cut", [-1, 6, "10%", "top 0%", "top 101%", "bottom 5%", "", None])
+def test_cuts_that_are_not(cut: object):
+    with pytest.raises(ValidationError):
+        ClusterConfig.model_validate({"low_below": cut})
