@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Final
 
@@ -75,6 +75,16 @@ def pool_of(sources: Sequence[SourceReading], output: Sequence[Reading] = ()) ->
     return Pool(facts, stems, f" {' | '.join(keys)} ", frozenset(units), tuple(placed), topics)
 
 
+def with_prompts(pool: Pool, sources: Sequence[SourceReading]) -> Pool:
+    """The pool that a distilled question is held against: it may list the options that a source lists."""
+    facts, stems = Counter(pool.facts), Counter(pool.stems)
+    for source in sources:
+        facts.update({f.key for f in source.prompt.facts})
+        stems.update({w.stem for w in source.prompt.words})
+    keys = " | ".join([pool.keys, *(" ".join(source.prompt.keys) for source in sources)])
+    return replace(pool, facts=facts, stems=stems, keys=f" {keys} ")
+
+
 def _topics(sources: Sequence[SourceReading], output: Sequence[Reading]) -> frozenset[str]:
     """The names of what the sources are about.
 
@@ -108,7 +118,9 @@ def is_held(fact: Fact, pool: Pool) -> bool:
         return True
     if fact.kind == "unit":
         return fact.key.split(" ", 1)[1] not in pool.units
-    return fact.kind in ("name", "code") and f" {fact.key} " in pool.keys
+    if fact.kind not in ("name", "code"):
+        return False
+    return f" {fact.key} " in pool.keys or f" {fact.key}'s " in pool.keys
 
 
 def unsupported_facts(reading: Reading, pool: Pool) -> list[Fact]:
