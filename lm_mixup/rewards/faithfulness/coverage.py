@@ -15,6 +15,7 @@ _FEW_WORDS: Final = 4
 _WORD_WEIGHT: Final = 0.25
 _LONGEST_RUN: Final = 5
 _SHORT: Final = 25
+_SUBJECT: Final = 6
 
 
 def coverage(output: Sequence[Reading], sources: Sequence[SourceReading], *, asked: bool = False) -> float:
@@ -79,7 +80,7 @@ def repetition(
     excess = sum(max(0, count - max(1, allowed[run])) for run, count in counts.items())
     share = excess / len(runs) if runs else 0.0
     again = _told_again(completion, sources)
-    facts = sum(f.kind == "number" for f in completion.facts)
+    facts = sum(f.kind in ("number", "name", "code") for f in completion.facts)
     if facts:
         share = max(share, len(again) / facts)
     share = max(share, _listed_twice(prompt))
@@ -100,29 +101,39 @@ def _distinct_runs(told: Reading, size: int) -> list[tuple[str, ...]]:
 
 
 def _told_again(completion: Reading, sources: Sequence[SourceReading]) -> list[Fact]:
-    """Numbers that a completion gives more often than the sources have things to give them of.
+    """Facts that a completion gives more often than the sources have things to give them of.
 
-    A short source has one thing for a number, though it says it twice; a long one as many as it has contexts.
-    Small whole numbers recur by nature (`1 cup`, steps of a list) and are left alone.
+    A short source has one thing for a fact, though it says it twice; a long one as many as it has contexts. Names
+    and small whole numbers recur by nature (`1 cup`, steps of a list): they are told again only where a word
+    beside them is too, and names of what the sources ask about never are.
     """
     allowed: Counter[str] = Counter()
     subjects: dict[str, set[frozenset[str]]] = {}
+    topics: set[str] = set()
     for source in sources:
         names = frozenset(f.key for r in (source.asked, source.told) for f in r.facts if f.kind == "name")
+        topics |= {f.key for f in source.asked.facts if f.kind == "name"}
+        topics |= set(source.claim.keys[:_SUBJECT])
         long = len(source.told.keys) > _SHORT
         around: dict[str, set[frozenset[str]]] = {}
         for item in placed_of(source, ()):
             around.setdefault(item.fact.key, set()).add(item.context)
-        for key, contexts in around.items():
+        for key, found in around.items():
             subjects.setdefault(key, set()).add(names)
-            allowed[key] = max(allowed[key], len(contexts) if long else 1)
+            allowed[key] = max(allowed[key], len(found) if long else 1)
     told: Counter[str] = Counter()
+    beside: dict[str, set[str]] = {}
     again = []
     for fact in completion.facts:
-        if fact.kind == "number" and (len(fact.key) > 2 or not fact.key.isdigit()):
-            told[fact.key] += 1
-            if told[fact.key] > max(1, allowed[fact.key], len(subjects.get(fact.key, ()))):
-                again.append(fact)
+        if fact.kind not in ("number", "name", "code") or fact.key in topics:
+            continue
+        words = completion.words_of(fact.clause) - topics
+        told[fact.key] += 1
+        recurs = fact.kind == "name" or (fact.kind == "number" and fact.key.isdigit() and len(fact.key) <= 2)
+        same = bool(words & beside.get(fact.key, set()))
+        beside.setdefault(fact.key, set()).update(words)
+        if told[fact.key] > max(1, allowed[fact.key], len(subjects.get(fact.key, ()))) and (same or not recurs):
+            again.append(fact)
     return again
 
 

@@ -75,7 +75,7 @@ class Faithfulness:
 def measure(prompt: str, completion: str, sources: Sequence[Source], task_type: TaskType) -> Faithfulness:
     """Measures a distilled pair against the sources that it was distilled from.
 
-    fidelity = words · 0.5^f · a · (1 − repetition), score = fidelity · coverage². Here `words` is the share of
+    fidelity = words · 0.5^f · a · (1 − repetition)², score = fidelity · coverage². Here `words` is the share of
     content words that the sources hold, scaled so that `_FREE_WORDS` of other wording are free; f is the number
     of facts that are unsupported, misbound or negated against the sources, and of invented sentences; a is
     `answering`, or 0.1 where a letter or a verdict is wrong.
@@ -109,11 +109,13 @@ def measure(prompt: str, completion: str, sources: Sequence[Source], task_type: 
         ]
     whole = (read(prompt), read(completion))
     covered = coverage(whole, readings, asked=task_type == "mcq")
-    repeated, again = repetition(*_repeatable(prompt, completion, task_type), readings)
+    listed, told_once = _repeatable(prompt, completion, task_type)
+    repeated, again = repetition(listed, told_once, readings)
     if parts:  # parts may agree in their wording, `1. True 2. True`
         repeated, again = max(part.repetition for part in found), []
-    fidelity = math.prod(part.fidelity for part in found) * (1 - repeated)
-    told_again = [Span(a, b, f"{prompt}\n{completion}"[a:b], "repeated") for a, b in again]
+    fidelity = math.prod(part.fidelity for part in found) * (1 - repeated) ** 2
+    body = Piece(f"{prompt}\n{completion}", 0).part(told_once.text)
+    told_again = [body.moved(Span(a, b, body.text[a:b], "repeated")) for a, b in again]
     unsupported = {*told_again, *(span for part in found for span in part.unsupported)}
     return Faithfulness(
         score=fidelity * covered**_COVERAGE_POWER,
@@ -184,7 +186,7 @@ def _measure_part(
     asked, told, answer = _parts(prompt, completion, task_type, sources)
     texts = (read(asked.text), read(told.text))
     pool = pool_of(sources, texts)
-    wrong = misbound(texts, pool)
+    wrong = misbound(texts, pool, _last_question(texts[0]) if task_type == "mcq" else ())
     tally = _Tally()
     tally.add(asked, texts[0], with_prompts(pool, sources), wrong[0], sources)
     tally.add(told, texts[1], pool, wrong[1], sources)
@@ -209,6 +211,13 @@ def _measure_part(
         answering=fit,
         unsupported=tuple(tally.spans),
     )
+
+
+def _last_question(asked: Reading) -> set[str]:
+    """The words and names of the last sentence of a question, which its options answer."""
+    last = asked.clauses[-1][2] if asked.clauses else -1
+    words = {word.stem for word in asked.words if asked.clauses[word.clause][2] == last}
+    return words | {f.key for f in asked.facts if f.kind == "name" and asked.clauses[f.clause][2] == last}
 
 
 def _parts(

@@ -235,24 +235,27 @@ def contexts(reading: Reading, topics: Collection[str]) -> Iterator[tuple[Fact, 
 
     A clause without words of its own is an item of a list and takes the words of the clause before it. The
     subject is what the clause names of the topics, else the topic that the sentence names last before, else
-    first, else that of the sentence before. The unit of a number, or that it has none, and the
+    first, else that of the sentence before on its line. The unit of a number, or that it has none, and the
     tokens right before and after a fact count as words.
     """
-    by_sentence: dict[int, list[Fact]] = {}
-    for fact in reading.facts:
-        if fact.kind == "name" and fact.key in topics:
-            by_sentence.setdefault(reading.clauses[fact.clause][2], []).append(fact)
+    by_sentence: dict[int, list[tuple[int, str]]] = {}
+    spoken = [(f.start, f.clause, f.key) for f in reading.facts if f.kind == "name" and f.key in topics]
+    spoken += [(w.start, w.clause, w.stem) for w in reading.words if w.stem in topics]
+    for _, clause, key in sorted(spoken):
+        by_sentence.setdefault(reading.clauses[clause][2], []).append((clause, key))
     subject: set[str] = set()
     sentence = -1
     carried: set[str] = set()
     for number, (start, end, of) in enumerate(reading.clauses):
         if of != sentence:
             sentence, carried = of, set()
+            if number and "\n" in reading.text[reading.clauses[number - 1][1] : start]:
+                subject = set()  # a new line may be about something else
             named = by_sentence.get(of)
             if named:
-                subject = {f.key for f in named if f.clause == named[0].clause}
+                subject = {key for clause, key in named if clause == named[0][0]}
         mine = reading.facts_of(number)
-        here = {f.key for f in mine if f.kind == "name" and f.key in topics}
+        here = {key for clause, key in by_sentence.get(of, []) if clause == number}
         subject = here or subject
         words = reading.words_of(number) or carried
         carried = words
