@@ -124,7 +124,9 @@ def main() -> int:
         seconds = round(time.perf_counter() - started, 1)
         config = {"rows of a task type": limit, "seconds": seconds, "gate": _GATE.model_dump()}
         result = {"name": "faithfulness", "machine": harness.machine(), "config": config, "ours": results}
-        args.json.write_text(json.dumps(result | {"peer": {}, "ratio": None}, indent=2) + "\n", encoding="utf-8")
+        args.json.write_text(
+            json.dumps(result | {"peer": {}, "ratio": None}, indent=2) + "\n", encoding="utf-8"
+        )
     return 0
 
 

@@ -54,7 +54,10 @@ def coverage(output: Sequence[Reading], sources: Sequence[SourceReading], *, ask
                 continue
             seen.add(signature)
             weight = _WORD_WEIGHT * len(words) if has_facts else max(1.0, _WORD_WEIGHT * len(words))
-            weight *= 1.0 if has_facts or len(words) > 1 else 0.5
+            alone = (
+                len(words) == 1 and len(told.words) > 1
+            )  # a single word is an answer, beside others it is not
+            weight *= 0.5 if alone and not has_facts else 1.0
             total += weight
             covered += weight * min(1.0, len(words & stems) / len(words) / _ENOUGH)
     return covered / total if total else 1.0
@@ -132,7 +135,9 @@ def _told_again(completion: Reading, sources: Sequence[SourceReading]) -> list[F
         recurs = fact.kind == "name" or (fact.kind == "number" and fact.key.isdigit() and len(fact.key) <= 2)
         same = bool(words & beside.get(fact.key, set()))
         beside.setdefault(fact.key, set()).update(words)
-        if told[fact.key] > max(1, allowed[fact.key], len(subjects.get(fact.key, ()))) and (same or not recurs):
+        if told[fact.key] > max(1, allowed[fact.key], len(subjects.get(fact.key, ()))) and (
+            same or not recurs
+        ):
             again.append(fact)
     return again
 

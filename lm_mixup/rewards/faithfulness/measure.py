@@ -44,6 +44,7 @@ _FACT_FAULT: Final = 0.5
 _WRONG_ANSWER: Final = 0.1
 _FREE_WORDS: Final = 0.6
 _COVERAGE_POWER: Final = 2
+_REPETITION_POWER: Final = 3
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Faithfulness:
 def measure(prompt: str, completion: str, sources: Sequence[Source], task_type: TaskType) -> Faithfulness:
     """Measures a distilled pair against the sources that it was distilled from.
 
-    fidelity = words · 0.5^f · a · (1 − repetition)², score = fidelity · coverage². Here `words` is the share of
+    fidelity = words · 0.5^f · a · (1 − repetition)³, score = fidelity · coverage². Here `words` is the share of
     content words that the sources hold, scaled so that `_FREE_WORDS` of other wording are free; f is the number
     of facts that are unsupported, misbound or negated against the sources, and of invented sentences; a is
     `answering`, or 0.1 where a letter or a verdict is wrong.
@@ -113,7 +114,7 @@ def measure(prompt: str, completion: str, sources: Sequence[Source], task_type: 
     repeated, again = repetition(listed, told_once, readings)
     if parts:  # parts may agree in their wording, `1. True 2. True`
         repeated, again = max(part.repetition for part in found), []
-    fidelity = math.prod(part.fidelity for part in found) * (1 - repeated) ** 2
+    fidelity = math.prod(part.fidelity for part in found) * (1 - repeated) ** _REPETITION_POWER
     body = Piece(f"{prompt}\n{completion}", 0).part(told_once.text)
     told_again = [body.moved(Span(a, b, body.text[a:b], "repeated")) for a, b in again]
     unsupported = {*told_again, *(span for part in found for span in part.unsupported)}
@@ -161,7 +162,9 @@ class _Tally:
     other_faults: int = 0
     spans: list[Span] = field(default_factory=list)
 
-    def add(self, piece: Piece, reading: Reading, pool: Pool, wrong: Sequence, sources: Sequence[SourceReading]) -> None:  # type: ignore[type-arg]
+    def add(
+        self, piece: Piece, reading: Reading, pool: Pool, wrong: Sequence, sources: Sequence[SourceReading]
+    ) -> None:  # type: ignore[type-arg]
         """Counts one text: `wrong` are its misbound facts."""
         missing = unsupported_facts(reading, pool)
         flipped = polarity_faults(reading, sources)

@@ -44,7 +44,8 @@ def numbered_parts(prompt: str, completion: str) -> list[tuple[Piece, Piece]]:
         return []
     after = len(prompt) + 1
     return [
-        (Piece(prompt[a:b], a), Piece(completion[c:d], after + c)) for (a, b), (c, d) in zip(asked, told, strict=True)
+        (Piece(prompt[a:b], a), Piece(completion[c:d], after + c))
+        for (a, b), (c, d) in zip(asked, told, strict=True)
     ]
 
 
@@ -77,4 +78,6 @@ def sources_of_parts(prompts: Sequence[Piece], sources: Sequence[SourceReading])
 
 
 def _terms(reading: Reading) -> set[str]:
-    return {word.stem for word in reading.words} | {fact.key for fact in reading.facts if fact.kind != "quoted"}
+    return {word.stem for word in reading.words} | {
+        fact.key for fact in reading.facts if fact.kind != "quoted"
+    }

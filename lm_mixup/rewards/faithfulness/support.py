@@ -81,7 +81,9 @@ def pool_of(sources: Sequence[SourceReading], output: Sequence[Reading] = ()) ->
             counts = Counter((f.key, reading.clauses[f.clause][2]) for f in reading.facts if f.kind == "name")
             for (key, _), count in counts.items():
                 most[key] = max(most.get(key, 0), count)
-        if source.asked.words:  # an answer may hold the name of what is asked about: `Central African CFA franc`
+        if (
+            source.asked.words
+        ):  # an answer may hold the name of what is asked about: `Central African CFA franc`
             for fact in source.told.facts:
                 most[fact.key] = max(most.get(fact.key, 0), 2)
     units = {key.split(" ", 1)[1] for key in facts if " " in key and key[0].isdigit()}
@@ -158,14 +160,16 @@ def _common_nouns(sources: Sequence[SourceReading]) -> set[str]:
 def is_held(fact: Fact, pool: Pool) -> bool:
     """Whether the sources hold a fact.
 
-    A unit that no source uses is not compared: they may leave it to the question what is counted.
+    A unit that no source uses is not compared, unless they give the number in another one: they may leave it to
+    the question what is counted.
     """
     if fact.kind == "quoted":
         return f" {fact.key} " in pool.keys
     if fact.key in pool.facts:
         return True
     if fact.kind == "unit":
-        return fact.key.split(" ", 1)[1] not in pool.units
+        number, unit = fact.key.split(" ", 1)
+        return unit not in pool.units and not any(key.startswith(f"{number} ") for key in pool.facts)
     if fact.kind not in ("name", "code"):
         return False
     return f" {fact.key} " in pool.keys or f" {fact.key}'s " in pool.keys
@@ -178,9 +182,7 @@ def unsupported_facts(reading: Reading, pool: Pool) -> list[Fact]:
     return [fact for fact in missing if fact.kind != "unit" or (fact.start, fact.clause) not in numbers]
 
 
-def misbound(
-    readings: Sequence[Reading], pool: Pool, question: Collection[str] = ()
-) -> list[list[Fact]]:
+def misbound(readings: Sequence[Reading], pool: Pool, question: Collection[str] = ()) -> list[list[Fact]]:
     """For each text of an output the facts that the sources hold of something else.
 
     `question` are the words that the last text answers, where it says nothing of its own (an option).
