@@ -5,6 +5,7 @@ Results go to stdout; progress, notes and errors go to stderr.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import sys
@@ -287,7 +288,7 @@ class _Errors:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, KeyboardInterrupt):  # Ctrl-C, or SIGTERM
-            _ignore_further_signals()
+            atexit.register(_ignore_further_signals)  # runs before what Ray registered earlier
             again = "; the same command again goes on where it stopped" if self._run_dir else ""
             say(f"[bold red]stopped[/]{again}")
             raise typer.Exit(1)
