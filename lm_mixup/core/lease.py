@@ -1,10 +1,10 @@
 """One run at a time owns a run directory: `RUN/lease.json` says which, and since when.
 
 The owner renews the lease every 15 s. A second run is refused with the owner's name. A lease is stale, and is
-taken over, when its process was on this machine and is dead, or when it has not been renewed for 90 s: of other
-machines age is all that can be seen, on NFS as on an object store.
+taken over, when its process was on this machine and is dead, or when it has not been renewed for 90 s: of
+other machines age is all that can be seen, on NFS as on an object store.
 
-An owner that finds another run's lease in place of its own stops. So two runs that both took a lease for stale
+An owner that finds another lease in place of its own stops. So two runs that both took a lease for stale
 end as one, and so does `--take-over`.
 """
 
@@ -151,8 +151,8 @@ def read_lease(run: RunDir) -> Lease | None:
 def is_stale(run: RunDir, lease: Lease, beat_s: float = BEAT_S) -> bool:
     """Whether the run of a lease is gone.
 
-    Clocks of machines differ, so an old heartbeat alone proves nothing; one that stays as it is for longer than
-    a heartbeat does.
+    Clocks of machines differ, so an old heartbeat alone proves nothing; one that stays as it is for
+    longer than a heartbeat does.
     """
     if lease.machine == _machine():
         return process_started(lease.pid) != lease.process_started
@@ -163,7 +163,7 @@ def is_stale(run: RunDir, lease: Lease, beat_s: float = BEAT_S) -> bool:
 
 
 def _machine() -> str:
-    """Names the boot and the container whose pids one sees: hosts of one name, and pods on one host, differ."""
+    """Names the boot and the container whose pids one sees. Hosts of one name differ, and pods on one host."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
 
