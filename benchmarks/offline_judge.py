@@ -26,10 +26,12 @@ from scipy.optimize import lsq_linear
 from scipy.stats import spearmanr
 
 from lm_mixup.chat import offline_judge, relevance
-from lm_mixup.chat.offline_judge import FEATURES, QUALITIES, features, rate_row, weigh
+from lm_mixup.chat.offline_judge import FEATURES, QUALITIES, features, rate_row
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-BY_HAND = ("asked", "vague", "repetition", "truncated", "refusal", "mirrored", "irrelevant")
+BY_HAND = ("asked", "vague", "repetition", "looped", "truncated", "refusal", "mirrored", "irrelevant")
+EMBEDDED = 4_000  # of the rows fitted on: for the logit, and for the cuts, which relevance shifts
+FULL_AT = {"rarity": 75, "informativeness": 75, "overall": 62}
 QUANTILES = (3, 7, 12, 20, 30, 42, 58, 78, 93)
 RIDGE = 5.0
 REFUSALS = (
@@ -208,32 +210,35 @@ def fit_weights(values: np.ndarray, scores: np.ndarray) -> dict[str, float]:
 
 
 def fit(rated: Sequence[dict[str, Any]], vectors: Vectors) -> dict[str, Any]:
-    """The constants anew: `LOGIT`, the weights, `FULL` and `CUTS` (those of the weights in the code)."""
+    """The constants anew: `LOGIT`, and under the one in the code the weights, `FULL` and `CUTS`.
+
+    The weights are those of the judge without relevance, whose weight is set on top: fitted together, the
+    other features would make up for what relevance takes from right answers of unlike words.
+    """
     rows = [(row["prompt"], row["completion"]) for row in rated]
-    cosines = vectors.cosines(rows)
-    listed = [features(*row, cosine) for row, cosine in zip(rows, cosines, strict=True)]
+    some = rows[:EMBEDDED]
+    logit = fit_relevance(some, vectors)
+    listed = [features(*row) for row in rows]
     values = np.array([list(one.values()) for one in listed])
     scores = np.array([np.mean(list(row["scores"].values())) for row in rated])
-    worth = {quality: np.array([weigh(quality, one) for one in listed]) for quality in QUALITIES}
-    gained = {
-        quality: [sum(w * one[name] for name, w in QUALITIES[quality].items() if w > 0) for one in listed]
-        for quality in offline_judge.FULL
-    }
-    return {
-        "rows": len(rows),
-        "logit": fit_relevance(rows, vectors),
-        "weights": fit_weights(values, scores),
-        "full": {quality: round(float(np.percentile(found, 75)), 2) for quality, found in gained.items()},
-        "cuts": {
-            quality: np.percentile(found, QUANTILES).round(3).tolist() for quality, found in worth.items()
-        },
-    }
+    weights = dict(QUALITIES) | {"overall": QUALITIES["overall"] | fit_weights(values, scores)}
+    whole = [features(*row, cosine) for row, cosine in zip(some, vectors.cosines(some), strict=True)]
+    full, cuts = {}, {}
+    for quality, chosen in weights.items():
+        gained = [sum(w * one[name] for name, w in chosen.items() if w > 0) for one in listed]
+        full[quality] = (
+            round(float(np.percentile(gained, FULL_AT[quality])), 2) if quality in FULL_AT else 0.0
+        )
+        found = [offline_judge.worth(chosen, full[quality], one) for one in whole]
+        cuts[quality] = np.percentile(found, QUANTILES).round(3).tolist()
+    return {"rows": len(rows), "logit": logit, "overall": weights["overall"], "full": full, "cuts": cuts}
 
 
 def main() -> None:
     parser = harness.parser(__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=SHARED, help="folder of the two files")
     parser.add_argument("--vectors", type=Path, help="file (.npz) that keeps the vectors for the next time")
+    parser.add_argument("--fit-alone", action="store_true", help="print the fit and measure nothing")
     args = parser.parse_args()
     vectors = Vectors(args.vectors)
     rated, pairs = read(args.data / "alpaca_rated_20k.jsonl"), read(args.data / "pairs_600.jsonl")
@@ -246,8 +251,10 @@ def main() -> None:
             for place, row in enumerate(rated)
             if place % 5 and row["prompt"] not in texts and row["completion"] not in texts
         ]
-        fitted = fit(fitted_on, vectors)
-        config["fit"] = fitted
+        config["fit"] = fit(fitted_on, vectors)
+        if args.fit_alone:
+            print(json.dumps(config["fit"], indent=1))
+            return
     ours = measure(held, pairs, vectors)
     peer = measure(held, pairs, None)
     if vectors.embedded:

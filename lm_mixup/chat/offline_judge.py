@@ -30,7 +30,7 @@ FEATURES: Final = (
     "asked",  # words of the prompt, logarithmic, full at 100
     "listed",  # list items, saturating: 3 give 0.63
     "echo",  # share of word triples that stand in the prompt
-    "mirrored",  # the prompt over again: echo times the share of the prompt's triples that recur, past half
+    "mirrored",  # the prompt over again: echo times the share of its triples that recur, from 0.8 on
     "untidy",  # stray markup, literal escapes, a lower-case opening; saturating: 2 give 0.63
     "exclaiming",  # exclamation marks, saturating: 2 give 0.63
     "vague",  # share of hedges and empty words, full at one in 8
@@ -61,10 +61,9 @@ QUALITIES: Final[Mapping[str, Mapping[str, float]]] = {
         "mirrored": -1.0, "irrelevant": -1.5,
     },
     "overall": {
-        "length": 0.12, "sentences": 0.22, "sentence_length": 0.34, "long_words": 0.18, "vocabulary": 0.51,
-        "fresh": 0.39, "reasons": 0.04, "novelty": 0.04, "listed": 0.14, "echo": -0.16, "untidy": -0.15,
-        "exclaiming": -0.35,
-        "asked": 0.5, "vague": -0.3, "repetition": -0.3, "looped": -2.0, "truncated": -0.1, "refusal": -1.2,
+        "sentences": 0.17, "sentence_length": 0.35, "long_words": 0.19, "vocabulary": 0.53, "fresh": 0.47,
+        "reasons": 0.04, "novelty": 0.06, "listed": 0.17, "echo": -0.16, "untidy": -0.14, "exclaiming": -0.36,
+        "asked": 0.7, "vague": -0.1, "repetition": -0.1, "looped": -2.0, "truncated": -0.1, "refusal": -0.4,
         "mirrored": -1.5, "irrelevant": -4.0,
     },
 }  # fmt: skip
@@ -178,26 +177,31 @@ def rate_row(prompt: str, completion: str, cosine: float | None = None) -> tuple
     A rating is 1 plus the cuts that the row's weighted features reach.
     """
     values = features(prompt, completion, cosine)
-    worth = {quality: weigh(quality, values) for quality in QUALITIES}
-    ratings = {quality: 1 + bisect_right(CUTS[quality], value) for quality, value in worth.items()}
-    return ratings, unrounded(worth["overall"], CUTS["overall"])
+    found = {quality: weigh(quality, values) for quality in QUALITIES}
+    ratings = {quality: 1 + bisect_right(CUTS[quality], value) for quality, value in found.items()}
+    return ratings, unrounded(found["overall"], CUTS["overall"])
 
 
 def weigh(quality: str, values: Mapping[str, float]) -> float:
-    """What the features are worth together.
+    """What the features are worth together."""
+    return worth(QUALITIES[quality], FULL.get(quality, 0.0), values)
 
-    What speaks for a row is added up; a dense text makes up for what that lacks to about `FULL`, in the
+
+def worth(weights: Mapping[str, float], full: float, values: Mapping[str, float]) -> float:
+    """What features are worth under some weights.
+
+    What speaks for a row is added up; a dense text makes up for what that lacks to about `full`, in the
     measure in which it is dense. What speaks against the row is subtracted after that.
     """
     gained = lost = 0.0
-    for name, weight in QUALITIES[quality].items():
+    for name, weight in weights.items():
         if weight > 0:
             gained += weight * values[name]
         else:
             lost += weight * values[name]
     dense = values["dense"]
-    lacking = max(0.0, FULL.get(quality, 0.0) * (0.97 + 0.06 * dense) - gained)  # one fact more still counts
-    return gained + min(1.0, dense / DENSE_ENOUGH) ** 2 * lacking + lost
+    lacking = max(0.0, full * (0.97 + 0.06 * dense) - gained)  # one fact more still counts
+    return gained + min(1.0, dense / DENSE_ENOUGH) * lacking + lost
 
 
 def unrounded(value: float, cuts: Sequence[float]) -> float:
@@ -269,7 +273,7 @@ def _echo(words: Sequence[str], asked: Sequence[str]) -> tuple[float, float]:
         return (0.0, float(bool(words) and words == asked))
     own, theirs = _triples(words), set(_triples(asked))
     echo = sum(map(theirs.__contains__, own)) / len(own)
-    return echo, max(0.0, 2 * echo * len(theirs.intersection(own)) / len(theirs) - 1)
+    return echo, max(0.0, 5 * echo * len(theirs.intersection(own)) / len(theirs) - 4)
 
 
 def _dense(facts: float, sentences: int, words: int) -> float:

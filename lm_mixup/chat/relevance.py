@@ -21,8 +21,10 @@ from lm_mixup.core import words
 
 # Fitted by logistic regression (C = 1) on the Alpaca rows that the rater's weights are fitted on: each row's
 # own answer against the answers of three other rows. `benchmarks/offline_judge.py` does it again.
-LOGIT: Final = {"intercept": -2.17, "cosine": 12.46, "shared": 2.54, "length": -1.93, "asked": -1.36}
-LENIENCE: Final = 2.0  # added to the logit: what is as likely right as not is not yet held against an answer
+LOGIT: Final = {"intercept": -1.75, "cosine": 16.62, "shared": 3.08, "length": -3.82, "asked": -1.84}
+# Set by hand, between right answers preferred and the correlation with judges, each of which costs the other.
+LENIENCE: Final = 3.0  # added to the logit: what is as likely right as not is not yet held against an answer
+STEEPNESS: Final = 1.5  # of the way from relevant to not
 COPIED: Final = 0.8  # share of a sentence's word triples that stand in the prompt, from which it is a copy
 MAX_TOKENS: Final = 128  # of either side that are embedded: half the time of 256, and no figure the worse
 
@@ -41,7 +43,7 @@ def irrelevance(cosine: float, shared: int, length: int, asked: int) -> float:
         ("cosine", "shared", "length", "asked"), evidence(cosine, shared, length, asked), strict=True
     ):
         logit += LOGIT[name] * value
-    return 1 / (1 + math.exp(min(50.0, logit)))
+    return 1 / (1 + math.exp(min(50.0, STEEPNESS * logit)))
 
 
 def evidence(cosine: float, shared: int, length: int, asked: int) -> tuple[float, float, float, float]:

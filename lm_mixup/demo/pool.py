@@ -105,7 +105,7 @@ def _low_quality_pair(
 
 def _with_missing_field(entity: Entity, task_type: TaskType, pair: tuple[str, str], rng: Random) -> Row:
     """The row of the pool; at `FAULTY_RATE` with an empty or missing field."""
-    # Declared: of a text alone only true/false and multiple choice are certain.
+    # Stated, since a text alone determines only true/false and multiple choice with certainty.
     row: Row = {
         "source": f"world-{entity.topic}",
         "task_type": task_type,

@@ -247,7 +247,9 @@ def _world_rows(config: BuildConfig, seed: int) -> Iterator[Row]:
 
 
 def _split(entity: str, config: BuildConfig) -> str:
-    return split_of(entity, config.split_seed, config.grpo_fraction, config.test_fraction, config.dev_fraction)
+    return split_of(
+        entity, config.split_seed, config.grpo_fraction, config.test_fraction, config.dev_fraction
+    )
 
 
 def _sample(row: Row, name: str, config: BuildConfig) -> Row:
