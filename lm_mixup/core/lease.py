@@ -163,7 +163,7 @@ def is_stale(run: RunDir, lease: Lease, beat_s: float = BEAT_S) -> bool:
 
 
 def _machine() -> str:
-    """Names the boot and the container whose pids one sees: pods of one host differ, and hosts of one name."""
+    """The boot and the container whose pids one sees: two pods of a host differ, and hosts of one name."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
 
