@@ -180,7 +180,10 @@ def _run(verb: str, options: Mapping[str, Any], overrides: Mapping[str, Any] | N
     config = with_values(config, {key: value for key, value in chosen.items() if value is not None})
     opened = RunDir(options.get("run_dir", "runs/default"))
     wanted = Options(
-        options.get("until"), options.get("only"), options.get("fresh", False), options.get("take_over", False)
+        options.get("until"),
+        options.get("only"),
+        options.get("fresh", False),
+        options.get("take_over", False),
     )
     run_verb(verb, config, opened, wanted)
     return Run(opened.uri)
