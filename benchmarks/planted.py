@@ -62,7 +62,10 @@ def numbers(text: str) -> list[re.Match[str]]:
     return [
         found
         for found in _NUMBER.finditer(text)
-        if not (_LIST_NUMBER.search(text[: found.start()]) and text[found.end() : found.end() + 1] in (".", ")", ":"))
+        if not (
+            _LIST_NUMBER.search(text[: found.start()])
+            and text[found.end() : found.end() + 1] in (".", ")", ":")
+        )
     ]
 
 
@@ -133,7 +136,9 @@ def drop_facts(text: str, rng: Random) -> str | None:
         gone = set(rng.sample(range(len(places)), len(places) // 3))
         return " ".join(text[a:b] for number, (a, b) in enumerate(places) if number not in gone)
     parts = _SEPARATOR.split(text)
-    facts = [at for at in range(2, len(parts), 2) if re.search(r"\d|[A-Z]", parts[at]) and parts[at][-1:] != "?"]
+    facts = [
+        at for at in range(2, len(parts), 2) if re.search(r"\d|[A-Z]", parts[at]) and parts[at][-1:] != "?"
+    ]
     if not facts:
         return None
     at = rng.choice(facts)
@@ -203,7 +208,9 @@ def constant(sample: Sample) -> Sample:
     """One answer for every prompt of a task type, that fits its format and says nothing."""
     match task_type_of(sample):
         case "qa":
-            return Qa("What is important here?", "It is an important topic with many aspects that is worth knowing.")
+            return Qa(
+                "What is important here?", "It is an important topic with many aspects that is worth knowing."
+            )
         case "mcq":
             return Mcq("Which of these is right?", ("the first", "the second", "the third", "none"), "A")
         case "tfq":

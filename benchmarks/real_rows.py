@@ -39,7 +39,14 @@ def real_rows(folder: Path, limit: int, seed: int = 0) -> list[Row]:
     """
     rng = Random(seed)
     made: list[Row] = []
-    for rows in (_qa(folder, rng), _merged(folder, rng), _para(folder, rng), _cs(folder, rng), _mcq(folder, rng), _tfq(folder, rng)):
+    for rows in (
+        _qa(folder, rng),
+        _merged(folder, rng),
+        _para(folder, rng),
+        _cs(folder, rng),
+        _mcq(folder, rng),
+        _tfq(folder, rng),
+    ):
         made += [row for row, _ in zip(rows, range(limit), strict=False)]
     return made
 
@@ -80,7 +87,11 @@ def _pairs(folder: Path, rng: Random, most_words: int) -> list[dict[str, Any]]:
         for row in _read(folder / "pairs_600.jsonl", rng)
         if 8 <= len(row["high"].split()) <= most_words
         and "```" not in row["high"]
-        and not any(mark in f"\n{row[key]}" for key in ("prompt", "high") for mark in ("\nQ:", "\nA:", "\nS:", "\nC:", "\nAnswer:"))
+        and not any(
+            mark in f"\n{row[key]}"
+            for key in ("prompt", "high")
+            for mark in ("\nQ:", "\nA:", "\nS:", "\nC:", "\nAnswer:")
+        )
     ]
 
 
@@ -99,8 +110,15 @@ def _merged(folder: Path, rng: Random) -> Iterator[Row]:
             for text in shares(row["high"], rng.randint(1, 2), rng)
         ]
         question = f"{one['prompt']} {two['prompt']}"
-        merged = _row("qa", Qa(question, f"{one['high']}\n{two['high']}"), inputs, Qa(question, one["low"]), one["id"])
-        yield merged | {"parts": (write_answer(Qa(one["prompt"], one["high"])), write_answer(Qa(two["prompt"], two["high"])))}
+        merged = _row(
+            "qa", Qa(question, f"{one['high']}\n{two['high']}"), inputs, Qa(question, one["low"]), one["id"]
+        )
+        yield merged | {
+            "parts": (
+                write_answer(Qa(one["prompt"], one["high"])),
+                write_answer(Qa(two["prompt"], two["high"])),
+            )
+        }
 
 
 def _passages(folder: Path, rng: Random) -> Iterator[tuple[str, str, str]]:

@@ -29,7 +29,14 @@ from real_rows import real_rows
 from lm_mixup.config import Config, EmbedderConfig, RewardsConfig
 from lm_mixup.config.load import load_config
 from lm_mixup.core.run_dir import RunDir
-from lm_mixup.core.task_types import TASK_TYPES, FormatError, TaskType, parse_answer, write_answer, write_output
+from lm_mixup.core.task_types import (
+    TASK_TYPES,
+    FormatError,
+    TaskType,
+    parse_answer,
+    write_answer,
+    write_output,
+)
 from lm_mixup.rewards.batch import RewardBatch
 from lm_mixup.rewards.combine import combine
 from lm_mixup.rewards.library import load_library
@@ -106,7 +113,9 @@ def table_of(outputs: Sequence[Output], rewards: np.ndarray) -> tuple[Table, Tab
     """Mean reward by output and task type; and by how much it is below the reference on the same rows."""
     by_cell: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
     reference = {
-        id(output.row): reward for output, reward in zip(outputs, rewards, strict=True) if output.name == REFERENCE
+        id(output.row): reward
+        for output, reward in zip(outputs, rewards, strict=True)
+        if output.name == REFERENCE
     }
     for output, reward in zip(outputs, rewards, strict=True):
         by_cell[output.name, output.row["task_type"]].append((reward, reference[id(output.row)]))
@@ -132,7 +141,9 @@ def make_run(folder: Path, samples: int) -> RunDir:
     command = [sys.executable, "-m", "lm_mixup.cli"]
     sized = ["--set", f"build.samples={samples}", "--set", f"library.rows={samples}"]
     for verb in (["build"], ["train", "--only", "library"]):
-        subprocess.run([*command, verb[0], str(CONFIG), "--run-dir", str(folder), *verb[1:], *sized], check=True)
+        subprocess.run(
+            [*command, verb[0], str(CONFIG), "--run-dir", str(folder), *verb[1:], *sized], check=True
+        )
     return RunDir(folder)
 
 
@@ -155,13 +166,21 @@ def real_text(
 
 
 def judge(
-    title: str, rows: Sequence[Row], libraries: Mapping[TaskType, TaskLibrary], embed: Any, config: RewardsConfig
+    title: str,
+    rows: Sequence[Row],
+    libraries: Mapping[TaskType, TaskLibrary],
+    embed: Any,
+    config: RewardsConfig,
 ) -> tuple[Table, Table]:
     """Plants, scores and prints."""
     rng = Random(0)
     outputs: list[Output] = []
     for row in rows:
-        others = [r for r in rows if r is not row and r["task_type"] == row["task_type"] and r["output"] != row["output"]]
+        others = [
+            r
+            for r in rows
+            if r is not row and r["task_type"] == row["task_type"] and r["output"] != row["output"]
+        ]
         outputs += outputs_of(row, rng.choice(others), rng)
     means, below = table_of(outputs, rewards_of(outputs, libraries, embed, config))
     present = [task for task in TASK_TYPES if task in means[REFERENCE]]
@@ -188,9 +207,13 @@ def close_calls(below: Table) -> list[str]:
 def main() -> int:
     """Prints the tables; 1 where a useless output comes close to the reference."""
     parser = harness.parser(__doc__.splitlines()[0])
-    parser.add_argument("--run", help="run directory with the stages mixture and library; default: one is made")
+    parser.add_argument(
+        "--run", help="run directory with the stages mixture and library; default: one is made"
+    )
     parser.add_argument("--config", default=str(CONFIG), help="whose rewards and embedder")
-    parser.add_argument("--data", type=Path, help="folder with the files of real text; default: closed world alone")
+    parser.add_argument(
+        "--data", type=Path, help="folder with the files of real text; default: closed world alone"
+    )
     args = parser.parse_args()
     from lm_mixup.models.embedder import Embedder
 
@@ -207,10 +230,22 @@ def main() -> int:
         rows, libraries = real_text(args.data, limit, wide.embed_whole, config.rewards)
         results["real text"] = judge("real text", rows, libraries, wide.embed_whole, config.rewards)
     close = [f"{where}: {call}" for where, (_, below) in results.items() for call in close_calls(below)]
-    least = min(gap for _, below in results.values() for name, cells in below.items() if name != REFERENCE for gap in cells.values())
-    print(f"\nleast gap {least:.3f}" + (f"; within {MARGIN} of the reference: {'; '.join(close)}" if close else ""))
+    least = min(
+        gap
+        for _, below in results.values()
+        for name, cells in below.items()
+        if name != REFERENCE
+        for gap in cells.values()
+    )
+    print(
+        f"\nleast gap {least:.3f}"
+        + (f"; within {MARGIN} of the reference: {'; '.join(close)}" if close else "")
+    )
     if args.json:
-        ours = {where: {"reward": means, "below the reference": below} for where, (means, below) in results.items()}
+        ours = {
+            where: {"reward": means, "below the reference": below}
+            for where, (means, below) in results.items()
+        }
         args.json.write_text(
             json.dumps(
                 {

@@ -159,7 +159,7 @@ def _measured(row: dict[str, Any]) -> dict[str, Any]:
     found = measure(row["prompt"], row["completion"], sources, row["task_type"])
     spans = [span for span in found.unsupported if span.kind != "word"]
     return {
-        "faithfulness": found.score,
+        "faithfulness": found.fidelity,
         "coverage": found.coverage,
         "unsupported": [span.text for span in spans],
         "unsupported_kinds": [span.kind for span in spans],

@@ -23,7 +23,7 @@ from lm_mixup.core import words
 # own answer against the answers of three other rows. `benchmarks/offline_judge.py` does it again.
 LOGIT: Final = {"intercept": -1.75, "cosine": 16.62, "shared": 3.08, "length": -3.82, "asked": -1.84}
 # Set by hand, between right answers preferred and the correlation with judges, each of which costs the other.
-LENIENCE: Final = 3.0  # added to the logit: what is as likely right as not is not yet held against an answer
+LENIENCE: Final = 3.4  # added to the logit: what is as likely right as not is not yet held against an answer
 STEEPNESS: Final = 1.5  # of the way from relevant to not
 COPIED: Final = 0.8  # share of a sentence's word triples that stand in the prompt, from which it is a copy
 MAX_TOKENS: Final = 128  # of either side that are embedded: half the time of 256, and no figure the worse
@@ -57,17 +57,22 @@ def evidence(cosine: float, shared: int, length: int, asked: int) -> tuple[float
 
 
 def told(prompt: str, completion: str) -> str:
-    """The completion without the sentences copied from the prompt, or all of it, if no other is left."""
+    """The completion without what is copied from the prompt, or all of it, if no more is left.
+
+    Copied are the prompt as a whole, and sentences of its word triples.
+    """
+    whole = prompt.strip()
+    rest = completion.replace(whole, "\n", 1) if whole else completion
     theirs = triples(words.words(prompt))
-    if not theirs:
-        return completion
-    places = words.sentences(completion)
+    places = words.sentences(rest)
     kept = [
-        completion[start:end]
+        rest[start:end]
         for start, end in places
-        if not _is_copied(words.words(completion[start:end]), theirs)
+        if not theirs or not _is_copied(words.words(rest[start:end]), theirs)
     ]
-    return completion if not kept or len(kept) == len(places) else "\n".join(kept)
+    if not kept or (rest == completion and len(kept) == len(places)):
+        return completion
+    return "\n".join(kept)
 
 
 def _is_copied(sentence: Sequence[str], theirs: Collection[tuple[str, ...]]) -> bool:

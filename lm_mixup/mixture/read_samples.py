@@ -28,11 +28,12 @@ from lm_mixup.distributed.map_parts import PartResult, receipt_of
 from lm_mixup.mixture.degradation.good_rows import read_good
 from lm_mixup.mixture.schemas import SCHEMA as SAMPLES
 
-SCHEMA = extend(SAMPLES, pa.schema([("entry", pa.string())]))
+SCHEMA = extend(SAMPLES, pa.schema([("entry", pa.string()), ("license", pa.string())]))
 REJECTED = pa.schema([(name, pa.string()) for name in ("reason", "where", "id", "raw")])
 _UNIT_BYTES: Final = 4 << 20
 _UNRATED: Final = "not rated: given as a good row"
 POOL: Final = "pool"
+_LICENCES: Final = ("license", "licence")
 MAX_SCORE: Final = 5
 
 Row = dict[str, Any]
@@ -198,7 +199,8 @@ def _items(
         return
     if entry.path == POOL:
         assert curated is not None  # noqa: S101
-        cut, _, _ = find_cut(curated, entry.min_score)
+        cut, above, rated = find_cut(curated, entry.min_score)
+        say(f"  generate: min_score {entry.min_score} leaves {above} of {rated} rated rows of the pool")
         for part in curated.iter_parts():
             for row, good in zip(part.to_pylist(), is_above(part, cut).to_pylist(), strict=True):
                 read = (
@@ -231,7 +233,9 @@ def _good(raw: Any, entry: SamplesFrom, columns: Mapping[str, str], source: str)
         return refusal.reason
     score = record.get(columns.get("score", "score")) if isinstance(record, Mapping) else None
     number = float(score) if isinstance(score, (int, float)) and not isinstance(score, bool) else None
-    return [row | {"score": number} for row in rows]
+    given = [record.get(key) for key in _LICENCES] if isinstance(record, Mapping) else []
+    licence = next((value for value in given if isinstance(value, str)), None)
+    return [row | {"score": number, "license": licence} for row in rows]
 
 
 def _world_rows(config: BuildConfig, seed: int) -> Iterator[Row]:

@@ -197,7 +197,7 @@ def test_rewards_tell_good_from_poor(expected, batch):
     totals = expected.total[:32].reshape(8, 4)
     faithfulness = parts["faithfulness"]
     assert (faithfulness[:, 0] > 0.9).all() and (faithfulness[:, 1:] < 0.4).all()
-    np.testing.assert_allclose(totals - 0.4 * faithfulness, np.tile([0.6, 0.1, 0.05, 0.0], (8, 1)), atol=1e-9)
+    np.testing.assert_allclose(totals - 0.5 * faithfulness, np.tile([0.5, 0.1, 0.05, 0.0], (8, 1)), atol=1e-9)
 
 
 def test_two_actors_score_as_one_and_a_killed_one_is_replaced(ray_session, made, batch, expected):

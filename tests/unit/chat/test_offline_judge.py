@@ -32,7 +32,10 @@ DENSE = [
         "Tungsten (W) is the element with atomic number 74, an atomic mass of 183.84 u and a melting point"
         " of 3695 K.",
     ),
-    ("True or false? Tungsten, symbol W, has atomic number 74 and melts at 3695 K.", "True"),
+    (
+        "True or false? Tungsten, symbol W, has atomic number 74, a mass of 183.84 u and melts at 3695 K.",
+        "True",
+    ),
     (
         "Which metal has the atomic number 74, the symbol W and a melting point of 3695 K?\n"
         "A) Tungsten\nB) Rhenium\nC) Osmium\nD) Tantalum",

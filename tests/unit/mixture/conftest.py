@@ -23,12 +23,14 @@ def listed(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def generated(listed):
-    return generate_part(listed, range(len(listed)), 0, make_judge(RateConfig()), build(), seed=0)
+    return generate_part(
+        listed, range(len(listed)), 0, make_judge(RateConfig(relevance=False)), build(), seed=0
+    )
 
 
 @pytest.fixture(scope="session")
 def degraded(generated):
-    return degrade_part(generated.rows, make_judge(RateConfig()), build(), seed=0)
+    return degrade_part(generated.rows, make_judge(RateConfig(relevance=False)), build(), seed=0)
 
 
 @pytest.fixture(scope="session")

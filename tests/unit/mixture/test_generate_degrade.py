@@ -55,14 +55,14 @@ def test_samples_are_kept_by_score_and_none_is_lost(generated):
 
 def test_samples_do_not_depend_on_the_parts(listed, generated):
     about = list(range(100, 160))
-    alone = generate_part(listed, about, 100, make_judge(RateConfig()), build(), seed=0)
+    alone = generate_part(listed, about, 100, make_judge(RateConfig(relevance=False)), build(), seed=0)
     ids = set(alone.rows["id"].to_pylist())
     assert len(ids) > 40
     assert ids <= set(generated.rows["id"].to_pylist())
 
 
 def test_another_seed_writes_other_samples(listed, generated):
-    other = generate_part(listed, range(60), 0, make_judge(RateConfig()), build(), seed=1)
+    other = generate_part(listed, range(60), 0, make_judge(RateConfig(relevance=False)), build(), seed=1)
     assert not set(other.rows["answer"].to_pylist()) & set(generated.rows["answer"].to_pylist())
 
 

@@ -31,9 +31,9 @@ def test_a_text_compared_with_itself_is_one():
 
 
 def test_default_weights_by_hand():
-    # the same for every task type: quality 0.3, alignment 0.2, format 0.1, faithfulness 0.4
+    # the same for every task type: quality 0.25, alignment 0.15, format 0.1, faithfulness 0.5
     got = combine(PARTS, TYPES, [0, 1, 2, 3], RewardsConfig())
-    np.testing.assert_allclose(got, [1.0, 0.09 + 0.05 + 0.2, 0.2 + 0.1 + 0.08, 0.3])
+    np.testing.assert_allclose(got, [1.0, 0.075 + 0.05 + 0.25, 0.15 + 0.1 + 0.1, 0.25])
 
 
 @pytest.mark.parametrize("component", ["quality", "alignment", "format", "faithfulness"])

@@ -57,12 +57,16 @@ def test_every_readable_answer_is_embedded_once_for_quality_and_alignment_both()
     assert scores["faithfulness"][2] < 0.3 and scores["faithfulness"].tolist()[3:] == [0, 0]
 
     ended = replace(batch, finished=[False, True, True, True, True])
-    cut = score_components(ended, references, embed, {"qa": library, "tfq": library}, RewardsConfig(neighbors=1))
+    cut = score_components(
+        ended, references, embed, {"qa": library, "tfq": library}, RewardsConfig(neighbors=1)
+    )
     assert all(values[0] == 0 for values in cut.values()), "what did not finish earns nothing"
     assert all((values[1:] == scores[name][1:]).all() for name, values in cut.items())
 
     blind = replace(batch, inputs=())
-    with pytest.raises(InputError, match="faithfulness weighs for tfq, qa, but completions came without inputs"):
+    with pytest.raises(
+        InputError, match="faithfulness weighs for tfq, qa, but completions came without inputs"
+    ):
         score_components(blind, references, embed, {"qa": library, "tfq": library}, RewardsConfig())
     weights = RewardWeights(faithfulness=0.0)
     alone = score_components(

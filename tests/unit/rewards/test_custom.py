@@ -302,7 +302,7 @@ def test_components_and_weights_follow_the_config():
     config = with_custom()
     assert component_names(config) == ("quality", "alignment", "format", "faithfulness", "mine")
     np.testing.assert_array_equal(
-        weight_matrix(["qa", "mcq"], config).T, [[0.3, 0.2, 0.1, 0.4, 2.0], [0.3, 0.2, 0.1, 0.4, 0.0]]
+        weight_matrix(["qa", "mcq"], config).T, [[0.25, 0.15, 0.1, 0.5, 2.0], [0.25, 0.15, 0.1, 0.5, 0.0]]
     )
     assert weight_matrix([], config).shape == (5, 0)
     assert component_names(RewardsConfig()) == ("quality", "alignment", "format", "faithfulness")
@@ -318,7 +318,7 @@ PARTS = {
 
 
 def test_a_custom_reward_joins_the_sum_with_its_weight():
-    np.testing.assert_allclose(combine(PARTS, ["qa", "mcq"], [0, 0], with_custom()), [0.3 + 0.1 + 6.0, 0.1])
+    np.testing.assert_allclose(combine(PARTS, ["qa", "mcq"], [0, 0], with_custom()), [0.25 + 0.1 + 6.0, 0.1])
 
 
 @pytest.mark.parametrize("composition", ["weighted_sum", "normalize_then_sum"])
@@ -334,7 +334,7 @@ def test_normalize_then_sum_takes_the_range_out_of_a_custom_reward():
     one = combine(PARTS, ["qa"] * 2, [0, 0], config)
     tenfold = combine(PARTS | {"mine": 10 * PARTS["mine"]}, ["qa"] * 2, [0, 0], config)
     np.testing.assert_allclose(one, tenfold, atol=1e-3)
-    assert one[1] > 0 > one[0]  # weight 2 of mine against 0.3 of quality
+    assert one[1] > 0 > one[0]  # weight 2 of mine against 0.25 of quality
 
 
 def test_an_endpoint_that_moves_is_another_reward_but_patience_is_not():

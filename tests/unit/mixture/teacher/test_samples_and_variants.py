@@ -405,4 +405,4 @@ def test_the_plan_tells_requests_and_cost(tmp_path):
     assert f"cost about {cost:,.2f} (stops at 5)" in lines[1]
     assert "judge j: about 4,000 requests" in lines[2] and "cost" not in lines[2]
     assert len(forecast(out, config, teacher, RateConfig())) == 2
-    assert make_judge(RateConfig()).name == "offline-2"
+    assert make_judge(RateConfig()).name == "offline-3"
