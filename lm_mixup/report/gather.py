@@ -347,6 +347,7 @@ def _truth(run: RunDir) -> TruthShare | None:
     for kind in ("data", "rejected"):
         chosen, _ = _spread(stage, kind, MOST_PARTS)
         rows = [row for part in _iter(stage, chosen, columns) for row in part.to_pylist()]
+        rows = [row for row in rows if row.get("raw")]  # what was never written cannot be checked
         answers = [answer_of(row["task_type"], row["raw"]) for row in rows]
         found[kind] = [
             (row.get("id"), answer is not None and answer_is_true(answer))
