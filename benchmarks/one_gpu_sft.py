@@ -43,7 +43,7 @@ from lm_mixup.core.run_dir import RunDir, StageDir
 from lm_mixup.distributed.map_parts import receipt_of
 from lm_mixup.models.resolve import model_folder
 from lm_mixup.train.checkpoint import SftJob
-from lm_mixup.train.tokenize import EVAL_SPLIT, base_model, make_encoder
+from lm_mixup.train.tokenize import base_model, make_encoder
 from lm_mixup.train.tracking import read_metrics
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 _WARM_UP, _TIMED = 8, 16  # steps before the clock starts, and those that it runs for
 _OVER = 1.1  # times its seconds that a run may take before it is stopped: the estimate is not exact
 _EVALUATIONS = 8  # over a run that is made to fit
+_HELD_OUT = "test"  # the split that answers are written for
 _FULL = 0.85  # share of the GPU's memory that may be needed by the estimate
 _work: Work  # of an encoding process
 
@@ -279,7 +280,7 @@ def write_answers(args: argparse.Namespace, mixture: StageDir, job: SftJob, out:
     lists = {}
     if args.test_rows:
         rows = [row for table in mixture.iter_parts() for row in table.to_pylist()]
-        lists["test"] = sorted((r for r in rows if r["split"] == EVAL_SPLIT), key=lambda r: r["id"])
+        lists["test"] = sorted((r for r in rows if r["split"] == _HELD_OUT), key=lambda r: r["id"])
         lists["test"] = lists["test"][: args.test_rows]
     if args.clusters:
         lines = args.clusters.read_text(encoding="utf-8").splitlines()

@@ -11,26 +11,34 @@ retries=${RETRIES:-2}
 pause=${RETRY_WAIT_S:-60}
 try=0
 pid=
+stopped=
 # The command is sent on what this script is sent, so that it ends as it would by itself.
 stop() {
-    trap '' TERM INT
+    stopped=1
     [ -z "$pid" ] || kill -TERM "$pid" 2>/dev/null
-    wait
-    exit 143
 }
 trap stop TERM INT
-while :; do
+
+run() {
     "$@" &
     pid=$!
+    [ -z "$stopped" ] || kill -TERM "$pid" 2>/dev/null # the signal came before the pid was known
     wait "$pid"
     status=$?
+    while kill -0 "$pid" 2>/dev/null; do # a signal ends `wait` before the command has ended
+        wait "$pid"
+        status=$?
+    done
     pid=
+    [ -z "$stopped" ] || exit 143
+}
+
+while :; do
+    run "$@"
     if [ "$status" -eq 0 ] || [ "$status" -eq 2 ] || [ "$try" -ge "$retries" ]; then
         exit "$status"
     fi
     try=$((try + 1))
     echo "retry.sh: exit status $status; try $try of $retries in $pause s" >&2
-    sleep "$pause" &
-    pid=$!
-    wait "$pid"
+    run sleep "$pause"
 done

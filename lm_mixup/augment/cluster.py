@@ -1,8 +1,8 @@
-"""Groups the poor rows of a pool into small clusters of kin, each to be distilled into one row.
+"""Stage `cluster`: groups low-quality rows into small clusters of similar rows, each distilled into one.
 
-Clusters are formed within a source (if so configured) and always within a task type: the policy is told by
-task type what to merge into ("one complete question and answer", …), it has seen inputs of one type only, and
-the parser is chosen by it, so a mixed cluster could neither be asked for nor checked.
+Clusters are formed within a source (if so configured) and always within a task type. The task type selects
+the instruction of the policy and the parser of its output, and training inputs have one type only, so a mixed
+cluster could be neither requested nor checked.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _REJECTED = pa.schema(
     [("id", pa.string()), ("source", pa.string()), ("task_type", pa.string()), ("reason", pa.string())]
 )
 _RESIDUAL = schemas.extend(_REJECTED, pa.schema([("group", pa.string())]))
-# The ids of 67 million rows are more text than the 32-bit offsets of a column can point into.
+# The ids of 67 million rows exceed the 32-bit offsets of a string column.
 _WIDE = {
     pa.string(): pa.large_string(),
     pa.list_(pa.string()): pa.large_list(pa.large_string()),
@@ -52,9 +52,9 @@ def cluster(
 
     Input columns: id, source, task_type, curated_score; and id, embedding. Output columns: schemas.CLUSTER,
     source, task_type, central_id. `member_ids` begin with the row nearest to the centre, which is
-    `central_id`; `cohesion` is the mean cosine to the centre; `source` is the central row's. Rows are sorted
-    by cluster_id, the hash of the sorted member ids. Rejected rows are the residual, with a reason. The
-    result depends on the rows, the seed and the cell size alone, never on parts or workers.
+    `central_id`; `cohesion` is the mean cosine to the centre; `source` is that of the central row. Rows are
+    sorted by cluster_id, the hash of the sorted member ids. Rejected: the residual, with a reason. The result
+    depends only on the rows, the seed and the cell size, not on parts or workers.
 
     Memory: the driver holds the clusters (ids, no vectors); a task holds one block of parts, one bucket of
     the shuffle, or 262,144 sampled vectors. The vectors of poor rows pass through the object store, which
@@ -67,7 +67,7 @@ def cluster(
 
     blocks, rows_by_group, left_out = _load(curated, embed, config)
     solved, residual, listed = _cluster_all(blocks, rows_by_group, config, seed, "cluster")
-    # Kin may have been parted by a border between cells: what is left of a divided group gets another chance.
+    # Cell borders separate similar rows, so the residual of every divided group is clustered once more.
     divided = {group for group, rows in rows_by_group.items() if cell_count(rows, config.cell_rows) > 1}
     again = Counter(group for group in listed["group"].to_pylist() if group in divided)
     if again:
@@ -200,7 +200,6 @@ def cluster_cell(
     Args:
         rows: {id, source, task_type, reason, …}, sorted by id; `reason` is why an earlier cell left the row.
         vectors: float32 [n, d] of these rows.
-        config: Sizes and similarity.
 
     Returns:
         The clusters as rows, and the reason of each row of the residual.
@@ -226,7 +225,7 @@ def cluster_cell(
                 "cosines": cosines[order].tolist(),
             }
         )
-    # A row that had kin in its own cell has kin, even if none of it is left here.
+    # A row with similar rows in its first cell keeps that reason, even if none of them is in the residual.
     reasons = residual_reasons(vectors, labels, bounds)
     had_kin = "cluster_too_small"
     return clusters, {r: had_kin if earlier[r] == had_kin else reason for r, reason in reasons.items()}
@@ -253,10 +252,10 @@ def _write(out: StageDir, clusters: pa.Table, rejected: pa.Table, rows_per_part:
     count = max(1, *(-(-table.num_rows // rows_per_part) for table in (clusters, rejected)))
     for part in range(count):
         rows = with_narrow_offsets(clusters, part * rows_per_part, rows_per_part, OUTPUT)
-        refused = with_narrow_offsets(rejected, part * rows_per_part, rows_per_part, _REJECTED)
-        reasons = Counter(refused["reason"].to_pylist())
-        receipt = Receipt(part, 0, rows.num_rows, refused.num_rows, dict(sorted(reasons.items())))
-        out.write_part(part, rows, refused, receipt)
+        residual = with_narrow_offsets(rejected, part * rows_per_part, rows_per_part, _REJECTED)
+        reasons = Counter(residual["reason"].to_pylist())
+        receipt = Receipt(part, 0, rows.num_rows, residual.num_rows, dict(sorted(reasons.items())))
+        out.write_part(part, rows, residual, receipt)
 
 
 def _outcome(clusters: pa.Table, rejected: pa.Table, left_out: Counter[str]) -> Outcome:

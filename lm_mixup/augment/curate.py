@@ -1,11 +1,12 @@
-"""Curates scores (DS2, arXiv 2410.10877): rows whose neighbours speak against their score are corrected.
+"""Stage `curate`: corrects scores that the neighbours of a row contradict (DS2, arXiv 2410.10877).
 
-How noisy the scores are is estimated from their own consensus (`hoc`). With that, a row's score and those of
-its nearest neighbours give a distribution over its true score; where it favours another score with enough
-confidence, that one is taken.
+The noise of the scores is estimated from the consensus of neighbours (`hoc`). Given the noise, the score of a
+row and those of its nearest neighbours yield a posterior over its true score. A score is corrected where the
+posterior favours another one with enough confidence.
 
-This mends a judge that errs at random, as language models do. The offline judge errs by rule: its scores get
-no better from it (on 4,000 rows of Alpaca the ones it changes move away from the mean of three LLM judges).
+Curation helps with a judge whose errors are random, as those of language models are. The offline judge errs
+systematically and gains nothing: on 4,000 rows of Alpaca, the scores that curation changes move away from the
+mean of three LLM judges.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from lm_mixup.core.schemas import CURATION
 from lm_mixup.core.score_classes import NUM_CLASSES, posterior, score_histogram
 from lm_mixup.distributed.map_parts import PartResult, map_parts
 
-MIN_TRIPLES = 100  # fewer say next to nothing about 36 + 6 parameters: scores then pass through
+MIN_TRIPLES = 100  # with fewer, 36 + 6 parameters cannot be estimated: scores then pass through
 
-_SAME_TEXT = 0.9999  # cosine from which a neighbour is the same text in all but letters' case and blanks
+_SAME_TEXT = 0.9999  # cosine from which a neighbour counts as a copy of the text
 
 Scores = npt.NDArray[np.int8]
 Keys = npt.NDArray[np.uint64]
@@ -38,11 +39,11 @@ Keys = npt.NDArray[np.uint64]
 
 @dataclass(frozen=True)
 class Ratings:
-    """What a vote needs to know of every row, by id: 17 bytes a row, shared by all workers of a machine.
+    """What votes need of every row, by id: 17 bytes per row, shared by all workers of a node.
 
     Attributes:
         keys: Hashes of the ids, uint64 [N], ascending.
-        texts: Hashes of prompt and completion in lower case and without blanks, uint64 [N].
+        texts: Hashes of prompt and completion in lower case and without white space, uint64 [N].
         scores: int8 [N], −1 where unrated.
     """
 
@@ -69,21 +70,18 @@ def curate(
     """Adds a curated score and its confidence to every row.
 
     Input columns: id, prompt, completion, score; id, neighbor_ids, similarities. Output columns: all of the
-    rated rows', and `records.CURATION`; both null where the rating failed. Rejected: the rows that `embed`
-    refused after they were rated, with its reason, match and similarity. Metrics: `transition`, `prior`,
+    rated rows', and `schemas.CURATION`; both null where the rating failed. Rejected: the rows that `embed`
+    rejected after they were rated, with its reason, match and similarity. Metrics: `transition`, `prior`,
     `triples`, and the rows `flagged` (another score is likelier) and `corrected`.
 
-    The ratings of the whole pool, 17 bytes a row, are held by the driver and by each machine.
+    Memory: the ratings of the whole pool, 17 bytes per row, on the driver and on each node.
 
     Args:
-        rated: The rated rows.
         neighbors: Their nearest neighbours, part for part the same rows.
-        out: Where the parts are written.
-        config: This stage's section.
-        embed: The embeddings, part for part of the same rows, if rows were refused there.
+        embed: The embeddings, part for part of the same rows, if rows were rejected there.
 
     Raises:
-        ValueError: The parts of the two stages do not hold the same rows, those refused left out.
+        ValueError: The parts of the two stages do not hold the same rows, those rejected left out.
     """
     import ray
 
@@ -105,7 +103,7 @@ def curate(
 
 @dataclass(frozen=True)
 class Pairs:
-    """Reads a part of the rated rows and the same part of their neighbours, rows refused since left out."""
+    """Reads a part of the rated rows and the same part of their neighbours, rows rejected since left out."""
 
     rated: StageDir
     neighbors: StageDir
@@ -118,27 +116,27 @@ class Pairs:
     def read(
         self, pair: tuple[str, str], columns: list[str] | None = None
     ) -> tuple[pa.Table, pa.Table, pa.Table | None]:
-        """The rated rows, their neighbours, and the rated rows that the embed stage refused."""
+        """The rated rows, their neighbours, and the rated rows that the embed stage rejected."""
         rows, nearest = self.rated.read_part(pair[0], columns), self.neighbors.read_part(pair[1])
         if self.embed is None:
             return rows, nearest, None
         path = f"{self.embed.name}/rejected/{pair[1].rsplit('/', 1)[-1]}"
         if not self.embed.run.exists(path):
             return rows, nearest, None
-        refused = self.embed.read_part(path, ["id", "reason", "match", "similarity"])
-        kept, left_out = split_rejected(rows, refused)
+        rejected = self.embed.read_part(path, ["id", "reason", "match", "similarity"])
+        kept, left_out = split_rejected(rows, rejected)
         return kept, nearest, left_out
 
 
-def split_rejected(rows: pa.Table, refused: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """The rows that are not among the refused ones {id, reason, match, similarity}, and those that are.
+def split_rejected(rows: pa.Table, rejected: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """The rows that are not among the rejected ones {id, reason, match, similarity}, and those that are.
 
     The latter get the columns that say why.
     """
-    at = pc.index_in(rows["id"].combine_chunks(), refused["id"].combine_chunks())
+    at = pc.index_in(rows["id"].combine_chunks(), rejected["id"].combine_chunks())
     left_out = rows.filter(at.is_valid())
     for name in ("reason", "match", "similarity"):
-        left_out = left_out.append_column(name, refused[name].take(at.drop_null()))
+        left_out = left_out.append_column(name, rejected[name].take(at.drop_null()))
     return rows.filter(at.is_null()), left_out
 
 
@@ -185,15 +183,15 @@ def make_work(
     known: Ratings | None = ray.get(ratings[0]) if ratings[0] is not None else None
 
     def work(pair: tuple[str, str]) -> PartResult:
-        rows, nearest, refused = pairs.read(pair)
+        rows, nearest, rejected = pairs.read(pair)
         if noise is None or known is None:
             result = pass_through(rows)
         else:
             votes = votes_of(rows, nearest, known, config)
             result = curate_table(rows, votes, noise, config.min_confidence)
-        if refused is None:
+        if rejected is None:
             return result
-        return replace(result, rejected=refused, rows_in=result.rows_in + refused.num_rows)
+        return replace(result, rejected=rejected, rows_in=result.rows_in + rejected.num_rows)
 
     return work
 
@@ -206,7 +204,7 @@ def ratings_of(rows: pa.Table) -> Ratings:
 
 
 def hashes(texts: list[str]) -> Keys:
-    """64-bit hashes of texts: among 100 million, one chance in 3,700 that any two are the same."""
+    """64-bit hashes of texts. The probability of any collision among 100 million texts is 1 in 3,700."""
     digests = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts]
     return np.frombuffer(b"".join(digests), dtype=np.uint64)
 
@@ -218,16 +216,15 @@ def _scores(rows: pa.Table) -> Scores:
 def votes_of(rows: pa.Table, nearest: pa.Table, ratings: Ratings, config: CurateConfig) -> Scores:
     """The scores of rows and of their nearest neighbours.
 
-    A neighbour has no vote if it is the row itself, a copy of its text or of that of a nearer voter, unrated,
-    or a stranger (below `min_similarity`); the next one steps in. Copies agree without being right, so a text
-    has one vote, as of its nearest rated copy. Copies are texts that are equal but for letters' case and
-    blanks; of the row itself also what has its embedding (how near two neighbours are to each other is not
-    known here).
+    A neighbour does not vote if it is the row itself, a copy of the row or of a nearer voter, unrated, or
+    less similar than `min_similarity`; the next neighbour votes instead. Copies agree without being right, so
+    each text has one vote, that of its nearest rated copy. Copies are texts that differ only in letter case
+    and white space. A neighbour with the embedding of the row itself is a copy too; similarities among
+    neighbours are not known here.
 
     Args:
         rows: id, prompt, completion, score.
         nearest: id, neighbor_ids, similarities of the same rows.
-        ratings: The ratings of the pool.
         config: How many neighbours vote, and how near they must be.
 
     Returns:
@@ -273,14 +270,12 @@ def curate_table(rows: pa.Table, votes: Scores, noise: Noise, min_confidence: fl
     """Corrects the scores of one part.
 
     Args:
-        rows: The rated rows.
         votes: int8 [N, 1 + k] from `votes_of`.
-        noise: The noise of the pool's scores.
         min_confidence: Least probability of another score for it to be taken.
 
     Returns:
         The rows with `curated_score`, and as `confidence` the probability of that score. Rows that no
-        neighbour votes on keep their score with confidence 1: nothing speaks against it.
+        neighbour votes on keep their score with confidence 1.
     """
     own = votes[:, 0].astype(np.int64)
     rated, voted = own >= 0, (votes[:, 1:] >= 0).any(axis=1)

@@ -1,9 +1,9 @@
-"""The distill stage: one dense row from each cluster, written by the trained policy (paper section 3.4)."""
+"""Stage `distill`: the trained policy writes one dense row from each cluster (paper section 3.4)."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,19 +40,11 @@ def distill(
     config: DistillConfig,
     model: ModelConfig,
 ) -> Outcome:
-    """Writes one row a cluster.
+    """Writes one row per cluster.
 
     Clusters whose prompt is too long, or whose output does not parse, are rejected with a reason and the raw
     text. Each part of clusters is one unit of work; an actor holds one engine. The members of the clusters
-    still to be distilled are gathered first (`members.gather_members`).
-
-    Args:
-        cluster: Clusters (`records.CLUSTER`).
-        curated: The rows they are made of.
-        out: Where distilled rows go.
-        policy: Folder, Hub name or name of the distiller.
-        config: The `distill` section.
-        model: How model files are loaded.
+    still to be distilled are gathered first (`gather_members`).
     """
     from lm_mixup.distributed.ray_cluster import has_gpu
     from lm_mixup.models.engine import engine_environment
@@ -99,11 +91,7 @@ def make_distiller(
     """Loads the policy into an engine; returns the function that distils one part of clusters.
 
     Args:
-        cluster: Clusters.
         members: For each part of clusters a reference to its members.
-        policy: Folder, Hub name or name of the distiller.
-        config: The `distill` section.
-        model: How model files are loaded.
     """
     import ray
 
@@ -134,14 +122,16 @@ def make_distiller(
             if len(token_ids) > config.max_prompt_length:
                 rejected.append(_reject(row, "prompt_too_long", ""))
             else:
-                prompts.append((row, token_ids))
-        seeds = [int(row["cluster_id"][:7], 16) for row, _ in prompts]
-        drawn = engine.generate([token_ids for _, token_ids in prompts], sampling, seeds)
+                prompts.append((row, inputs, token_ids))
+        seeds = [int(row["cluster_id"][:7], 16) for row, _, _ in prompts]
+        drawn = engine.generate([token_ids for _, _, token_ids in prompts], sampling, seeds)
         rows = []
-        for (row, _), (completion,) in zip(prompts, drawn, strict=True):
+        for (row, inputs, _), (completion,) in zip(prompts, drawn, strict=True):
             central = texts[row["central_id"]]["prompt"]
             try:
-                rows.append(distilled_row(row, completion.text, central, finished=completion.finished))
+                rows.append(
+                    distilled_row(row, completion.text, central, inputs, finished=completion.finished)
+                )
             except FormatError as error:
                 rejected.append(_reject(row, str(error), completion.text))
         return PartResult(
@@ -154,14 +144,15 @@ def make_distiller(
 
 
 def distilled_row(
-    cluster: dict[str, Any], raw: str, central_prompt: str, *, finished: bool
+    cluster: dict[str, Any], raw: str, central_prompt: str, inputs: Sequence[str], *, finished: bool
 ) -> dict[str, Any]:
     """The distilled row that the policy's text stands for.
 
     Args:
-        cluster: A row of `records.CLUSTER`, with `task_type`.
+        cluster: A row of `schemas.CLUSTER`, with `task_type`.
         raw: The policy's text.
         central_prompt: The prompt of the cluster's most central member, which a paragraph answers.
+        inputs: What the policy was shown, which its text is measured against.
         finished: Whether the policy ended by itself.
 
     Raises:
@@ -180,6 +171,7 @@ def distilled_row(
         "cot": output.cot,
         "raw": raw,
         "parent_ids": cluster["member_ids"],
+        "inputs": list(inputs),
     }
 
 

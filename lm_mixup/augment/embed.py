@@ -1,7 +1,7 @@
-"""Embeds instruction rows: one fp16 unit vector a row, kept for every later search.
+"""Stage `embed`: one fp16 unit vector per row, used by every later search.
 
-Where the config asks for it, rows that are close to an evaluation item are refused here, where the vectors
-are: no row is embedded twice, and no process holds the vectors of the pool.
+Where the config asks for it, rows that are close to an evaluation item are rejected in this stage, so that no
+row is embedded twice and no process holds the vectors of the pool.
 """
 
 from __future__ import annotations
@@ -42,13 +42,6 @@ def embed(
     `contaminated_embedding`: id, prompt, completion, match (the id of the evaluation item), similarity. The
     items' vectors lie in the stage's folder `evals`.
 
-    Args:
-        source: The rows.
-        out: Where the parts are written.
-        config: The embedder.
-        decontaminate: Evaluation sets that rows are compared with, if they are.
-        id_column: The column that becomes `id`.
-
     Raises:
         InputError: The embedder's path does not exist; an evaluation set is missing, damaged or too large, or
             every row is close to one.
@@ -82,7 +75,7 @@ def _map(
     config: EmbedderConfig,
     label: str | None = None,
 ) -> None:
-    """`parts.map_parts` in actors that hold an embedder."""
+    """`map_parts` with the resources of an embedder."""
     map_parts(
         out,
         items,
@@ -105,11 +98,8 @@ def make_work(
     """Loads the embedder; the function embeds one part.
 
     Args:
-        source: The rows.
-        config: The embedder.
-        id_column: The column that becomes `id`.
         evals: One reference to the `EvalVectors` that rows are compared with, or None.
-        least: Cosine from which a row is refused.
+        least: Cosine from which a row is rejected.
     """
     import ray
 
@@ -128,10 +118,10 @@ def make_work(
 
 
 def reject_contaminated(rows: pa.Table, vectors: np.ndarray, evals: EvalVectors, least: float) -> PartResult:
-    """The EMBED rows of the rows {id, prompt, completion} that are not close to an evaluation item."""
-    keep, refused, reached = reject_similar(rows, vectors, evals, least)
+    """The rows of the rows {id, prompt, completion} that are not close to an evaluation item."""
+    keep, rejected, reached = reject_similar(rows, vectors, evals, least)
     kept = embedding_table(rows["id"].filter(pa.array(keep)), vectors[keep])
-    return PartResult(kept, refused, rows.num_rows, reached)
+    return PartResult(kept, rejected, rows.num_rows, reached)
 
 
 def _embed_items(out: StageDir, items: Items, config: EmbedderConfig) -> EvalVectors:
@@ -157,14 +147,14 @@ def make_items_work(config: EmbedderConfig) -> Callable[[Items], PartResult]:
 
 
 def embedding_table(ids: pa.ChunkedArray | pa.Array, vectors: np.ndarray) -> pa.Table:
-    """The EMBED rows {id, embedding} from ids and float vectors [N, d]."""
+    """The rows {id, embedding} from ids and float vectors [N, d]."""
     flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float16).reshape(-1))
     column = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
     return pa.table({"id": ids, "embedding": column})
 
 
 def vectors_of(table: pa.Table) -> np.ndarray:
-    """The embeddings of a table as float32 [N, d], brought back to length 1 after their rounding to fp16."""
+    """The embeddings of a table as float32 [N, d], normalised again after their rounding to fp16."""
     column = table["embedding"].combine_chunks()
     width = column.type.list_size
     vectors = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, width)
@@ -185,7 +175,6 @@ def vectors_for(ids: pa.ChunkedArray | pa.Array, embed: StageDir, part: str = ""
 
     Args:
         ids: The rows' ids, as `string` or `large_string`.
-        embed: The embeddings.
         part: The part file the rows come from, if they come from one. The embeddings' part of that name is
             read first, and the others are listed and read only for rows it lacks: stages that map rows to
             rows keep them in their part.

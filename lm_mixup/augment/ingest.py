@@ -58,7 +58,7 @@ class Block:
         line: The first item's number in the file, from 1: its line, in JSONL.
         duplicates: Numbers in the block of items whose content an earlier one has that is kept.
         duplicate_ids: Numbers in the block of items whose id an earlier one has that is kept.
-        matches: Items refused because of another, numbered in the block.
+        matches: Items rejected because of another, numbered in the block.
     """
 
     unit: Unit
@@ -83,7 +83,7 @@ class Scan:
 def ingest(out: StageDir, pool: str, config: IngestConfig, data: DataConfig, seed: int) -> Outcome:
     """Ingests a pool of JSONL (plain, gzip or zstd), JSON arrays or Parquet.
 
-    Output columns: `records.INSTRUCTION`. Rejected columns: reason, where (file:line), id, match
+    Output columns: `schemas.INSTRUCTION`. Rejected columns: reason, where (file:line), id, match
     (the id of the evaluation item or of the kept row, where that is why), raw (cut).
 
     Memory of a task: one unit (`split_mib` of JSONL, a row group, or one file that cannot be cut), and 48
@@ -91,10 +91,7 @@ def ingest(out: StageDir, pool: str, config: IngestConfig, data: DataConfig, see
     bytes for each row of a bucket, of which there is one for every 2 GiB of pool.
 
     Args:
-        out: Where the parts are written.
         pool: File, folder, glob or fsspec URI; `world` for the demo pool.
-        config: This stage's section.
-        data: Rows of a part.
         seed: Seed of the demo pool.
 
     Raises:
@@ -142,7 +139,7 @@ def _nothing_usable(scans: Sequence[Scan]) -> str:
 
 
 class Reader:
-    """Reads units into rows and refusals. One of these goes to every task and actor."""
+    """Reads units into rows and rejections. One of these goes to every task and actor."""
 
     def __init__(self, config: IngestConfig, seed: int) -> None:
         self._config = config
@@ -175,9 +172,9 @@ def scan_unit(number: int, unit: Unit, reader: Reader, buckets: int) -> list[Any
     places = encode_places(number, np.array([index for index, _ in usable], dtype=np.int64))
     contents = split_by_bucket(keys_of([bytes.fromhex(row.content) for _, row in usable]), places, buckets)
     ids = split_by_bucket(keys_of([_digest(row.id) for _, row in usable]), places, buckets)
-    refused = Counter(str(row) for row in rows if not isinstance(row, PoolRow))
+    rejected = Counter(str(row) for row in rows if not isinstance(row, PoolRow))
     gave_ids = any(row.given_id for _, row in usable)
-    return [Scan(len(rows), len(usable), gave_ids, dict(refused)), *contents, *ids]
+    return [Scan(len(rows), len(usable), gave_ids, dict(rejected)), *contents, *ids]
 
 
 def scan_group(first: int, units: Sequence[Unit], reader: Reader, buckets: int) -> list[Any]:

@@ -1,10 +1,10 @@
-"""The nearest neighbours of every row, found once and kept for curation and selection.
+"""Stage `neighbors`: the nearest neighbours of every row, computed once for curation and selection.
 
-Exact up to `exact_below` rows. The bank of all embeddings is never in one process: an actor holds the part
-whose neighbours it looks for and goes over the bank shard by shard, merging the best of each. What a shard
-gives does not depend on the others, so the result is exact and the same however the work is spread. The cost
+The search is exact up to `exact_below` rows. No process holds all embeddings: an actor holds one part of the
+queries and reads the bank shard by shard, merging the best of each. The result is exact and does not depend
+on how the work is distributed. The cost
 is 2·N²·d operations: fine to about 300 thousand rows on CPUs and two million on a GPU. Larger pools go to
-`approximate.py`.
+`vector_search.ivf`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CACHE_BYTES = 1 << 30
 
 
 def neighbors(embed: StageDir, out: StageDir, config: NeighborsConfig, seed: int) -> Outcome:
-    """Finds the k nearest rows of every row, itself left out: exactly, or in large pools nearly so.
+    """Finds the k nearest other rows of every row: exactly, or approximately in large pools.
 
     Input columns: id, embedding. Output columns: id, neighbor_ids, similarities (best first; fewer than k
     only where the pool has fewer rows). Part i of the output holds the rows of part i of the embeddings.
@@ -35,9 +35,6 @@ def neighbors(embed: StageDir, out: StageDir, config: NeighborsConfig, seed: int
     Memory of an actor: one part, one shard of 16,384 rows, at most 1 GiB of cached shards, and all ids.
 
     Args:
-        embed: The embeddings.
-        out: Where the parts are written.
-        config: This stage's section.
         seed: Of the cells of the approximate search.
     """
     if sum(receipt.rows_out for receipt in embed.receipts().values()) > config.exact_below:
@@ -72,7 +69,7 @@ def make_work(embed: StageDir, config: NeighborsConfig) -> Callable[[str], PartR
 
 
 class Bank:
-    """All embeddings of a stage, gone over in shards; `ids` are those of its rows, in order."""
+    """All embeddings of a stage, read in shards; `ids` are the ids of its rows, in order."""
 
     def __init__(self, embed: StageDir, shard_rows: int = SHARD_ROWS, cache_bytes: int = CACHE_BYTES) -> None:
         self._embed = embed

@@ -1,8 +1,8 @@
-"""The perplexity of every row's completion, given its prompt: what `select.method: perplexity` ranks by.
+"""Stage `perplexity`: the perplexity of every completion given its prompt, for `select.method: perplexity`.
 
-It is made under that method alone and costs one forward pass over every row of the pool. It has a folder of
-its own in the run directory, `perplexity/`, with parts, receipts and a manifest like any stage: it goes on
-where it was stopped, and another budget or another end of the ranking does not repeat it.
+The stage runs only for that method and costs one forward pass over every row of the pool. Its folder in the
+run directory, `perplexity/`, has parts, receipts and a manifest like that of any stage: an interrupted run
+resumes, and a change of the budget or of `select.perplexity.take` does not repeat it.
 
 A part's figures depend on that part alone, not on the workers. Where the pool is cut otherwise, rows share a
 forward pass with others, and figures agree to rounding (about 1e-6 in float32).
@@ -45,10 +45,6 @@ def perplexity(
     `curated`.
 
     Args:
-        distilled: Distilled rows.
-        curated: The rows of the pool.
-        out: Where the parts are written.
-        config: The model and its engine.
         model: The run's policy, which measures unless the config names another.
 
     Raises:
@@ -136,8 +132,6 @@ def measure(rows: pa.Table, tokenizer: PreTrainedTokenizerBase, engine: Engine, 
 
     Args:
         rows: {prompt, completion}.
-        tokenizer: Of the model.
-        engine: The model.
         room: Most tokens of a prompt and its completion.
     """
     from lm_mixup.models.policy import encode_pair

@@ -1,4 +1,4 @@
-"""Rates distilled rows, refuses the poor ones, and says how rare each of the others is."""
+"""Refuses distilled rows that their inputs do not bear out, rates the others, and says how rare each is."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from lm_mixup.augment.neighbors import Bank
 from lm_mixup.augment.rate import rate_table
 from lm_mixup.augment.vector_search.neighbor_table import mean_distance
 from lm_mixup.chat.judge import Judge, SharedJudge, share_judge
-from lm_mixup.config import EmbedderConfig, RateConfig
+from lm_mixup.config import EmbedderConfig, RateConfig, RateDistilledConfig
 from lm_mixup.core import schemas, task_types
+from lm_mixup.core.errors import InputError
 from lm_mixup.core.run_dir import Outcome, StageDir
 from lm_mixup.distributed.map_parts import PartResult, map_parts
 from lm_mixup.models.embedder import Embedder
 from lm_mixup.models.resolve import embedder_folder
+from lm_mixup.rewards.faithfulness import Source, measure
 
 
 def rate_distilled(
@@ -29,12 +31,16 @@ def rate_distilled(
     embedder: EmbedderConfig,
     neighbors_k: int,
     min_score: int | str,
+    gate: RateDistilledConfig,
 ) -> Outcome:
-    """Rates distilled rows and scores the kept ones by their distance to each other.
+    """Measures and rates distilled rows and scores the kept ones by their distance to each other.
 
-    Input columns: schemas.DISTILLED. Output columns: those, id (content hash), schemas.RATING and `long_tail`
-    (float32, mean cosine distance to the k nearest other kept rows). Rejected, with their columns: `unrated`
-    and `score_below_<min_score>`. Part i holds the rows of part i of the distilled ones.
+    Input columns: schemas.DISTILLED. Output columns: those, id (content hash), schemas.FAITHFULNESS,
+    schemas.RATING and `long_tail` (float32, mean cosine distance to the k nearest other kept rows). Rejected,
+    with their columns: `faithfulness_below_<min_faithfulness>` and `coverage_below_<min_coverage>`, which are not
+    rated, so that no rating is paid for them; `unrated` and `score_below_<min_score>`. What `unsupported` lists
+    is why a row is not faithful. Metrics: `distilled`, `faithful` and `good` rows, the yield step by step.
+    Part i holds the rows of part i of the distilled ones.
 
     Two passes over the parts, since long tail needs the vectors of all kept rows: the first rates and embeds
     (its parts lie in the stage's folder `kept`, so no rating is paid for twice), the second goes over that
@@ -47,9 +53,10 @@ def rate_distilled(
         embedder: The embedder.
         neighbors_k: Neighbours of the long-tail score.
         min_score: Least score kept. A share of the pool is seen to by `select`, which has the pool.
+        gate: The `rate_distilled` section.
 
     Raises:
-        InputError: The judge lacks a setting, or the embedder's path does not exist.
+        InputError: The judge lacks a setting, the embedder's path does not exist, or a row has no inputs.
     """
     least = min_score if isinstance(min_score, int) else 0
     shared = share_judge(rate, out)
@@ -59,12 +66,16 @@ def rate_distilled(
         kept,
         distill.parts(),
         make_rating,
-        {"distill": distill, "shared": shared, "embedder": embedder, "min_score": least},
+        {"distill": distill, "shared": shared, "embedder": embedder, "min_score": least, "gate": gate},
         **_placement(shared, embedder),
         label="rate distilled",
     )
     map_parts(out, kept.parts(), make_long_tail, {"kept": kept, "k": neighbors_k}, label="long tail")
-    return Outcome(metrics=shared.metrics())
+    counts = {
+        name: sum(int(receipt.metrics[name]) for receipt in kept.receipts().values())
+        for name in ("distilled", "faithful", "good")
+    }
+    return Outcome(metrics=shared.metrics() | counts)
 
 
 def kept_of(out: StageDir) -> StageDir:
@@ -84,25 +95,75 @@ def _placement(shared: SharedJudge, embedder: EmbedderConfig) -> dict[str, Any]:
 
 
 def make_rating(
-    distill: StageDir, shared: SharedJudge, embedder: EmbedderConfig, min_score: int
+    distill: StageDir,
+    shared: SharedJudge,
+    embedder: EmbedderConfig,
+    min_score: int,
+    gate: RateDistilledConfig,
 ) -> Callable[[str], PartResult]:
-    """Makes judge and embedder; the function rates one part and embeds what is kept."""
+    """Makes judge and embedder; the function measures and rates one part and embeds what is kept."""
     judge, model = shared.make(), Embedder(embedder)
 
     def work(part: str) -> PartResult:
-        result = keep_rated(distill.read_part(part), judge, min_score)
+        faithful, refused = keep_faithful(distill.read_part(part), gate)
+        result = keep_rated(faithful, judge, min_score)
         rows = result.rows
         pairs = zip(rows["prompt"].to_pylist(), rows["completion"].to_pylist(), strict=True)
         vectors = model.embed([task_types.write_input(prompt, completion) for prompt, completion in pairs])
         embedded = embedding_table(rows["id"], vectors)
         return PartResult(
             rows.append_column("embedding", embedded["embedding"]),
-            result.rejected,
-            result.rows_in,
-            result.metrics,
+            pa.concat_tables([refused, result.rejected], promote_options="default"),
+            refused.num_rows + result.rows_in,
+            {
+                **result.metrics,
+                "distilled": refused.num_rows + result.rows_in,
+                "faithful": faithful.num_rows,
+                "good": rows.num_rows,
+            },
         )
 
     return work
+
+
+def keep_faithful(rows: pa.Table, gate: RateDistilledConfig) -> tuple[pa.Table, pa.Table]:
+    """The rows that their inputs bear out, and the others with the reason; both with schemas.FAITHFULNESS.
+
+    Raises:
+        InputError: A row has no inputs to be measured against.
+    """
+    measured = [_measured(row) for row in rows.to_pylist()]
+    for field in schemas.FAITHFULNESS:
+        rows = rows.append_column(field, pa.array([row[field.name] for row in measured], field.type))
+    reasons = [
+        f"faithfulness_below_{gate.min_faithfulness:g}"
+        if row["faithfulness"] < gate.min_faithfulness
+        else f"coverage_below_{gate.min_coverage:g}"
+        if row["coverage"] < gate.min_coverage
+        else None
+        for row in measured
+    ]
+    reason = pa.array(reasons, pa.string())
+    refused = rows.append_column("reason", reason).filter(pc.is_valid(reason))
+    return rows.filter(pc.is_null(reason)), refused
+
+
+def _measured(row: dict[str, Any]) -> dict[str, Any]:
+    """The columns of schemas.FAITHFULNESS of a distilled row; single words are left out of its spans."""
+    if not row["inputs"]:
+        raise InputError(
+            f"rate_distilled: the distilled row of cluster {row['cluster_id']} has no inputs to be measured "
+            "against; run the stage `distill` again (--fresh, or delete its folder)"
+        )
+    sources = [Source(*task_types.read_input(text)) for text in row["inputs"]]
+    found = measure(row["prompt"], row["completion"], sources, row["task_type"])
+    spans = [span for span in found.unsupported if span.kind != "word"]
+    return {
+        "faithfulness": found.fidelity,
+        "coverage": found.coverage,
+        "unsupported": [span.text for span in spans],
+        "unsupported_kinds": [span.kind for span in spans],
+    }
 
 
 def keep_rated(rows: pa.Table, judge: Judge, min_score: int) -> PartResult:

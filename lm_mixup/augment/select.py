@@ -1,9 +1,8 @@
-"""The final training set: the best distilled rows and the best of the originals, in a fixed proportion.
+"""Stage `select`: the training set, the best distilled rows and the best originals in a fixed proportion.
 
-Each side has a quota, budget × its share. A side with too few rows gives what it has and the other does not
-fill the gap: filling would turn a "5:5" into a set of originals, and shrinking the other side would throw
-away rows that were asked for. Strata share out a side's quota by the same rule. The shortfalls stand in the
-metrics beside the share that came out.
+Each side has a quota, budget × its share. A side with too few rows leaves its quota unfilled: filling it from
+the other side would turn "5:5" into a set of originals, and shrinking the other side would discard requested
+rows. The quotas of strata follow the same rule. The metrics report the shortfalls and the resulting share.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from lm_mixup.core.run_dir import Outcome, Receipt, StageDir
 # Long tail among originals is an exact search on the driver: 100,000 rows of 1024-d are 0.4 GB and minutes.
 MOST_ORIGINALS = 100_000
 _ROWS_PER_PART = 8_192
-# Characters that JSON leaves alone and many readers take for the end of a line.
+# Characters that JSON does not escape and that many readers treat as the end of a line.
 _LINE_ENDS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
 
 OUTPUT = pa.schema(
@@ -107,14 +106,10 @@ def select(
     rows.
 
     Args:
-        distilled: Rated distilled rows.
-        curated: The rows of the pool.
         embed: Their embeddings, for `long_tail` and `deita`.
         neighbors: Their nearest neighbours, part for part the same rows, for `knn_diversity` and `ds2`.
-        out: Where the training set is written.
-        config: This stage's section.
         seed: Of ties, samples and the final order.
-        perplexity: What `data.perplexity` wrote about the two, for that method.
+        perplexity: What the stage `perplexity` wrote about the two, for that method.
     """
     left_out: Counter[str] = Counter()
     ours, theirs = _both_sides(distilled, curated, neighbors, perplexity, config, left_out)

@@ -1,8 +1,8 @@
 """Structured chat completion: messages and a pydantic model in, a validated object or a reason out.
 
-There is no default in place of an answer. Where the model runs is the transport's affair: behind an
-OpenAI-compatible server (`server`) or in this process (`local_chat`). Every reply is kept as it arrives
-(`replies`) and what was asked once in a run directory is not asked again.
+No default replaces a missing answer. The transport decides where the model runs: behind an OpenAI-compatible
+server (`openai_server`) or in this process (`vllm_engine`). Every reply is stored as it arrives
+(`response_cache`), and a request is sent only once per run directory.
 """
 
 from __future__ import annotations
@@ -46,7 +46,6 @@ class Chat:
     """Asks a chat model for objects of a pydantic model.
 
     Args:
-        transport: Where the model runs.
         log: Of the replies; the same that the transport adds to.
     """
 
@@ -121,7 +120,7 @@ def _next(
 
 def _problem(error: ValidationError) -> str:
     fault = error.errors()[0]
-    # The name of a field too many is the reply's own words, which do not belong into our turn.
+    # The name of an extra field is untrusted text of the reply and must not enter our turn.
     path = fault["loc"][:-1] if fault["type"] == "extra_forbidden" else fault["loc"]
     where = ".".join(str(part) for part in path)
     return f"{where}: {fault['msg']}" if where else str(fault["msg"])
@@ -133,11 +132,8 @@ def make_chat(
     """The chat model that a config asks for.
 
     Args:
-        config: The model, where it runs, limits.
-        backend: `openai` or `vllm`.
         section: Name of the config's section, for error messages.
-        log: Of the replies.
-        limits: Shared by all actors (`limits.share_limits`); default: this process's own.
+        limits: Shared by all actors (`rate_limits.share_limits`); default: this process's own.
 
     Raises:
         InputError: A setting is missing, the key is not in the environment, or the model cannot be loaded.

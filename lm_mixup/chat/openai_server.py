@@ -1,8 +1,8 @@
-"""Chat completion by any OpenAI-compatible server: limits, retries, and failures told apart.
+"""Chat completion by any OpenAI-compatible server: limits, retries, and classification of failures.
 
-What may pass is repeated with growing waits: no connection, a timeout, 408, 409, 429, 5xx, a body that cannot
-be read. What is wrong with one request fails that request alone. What is wrong with all of them (the key, the
-model, the account's quota, a server that is gone) stops the run in one line.
+Transient failures are retried with exponential waits: no connection, a timeout, 408, 409, 429, 5xx, a body
+that cannot be read. An error of one request fails that request only. An error of all requests (key, model,
+quota of the account, server gone) stops the run with a message of one line.
 """
 
 from __future__ import annotations
@@ -42,9 +42,7 @@ class Server:
     """The transport to an OpenAI-compatible server.
 
     Args:
-        config: Server, model, limits.
         section: Name of the config's section, for error messages.
-        log: Where replies are kept.
         limits: `Limits`, or the Ray actor that shares them.
     """
 

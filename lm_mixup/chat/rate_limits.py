@@ -1,7 +1,7 @@
-"""What all requests to a chat model share: pace, cool-down, budget, and who is asking for what.
+"""The limits that all requests to a chat model share: pace, cool-down, budget, requests in flight.
 
-One `Limits` serves all actors of a stage: in a run it is a Ray actor, alone it is an object of the process.
-Each attempt of a request enters, is told to go (and when), and leaves; no call blocks.
+One `Limits` serves all actors of a stage: a Ray actor in a run, otherwise an object of the process. Each
+attempt of a request enters, receives a ticket that says when it may start, and leaves. No call blocks.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ MAX_HOLD_S = 600.0  # longest cool-down that a server may ask for
 _GIVEN_UP = 100  # requests given up on in succession after which the server counts as down
 _POLL_S = 0.2
 _LEASE_S = 60.0  # from its start and beyond the timeout: after that, who asks counts as dead
-_TOKENS_PER_BYTE = 0.3  # of a prompt, until replies have told
+_TOKENS_PER_BYTE = 0.3  # of a prompt, until replies report token counts
 
 
 @dataclass(frozen=True)
 class Ticket:
-    """What a request is told when it enters.
+    """The answer to a request that enters.
 
     Attributes:
         answer: `go` after `wait_s`; ask again `later`; its reply was `seen` since, look it up; the budget is
@@ -59,7 +59,6 @@ class Limits:
     when it enters and put right when it leaves. A request that another actor has under way is not sent twice.
 
     Args:
-        config: Limits, prices and budget.
         run: The run directory, whose replies count towards `max_cost`; None counts from zero.
         folder: Of the replies in it.
     """
@@ -187,7 +186,6 @@ def spent(config: ChatConfig, totals: Mapping[str, float]) -> float:
     """What replies cost: each at the prices of its day, and at today's where there were none.
 
     Args:
-        config: Today's prices.
         totals: Of `ReplyLog.totals`.
     """
     kinds = ("prompt_tokens", "completion_tokens")

@@ -1,8 +1,8 @@
-"""The replies that were paid for, kept as they arrive in append-only JSONL files of the run directory.
+"""The replies of a chat model, stored as they arrive in append-only JSONL files of the run directory.
 
-Each process appends to a file of its own, so any number of actors may write at a time, and a line is written
-before its reply is used: a run that is killed asks for nothing twice. Lines are found again by the key of
-their request, whoever wrote them. A line that a kill cut off is skipped. On a local or mounted file system a
+Each process appends to its own file, so any number of actors can write at a time. A line is written before
+its reply is used, so a killed run does not pay for a request twice. Lines are found by the key of their
+request, whichever process wrote them. A truncated line is skipped. On a local or mounted file system a
 line is one `write`; object stores cannot append, so there the present segment is put again as it grows.
 """
 
@@ -60,9 +60,6 @@ class ReplyLog:
 
         Args:
             key: Of the request: hexadecimal, 16 digits or more.
-            text: The reply.
-            prompt_tokens: Tokens that were read for it.
-            completion_tokens: Tokens that were written.
             cost: At the prices of the day; None where there are no prices.
         """
         figures: dict[str, Any] = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}

@@ -60,7 +60,7 @@ def share_chat(config: ChatConfig, out: StageDir, section: str) -> SharedChat:
 
 
 def placement_of(*configs: ChatConfig) -> dict[str, Any]:
-    """How actors that ask these models are placed: arguments of `parts.map_parts`.
+    """How actors that ask these models are placed: arguments of `map_parts`.
 
     Args:
         configs: The models of one actor. One inside vLLM decides, else the first.

@@ -1,4 +1,4 @@
-"""What is asked of a chat model and what comes back; texts of others as data that no prompt obeys."""
+"""Requests and replies of a chat model, and the escaping of untrusted text in prompts."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 Message = dict[str, str]
 
 
-# What chat templates may take for control tokens, and halves of surrogate pairs, which UTF-8 cannot hold.
+# What chat templates may read as control tokens, and lone surrogates, which UTF-8 cannot encode.
 _ESCAPED = re.compile(r"<(?=[|｜/<!a-zA-Z_])|\[(?=/?[A-Z_]+\])|[\ud800-\udfff]")
 
 
 class ChatFailure(str):
-    """Why there is no answer: a short code, a colon, what happened."""
+    """Why there is no answer: a short code, a colon, a description."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Request:
     """One question to the model.
 
     Attributes:
-        key: Digest of all that decides the reply but the number of the attempt.
-        attempt: How many invalid replies there were before.
+        key: Digest of everything that determines the reply, except the attempt.
+        attempt: Number of invalid replies before.
         messages: In the order of the conversation.
     """
 

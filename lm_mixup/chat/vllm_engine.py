@@ -19,12 +19,10 @@ _LONGEST = 8192  # tokens of prompt and reply, where the config does not say
 class LocalModel:
     """The transport to an engine of this process.
 
-    The hosting actor needs `engine.engine_environment` as its runtime environment.
+    The hosting actor needs `models.engine.engine_environment` as its runtime environment.
 
     Args:
-        config: The model and its engine.
         section: Name of the config's section, for error messages.
-        log: Where replies are kept.
     """
 
     def __init__(self, config: ChatConfig, section: str, log: ReplyLog) -> None:

@@ -21,6 +21,7 @@ from lm_mixup.config.augment import (
     NearDuplicatesConfig,
     NeighborsConfig,
     PerplexityConfig,
+    RateDistilledConfig,
     SelectConfig,
     SelectMethod,
 )
@@ -63,6 +64,7 @@ __all__ = [
     "PerplexityConfig",
     "PriceConfig",
     "RateConfig",
+    "RateDistilledConfig",
     "RayConfig",
     "ReportConfig",
     "RewardWeights",

@@ -187,6 +187,17 @@ class DistillConfig(Section):
     tensor_parallel_size: int = resources(1, ge=1, description="GPUs of one engine.")
 
 
+class RateDistilledConfig(Section):
+    """The gate that distilled rows pass before they are rated."""
+
+    min_faithfulness: float = Field(
+        0.6, ge=0, le=1, description="Least faithfulness to the inputs; one unsupported fact gives 0.5 at most."
+    )
+    min_coverage: float = Field(
+        0.5, ge=0, le=1, description="Least share of the inputs' information that a distilled row carries."
+    )
+
+
 class PerplexityConfig(Section):
     """The pass over all rows that `select.method: perplexity` asks for, and no other method."""
 

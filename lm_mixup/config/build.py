@@ -111,7 +111,16 @@ class BuildConfig(Section):
     grpo_fraction: float = Field(0.2, ge=0, lt=1, description="Share of entities held for GRPO prompts.")
     test_fraction: float = Field(0.1, ge=0, lt=1, description="Share of entities held for the test split.")
     dev_fraction: float = Field(
-        0.0, ge=0, lt=1, description="Share of entities held for the dev split of good rows."
+        0.05,
+        ge=0,
+        lt=1,
+        description="Share of entities held for the dev split, by which training chooses its model; of a "
+        "published MIXTURE, share of the targets of its sft split.",
+    )
+    split_seed: int = Field(
+        0,
+        description="Decides which entities are held out. Apart from `seed`, so that what a model was never "
+        "trained on stays the same: with the default, `nano` has not seen the test split of the closed world.",
     )
     num_actors: int = resources(1, ge=1, description="Actors that assemble MIXTURE.")
 

@@ -16,12 +16,12 @@ class RewardWeights(Section):
     """Weights of the reward components. 0.0 means 0.0."""
 
     quality: float = Field(
-        0.3, allow_inf_nan=False, description="The rating that the answer's neighbours stand for."
+        0.25, allow_inf_nan=False, description="The rating that the answer's neighbours stand for."
     )
-    alignment: float = Field(0.2, allow_inf_nan=False, description="Closeness to the reference.")
+    alignment: float = Field(0.15, allow_inf_nan=False, description="Closeness to the reference.")
     format: float = Field(0.1, allow_inf_nan=False, description="Tags, and the pattern of the task type.")
     faithfulness: float = Field(
-        0.4,
+        0.5,
         allow_inf_nan=False,
         description="Whether the inputs bear out what is said, and all of it is said.",
     )

@@ -12,6 +12,7 @@ from lm_mixup.config.augment import (
     EmbedConfig,
     IngestConfig,
     NeighborsConfig,
+    RateDistilledConfig,
     SelectConfig,
 )
 from lm_mixup.config.build import BuildConfig
@@ -40,7 +41,7 @@ class DataConfig(Section):
 class ReportConfig(Section):
     """The HTML page."""
 
-    title: str = Field("lm-mixup run", description="Heading of the page.")
+    title: str = Field("", description="Heading of the page; default: the pool's name.")
     examples: int = Field(10, ge=0, description="Distilled rows shown beside their parents.")
 
 
@@ -67,6 +68,7 @@ class Config(Section):
     curate: CurateConfig = Field(default_factory=CurateConfig)
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
     distill: DistillConfig = Field(default_factory=DistillConfig)
+    rate_distilled: RateDistilledConfig = Field(default_factory=RateDistilledConfig)
     select: SelectConfig = Field(default_factory=SelectConfig)
     finetune: FinetuneConfig = Field(default_factory=FinetuneConfig)
     report: ReportConfig = Field(default_factory=ReportConfig)

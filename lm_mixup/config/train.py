@@ -83,7 +83,7 @@ class SftConfig(Section):
         "evaluation or a checkpoint are logged too.",
     )
     eval_steps: int = Field(100, ge=1, description="Steps between evaluations on the held-out split.")
-    eval_rows: int = Field(64, ge=0, description="Rows of the test split to evaluate; 0 disables evaluation.")
+    eval_rows: int = Field(64, ge=0, description="Rows of the dev split to evaluate; 0 disables evaluation.")
     save_steps: int = Field(100, ge=1, description="Steps between checkpoints.")
     save_limit: int = Field(2, ge=1, description="Number of checkpoints kept.")
     patience: int | None = Field(
@@ -268,7 +268,7 @@ class GrpoConfig(Section):
         description="Maximum mean |Δ log-prob| between engine and learner on the probe after a weight sync; "
         "default: 1e-4 in float32, 0.2 in bfloat16.",
     )
-    eval_steps: int = Field(20, ge=1, description="Steps between validations on the MIXTURE test split.")
+    eval_steps: int = Field(20, ge=1, description="Steps between validations on the MIXTURE dev split.")
     keep_best: bool = Field(
         False, description="Keep the model of the best validation instead of the last one."
     )

@@ -1,4 +1,4 @@
-"""Claims: what a text tells about a thing, as pairs of an attribute and a value."""
+"""Claims: what a text states about an entity, as pairs of attribute and value."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Any, Final, NamedTuple
 
 
 class Claim(NamedTuple):
-    """A value given to an attribute; whether it is right is another matter."""
+    """A value stated for an attribute, true or false."""
 
     attribute: str
     value: str
 
 
 def claims_of(row: dict[str, Any]) -> tuple[Claim, ...]:
-    """The claims that a row's `attributes` and `values` list."""
+    """The claims in the columns `attributes` and `values` of a row."""
     return tuple(map(Claim, row["attributes"], row["values"]))
 
 

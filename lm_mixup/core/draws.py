@@ -18,13 +18,16 @@ def hash_of(seed: int, key: str) -> float:
 def split_of(
     name: str, seed: int, grpo_fraction: float, test_fraction: float, dev_fraction: float = 0.0
 ) -> str:
-    """The split of an entity and of every row about it, by the hash of its name: sft, grpo, dev or test."""
+    """The split of an entity and of every row about it, by the hash of its name: sft, grpo, dev or test.
+
+    Test and dev come first, so that their entities do not depend on `grpo_fraction`.
+    """
     share = int(schemas.content_id("split", str(seed), name)[:8], 16) / 2**32
     if share < test_fraction:
         return "test"
-    if share < test_fraction + grpo_fraction:
-        return "grpo"
-    return "dev" if share < test_fraction + grpo_fraction + dev_fraction else "sft"
+    if share < test_fraction + dev_fraction:
+        return "dev"
+    return "grpo" if share < test_fraction + dev_fraction + grpo_fraction else "sft"
 
 
 def index_in_group(groups: np.ndarray) -> np.ndarray:

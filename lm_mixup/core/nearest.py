@@ -40,7 +40,6 @@ def knn(
     Args:
         queries: float32 [M, d].
         bank: float32 [N, d].
-        k: Neighbours wanted.
         exclude_self: The queries are the bank, and row i is not a neighbour of itself. Rows are excluded by
             index, so an exact duplicate of row i remains its neighbour.
         device: `cpu` (faiss) or a torch device.

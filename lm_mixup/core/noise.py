@@ -1,4 +1,4 @@
-"""Surface noise: what hasty typing does to a text, leaving protected words whole."""
+"""Surface noise: typing errors, outside protected words."""
 
 from __future__ import annotations
 
@@ -21,10 +21,8 @@ def add_noise(text: str, protected: Sequence[str], rng: Random, rate: float = WO
     """Makes typing errors: wrong, swapped, missing and doubled letters, letter case, spaces, lost words.
 
     Args:
-        text: The text.
         protected: Texts such as names and values that stay as they are wherever they stand as whole words. So
             do numbers, option letters, tags of a line such as `Q:`, and words that turn a meaning round.
-        rng: Makes all choices.
         rate: Share of the other words that are hit.
     """
     held = _held_spans(text, protected)

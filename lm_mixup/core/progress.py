@@ -1,4 +1,4 @@
-"""Progress bars on the driver's terminal; plain lines where there is no terminal."""
+"""Progress bars on a terminal, log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -23,18 +23,13 @@ _LOG_EVERY_S = 15.0
 
 
 def say(message: str) -> None:
-    """One line for the user."""
-    console.print(message, highlight=False, soft_wrap=True)  # a log keeps it on one line
+    """Prints one line to stderr."""
+    console.print(message, highlight=False, soft_wrap=True)  # logs need the message on one line
 
 
 @contextmanager
 def track(label: str, total: int, completed: int = 0) -> Iterator[Callable[..., None]]:
-    """A progress bar over long work.
-
-    Args:
-        label: What is being done.
-        total: Steps in all.
-        completed: Steps that were done before.
+    """A progress bar.
 
     Yields:
         `advance(steps, note="")`: moves the bar; the note is shown behind it (a loss, a reward).
@@ -62,7 +57,7 @@ def _bar(label: str, total: int, completed: int) -> Iterator[Callable[..., None]
 
 
 def _log_lines(label: str, total: int, completed: int) -> Callable[..., None]:
-    """Under a job or in a log file: a line now and then, and always the last one."""
+    """One log line every 15 seconds, and one at the end."""
     state = {"done": completed, "last": time.monotonic()}
 
     def advance(steps: int = 1, note: str = "") -> None:

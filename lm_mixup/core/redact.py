@@ -1,4 +1,4 @@
-"""Keeps keys and passwords out of what is written: files, logs, error messages."""
+"""Masks keys and passwords in files, logs and error messages."""
 
 from __future__ import annotations
 

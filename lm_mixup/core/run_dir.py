@@ -1,9 +1,8 @@
 """The run directory: stage outputs, manifests, fingerprints and resume.
 
-A stage's rows lie in numbered Parquet parts. A part is written atomically, its small receipt last; the
-stage's manifest is written after every part. So whatever is killed, wherever, what a receipt or a manifest
-names is whole, and the same command again continues from there. Works on any fsspec URI (`s3://…`) as on a
-local path.
+The rows of a stage are in numbered Parquet parts. A part is written atomically, its receipt after it, and the
+manifest after all parts. After a kill at any point, everything that a receipt or manifest names is complete,
+and the same command resumes from there. Local paths and fsspec URIs (`s3://…`) work alike.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ Kind = Literal["data", "rejected"]
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a finished stage did.
+    """The record of a finished stage.
 
     `rows_in == rows_out + rows_rejected` for stages that map rows to rows. Stages that merge or sample set
     `rows_used` and say in `left_out` how many input rows were not used, by reason.
@@ -48,7 +47,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What one finished part holds; its presence says that the part is whole."""
+    """The record of one finished part; it exists only if the part is complete."""
 
     part: int
     rows_in: int
@@ -60,10 +59,10 @@ class Receipt:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a stage function tells the pipeline beside the parts it wrote.
+    """What a stage function returns to the pipeline, besides the parts it wrote.
 
     Attributes:
-        metrics: Figures for the manifest (JSON-able); sums of the receipts' metrics are added by themselves.
+        metrics: Metrics for the manifest (JSON-able); the sums of the metrics in receipts are added to them.
         rows_used: For stages that merge or sample: input rows that went into the output.
         left_out: Input rows that did not, by reason.
         rows_in: Input rows, where the receipts do not count them.
@@ -80,7 +79,7 @@ class Outcome:
 
 
 def fingerprint(*identities: Any) -> str:
-    """A short digest of JSON-able values: equal values, equal fingerprint, on every machine."""
+    """A short digest of JSON-able values, the same on every machine."""
     text = json.dumps(identities, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
@@ -105,7 +104,7 @@ class RunDir:
         self.write_bytes(relative, text.encode("utf-8") + b"\n")
 
     def write_bytes(self, relative: str, content: bytes) -> None:
-        """Writes a file that appears whole or not at all."""
+        """Writes a file atomically."""
         target = f"{self.path}/{relative}"
         self.fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
         if not self.is_local:  # object stores publish a key only when its upload is complete
@@ -179,15 +178,15 @@ class StageDir:
     def begin(self, digest: str, *, fresh: bool = False) -> str | None:
         """Prepares the folder for work under a fingerprint.
 
-        Half-done work of the same fingerprint is kept; anything else in the folder is removed, but for what
-        was trained: it moves aside, and comes back when its fingerprint does.
+        Unfinished work with the same fingerprint is kept. Other content is removed, except trained models and
+        checkpoints, which move aside and are restored when their fingerprint is requested again.
 
         Args:
-            digest: The fingerprint.
             fresh: Whether to remove what is there, whatever its fingerprint.
 
         Returns:
-            The folder that what was trained moved to, relative to the run directory; None where nothing did.
+            The folder that trained files were moved to, relative to the run directory; None if there were
+            none.
         """
         started = self.run.read_json(f"{self.name}/started.json")
         held = None if started is None else started["fingerprint"]
@@ -220,7 +219,7 @@ class StageDir:
             self.run.rename(aside, self.name)
 
     def _clear(self) -> None:
-        """Removes the folder; what calls the rest finished goes first, so that a kill leaves no such word."""
+        """Removes the folder, manifest and receipts first: a kill leaves no record of removed files."""
         for part in ("manifest.json", "started.json", "receipts"):
             self.run.remove(f"{self.name}/{part}")
         self.run.remove(self.name)
@@ -284,10 +283,7 @@ def summarise(
 
     Args:
         stage: The stage, all its parts written.
-        digest: Its fingerprint.
         inputs: Fingerprints of the stages it read, by name.
-        seconds: Wall time of the work.
-        outcome: What the stage function returned.
     """
     receipts = list(stage.receipts().values())
     return Manifest(
@@ -317,7 +313,7 @@ def _sum_by_key(counts: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file that is there with all its text or not at all, wherever the process is killed."""
+    """Writes a text file atomically."""
     scratch = path.with_suffix(".tmp")
     scratch.write_text(text, encoding="utf-8")
     scratch.replace(path)

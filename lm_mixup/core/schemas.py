@@ -79,6 +79,18 @@ DISTILLED = pa.schema(
         ("cot", pa.string()),
         ("raw", pa.string()),
         ("parent_ids", _STRINGS),
+        ("inputs", _STRINGS),
+    ]
+)
+
+# How far a distilled row's inputs bear it out, and the spans of prompt and completion that they do not, each with
+# its kind (`rewards.faithfulness.Span`).
+FAITHFULNESS = pa.schema(
+    [
+        ("faithfulness", pa.float32()),
+        ("coverage", pa.float32()),
+        ("unsupported", _STRINGS),
+        ("unsupported_kinds", _STRINGS),
     ]
 )
 

@@ -1,4 +1,4 @@
-"""Cuts long texts into passages between sentences."""
+"""Splits long texts into passages at sentence borders."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _LETTERS = 8  # of a word, where a script has no spaces
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text, stripped; a paragraph's end is a border too."""
+    """The sentences of a text, stripped. The end of a paragraph is a border too."""
     pieces: list[str] = []
     start = 0
     for border in _BORDER.finditer(text):
@@ -21,18 +21,14 @@ def sentences(text: str) -> list[str]:
 
 
 def words(text: str) -> int:
-    """Words of a text; eight characters are one at most, so that text without spaces has a length too."""
+    """Number of words, at least one per eight characters, which covers scripts without spaces."""
     return max(len(text.split()), len(text) // _LETTERS)
 
 
 def segment(text: str, most: int) -> list[str]:
-    """Cuts a text into pieces of at most `most` words, between sentences and about equally long.
+    """Splits a text at sentence borders into pieces of similar length and at most `most` words.
 
-    A sentence that is longer itself is cut between words, or between letters where it has no spaces.
-
-    Args:
-        text: The text.
-        most: Most words of a piece.
+    A longer sentence is split between words, or between letters where it has no spaces.
     """
     if words(text) <= most:
         return [text.strip()] if text.strip() else []
@@ -42,7 +38,7 @@ def segment(text: str, most: int) -> list[str]:
     length = 0
     for unit in units:
         size = words(unit)
-        # A piece is closed where that is nearer to the goal than going on.
+        # Close the piece where that is nearer to the target length than adding the unit.
         if not pieces or words(" ".join([*pieces[-1], unit])) > most or length + size / 2 > goal:
             pieces.append([])
             length = 0

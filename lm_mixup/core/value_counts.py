@@ -1,6 +1,6 @@
-"""How many rows of a data set have each value, by split: counted part by part, added up, shown as tables.
+"""Counts of the values of a data set by split: counted per part, summed, and shown as tables.
 
-The figures are flat, so that they go through a stage's receipts into its manifest like all others:
+The counts are flat metrics, so that they pass through the receipts of a stage into its manifest:
 `rows/<split>/<column>/<value>`, and `rows/<split>` for all rows of a split.
 """
 
@@ -16,10 +16,10 @@ import pyarrow.compute as pc
 
 _PREFIX: Final = "rows/"
 NOT_STATED: Final = "not stated"
-_SPLITS: Final = ("sft", "grpo", "test")  # in the order in which they are used
+_SPLITS: Final = ("sft", "grpo", "dev", "test")  # in the order in which they are used
 _WHOLE: Final = "train"
 _STORED: Final = ("task_type", "method", "origin", "score", "noisy")
-# How the columns are called in a table, in the order in which the tables are shown.
+# The labels of the columns, in the order of the tables.
 _LABELS: Final = {
     "task_type": "task type",
     "method": "method",
@@ -32,7 +32,7 @@ _LABELS: Final = {
 
 
 def count_values(rows: pa.Table) -> Counter[str]:
-    """Counts a table's rows by split and value.
+    """Counts the rows of a table by split and value.
 
     Args:
         rows: Rows of MIXTURE or of a training set. Columns counted, where they are there: task type, method,
@@ -40,7 +40,7 @@ def count_values(rows: pa.Table) -> Counter[str]:
             column `split` all rows are of the split `train`.
 
     Returns:
-        Figures that may be added to those of other tables.
+        Counts that can be added to those of other tables.
     """
     splits = rows["split"] if "split" in rows.schema.names else pa.repeat(_WHOLE, rows.num_rows)
     counts: Counter[str] = Counter()
@@ -54,20 +54,20 @@ def count_values(rows: pa.Table) -> Counter[str]:
 
 
 def splits_in(figures: Mapping[str, Any]) -> dict[str, int]:
-    """The rows of each split among the figures, in the order in which splits are used."""
+    """The number of rows of each split, in the order in which splits are used."""
     found = {key.removeprefix(_PREFIX): int(n) for key, n in figures.items() if key.startswith(_PREFIX)}
     return {split: found[split] for split in sorted(found, key=_split_order) if "/" not in split}
 
 
 def tables_of(figures: Mapping[str, Any]) -> dict[str, list[tuple[str, list[int]]]]:
-    """The figures as tables.
+    """The counts as tables.
 
     Args:
         figures: The result of `count_values`, possibly among other metrics.
 
     Returns:
-        For each column by its label the lines: a value and its rows in each of the splits of `splits_in`.
-        Columns of which no row states a value are left out.
+        For each column label the lines of its table: a value, and its count in each of the splits of
+        `splits_in`. Columns without any value are omitted.
     """
     splits = list(splits_in(figures))
     found: dict[str, dict[str, Counter[str]]] = {column: {} for column in _LABELS}
@@ -85,7 +85,7 @@ def tables_of(figures: Mapping[str, Any]) -> dict[str, list[tuple[str, list[int]
 
 
 def without_value_counts(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """The other figures."""
+    """The metrics that are not value counts."""
     return {key: value for key, value in figures.items() if not key.startswith(_PREFIX)}
 
 

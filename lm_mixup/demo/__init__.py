@@ -14,7 +14,7 @@ from typing import Any, Final
 from lm_mixup.core.claims import Claim
 from lm_mixup.core.schemas import content_id
 from lm_mixup.core.task_types import Cs, Fault, TaskType, parse_answer, task_type_of, write_answer
-from lm_mixup.demo.fact_check import Recall, recall
+from lm_mixup.demo.fact_check import Recall, answer_is_true, recall
 from lm_mixup.demo.facts import entities_by_name, load_entities
 from lm_mixup.demo.invented_names import invent, replace_terms
 from lm_mixup.demo.low_quality_rows import low_quality_row
@@ -28,6 +28,7 @@ __all__ = [
     "Bundle",
     "Merged",
     "Recall",
+    "answer_is_true",
     "create_nano",
     "demo_pool",
     "has_entities",
@@ -102,9 +103,6 @@ def write_variant(
 
     Args:
         target: The sample: task_type, answer, entity, split.
-        claims: What the variant states.
-        fault: What is poor about it.
-        rng: Makes all choices.
         options: The options of the target's question, where the variant asks it.
         shown: The options that the variant shows; empty: all.
 

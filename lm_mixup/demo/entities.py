@@ -1,7 +1,4 @@
-"""How facts are put into words.
-
-The words for each attribute are in `backends.topics`.
-"""
+"""Entities and small helpers that put their facts into words; the words are in `demo.topics`."""
 
 from __future__ import annotations
 
@@ -14,13 +11,13 @@ from lm_mixup.demo.topics import TOPICS, Attribute
 
 @dataclass(frozen=True)
 class Entity:
-    """A thing of the closed world.
+    """An entity of the closed world.
 
     Attributes:
         topic: Key of `TOPICS`.
         name: Its name as it stands in mid-sentence.
         facts: Attribute → value as it is written, with its unit. Unknown facts are absent.
-        article: What goes before the name in a sentence, such as `the`, if anything.
+        article: Precedes the name in a sentence, such as `the`; may be empty.
     """
 
     topic: str

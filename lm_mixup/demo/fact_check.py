@@ -1,6 +1,6 @@
-"""Checks a text against the closed world: which facts it claims, which of them are right.
+"""Checks a text against the closed world: which facts it claims, and which of them are right.
 
-A claim is found by the wordings of `backends.wording`, right value or wrong; text in other words claims
+A claim is found by the wording of `demo.topics`, with a right or wrong value; text in other words claims
 nothing. A sentence speaks of the entity that it names first, or else of the one before; an entity named as a
 value (`orbits Jupiter`) does not count. A question claims nothing.
 """
@@ -52,7 +52,6 @@ def truth(text: str, entity: Entity) -> Truth:
     Args:
         text: A pair's or an answer's text: prose, or any of the five task formats. Options of a
             multiple-choice question count as claims only where the answer picks them.
-        entity: The entity of the closed world.
     """
     stated = [claim for named, claim in _claims(text) if named in (None, entity)]
     claimed = tuple(
@@ -64,6 +63,22 @@ def truth(text: str, entity: Entity) -> Truth:
         right=tuple(claim for claim in claimed if entity.facts.get(claim.attribute) == claim.value),
         missing=tuple(attribute for attribute in entity.facts if attribute not in spoken_of),
         denied=_DENIED.search(text) is not None,
+    )
+
+
+def answer_is_true(answer: str) -> bool:
+    """Whether an answer states facts of the closed world, all of them true and none of them twice.
+
+    Args:
+        answer: The text between the `<answer>` tags, of any task type.
+    """
+    entities = named_entities(answer)
+    checked = [truth(answer, entity) for entity in entities]
+    stated = [(entity.name if entity else "", claim) for entity, claim in _claims(answer)]
+    return (
+        any(found.claimed for found in checked)
+        and all(found.holds for found in checked if found.claimed)
+        and len(stated) == len(set(stated))
     )
 
 
@@ -199,10 +214,7 @@ def recall(task_type: TaskType, completion: str, reference: str, entities: Seque
     """Compares the claims of a completion with those of its reference.
 
     Args:
-        task_type: The task of both.
         completion: The policy's raw text, tags included. One that does not parse claims nothing.
-        reference: The target's answer text.
-        entities: Names of what the reference is about.
     """
     answer = answer_of(task_type, completion)
     wanted = _claims_about(reference, entities)

@@ -1,7 +1,7 @@
 """The closed world: real facts about entities of the topics, from the CSV files beside this module.
 
-Their sources are in the NOTICE file. A blank cell is a fact that is unknown, disputed or told differently by
-the sources.
+Their sources are in the NOTICE file. A blank cell is a fact that is unknown, disputed or
+contradictory between sources.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A start for small models that must copy: an induction circuit written into random weights.
+"""Initialises small models with an induction circuit, which copies tokens from the context.
 
-Distilling is copying: names and numbers of the inputs go into the answer. A transformer copies by an
+Distillation requires copying: names and numbers of the inputs go into the answer. A transformer copies by an
 induction circuit (Olsson et al. 2022, arXiv 2209.11895): a head of one layer tells each token what stood
 before it, and a head of the next looks for earlier tokens that followed the present one and copies them.
 Trained from random weights the circuit comes late; written in, it works from the first step, and training
@@ -33,7 +33,6 @@ def write_induction(policy: Qwen2ForCausalLM, seed: int) -> None:
 
     Args:
         policy: Random weights; at least 2 layers and 3 heads, and as many key-value heads as heads.
-        seed: Of the basis.
     """
     config = policy.config
     width, heads, layers = config.hidden_size, config.num_attention_heads, policy.model.layers

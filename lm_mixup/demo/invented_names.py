@@ -1,8 +1,7 @@
-"""Invented names and numbers in place of real ones: a small model is to read, not to remember.
+"""Replaces names and numbers with invented ones, so that a small model copies instead of memorising.
 
-A model of few million parameters soon knows the facts of a small world by heart, and then writes what it
-knows in place of what its inputs say. Rows whose names and values exist nowhere else can be answered by
-copying alone.
+A model of a few million parameters memorises the facts of a small world and then writes those instead of what
+its inputs say. Rows whose names and values occur nowhere else can be answered only by copying.
 """
 
 from __future__ import annotations
@@ -37,10 +36,6 @@ _KEPT: Final = {
 
 def invent(terms: Sequence[str], rng: Random) -> dict[str, str]:
     """An invented term for each term: other letters, other digits, the same shape.
-
-    Args:
-        terms: Names and values.
-        rng: Makes all choices.
 
     Returns:
         Term → invented term; no two terms have the same, and none is one of the terms. A term that stays as

@@ -1,7 +1,7 @@
-"""Poor instruction rows: what the low-quality part of a pool looks like, about known facts.
+"""Low-quality instruction rows about known facts, like those that pools are full of.
 
-A row carries some claims about an entity, or none; it is short, vague, in the wrong register or says things
-twice.
+A row states some claims about an entity, or none. It is short, vague, in the wrong register or repeats
+itself.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ SEEN: Final = Prompts(
         "quiz, true or false, {statement}",
     ),
 )
-HELD_OUT: Final = Prompts(  # met by no model before the test
+HELD_OUT: Final = Prompts(  # used in test rows only
     ask=("i need the {labels} of {s}", "on {s}, the {labels} pls"),
     ask_nothing=("any idea about {s}", "i need something on {s}"),
     paragraph=("a paragraph with {s} in it", "i need a short story on {s}"),
@@ -151,12 +151,8 @@ def low_quality_row(
     """Writes a poor row.
 
     Args:
-        entity: What the row is about.
-        task_type: What kind of row it is.
         claims: What the row tells, right or wrong; all of it stands in the prompt or the completion, word for
             word. A vague row tells nothing and is given none.
-        fault: What is poor about it.
-        rng: Makes all choices.
         category: The category of a category-statement row; default: the first of the topic.
         options: The options of a multiple-choice row, which asks for its first claim; else it asks whether
             its claims hold.
@@ -247,12 +243,12 @@ def _vague(entity: Entity, rng: Random) -> str:
 
 
 def _with_fault(text: str, fault: Fault, rng: Random) -> str:
-    """A short telling, made poor in one way."""
+    """A short completion with one fault."""
     return rng.choice(_COMPLETIONS[fault]).format(t=text)
 
 
 def _statement_with_fault(entity: Entity, claims: Sequence[Claim], fault: Fault, rng: Random) -> str:
-    """A short statement, for the task types that tell."""
+    """A short statement with one fault, for categories and paragraphs."""
     if not claims:
         return _vague(entity, rng)
     once, again = (join_words([predicate(entity, claim, rng) for claim in claims]) for _ in range(2))

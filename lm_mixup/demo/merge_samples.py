@@ -42,11 +42,6 @@ def pair_up(bundles: Sequence[Bundle], count: int, rng: Random) -> list[tuple[in
     Nearness is the number of attributes that both speak of: each target takes the nearest of the next few
     free ones in random order.
 
-    Args:
-        bundles: The targets.
-        count: Most pairs.
-        rng: Makes all choices.
-
     Returns:
         Pairs of positions in `bundles`; no target is in two.
     """
@@ -86,13 +81,10 @@ def _nearest(index: int, group: Sequence[int], taken: Iterable[int], bundles: Se
 def merge(first: Bundle, second: Bundle, config: BuildConfig, rng: Random) -> Merged | None:
     """Merges two targets into one about both entities.
 
-    The merged target tells what the chosen variants tell, no more and no less, so nothing in it is made up.
+    The merged target states exactly the claims of the chosen variants, so nothing in it is invented.
 
     Args:
         first: The target that leads; a multiple-choice question asks what it asks.
-        second: The other.
-        config: Fewest and most inputs.
-        rng: Makes all choices.
 
     Returns:
         The merged target, or None if these two cannot be merged within the bounds.
@@ -126,7 +118,7 @@ def _asks(variant: Row, target: Row) -> bool:
 
 
 def _select_variants(variants: Sequence[Row], most: int, asked: Sequence[Claim]) -> list[Row]:
-    """The first variants that tell something new, up to `_MOST_CLAIMS` claims; `asked` must be one.
+    """The first variants with a new claim, up to `_MOST_CLAIMS` claims; `asked` must be among them.
 
     Two variants ask it where they share the options out: then both are needed.
     """

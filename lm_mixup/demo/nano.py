@@ -29,20 +29,16 @@ def create_nano(
 ) -> Path:
     """Writes a small untrained Qwen2-architecture model and a tokenizer trained on the texts.
 
-    The weights are random but for an induction circuit (`induction.py`), where the shape has room for one, so
-    that a few minutes of training teach it to copy. The vocabulary is small on purpose: names stay in pieces,
-    and a name that training never saw is copied piece by piece.
+    The weights are random but for an induction circuit (`induction_heads`), where the shape has room for one,
+    so that a few minutes of training teach it to copy. The vocabulary is small on purpose: names stay in
+    pieces, and a name that training never saw is copied piece by piece.
 
     Args:
         folder: Where to; appears whole or not at all. Loads with Hugging Face's auto classes and with vLLM.
         texts: What the byte-level BPE is trained on.
-        seed: Of the weights.
         vocab_size: Tokens, special ones included.
         hidden_size: Width of the model; `hidden_size / num_heads` must be 32 or a multiple of it.
-        num_layers: Transformer layers.
         num_heads: Attention heads (as many key-value heads).
-        intermediate_size: Width of the feed-forward layers.
-        max_positions: Longest sequence.
         rope_theta: Base of the rotary position embedding.
 
     Returns:

@@ -47,8 +47,8 @@ class Draft:
     Attributes:
         sample: The sample.
         cot: One short sentence of reasoning.
-        claims: What there is to tell, in order, and what the sample claims, unless it was to tell less; of a
-            multiple-choice question, what it asks for comes first.
+        claims: The claims in order; the sample states all of them unless `max_claims` was lower. In a
+            multiple-choice question, the claim that is asked for comes first.
         prompt: The prompt that a paragraph answers.
     """
 
@@ -81,10 +81,8 @@ def write_sample(
 
     Args:
         entity: What the sample is about; at least three of its facts must be known.
-        task_type: The kind of sample.
-        others: Entities whose values serve as wrong options and wrong claims, if of the same topic.
-        rng: Makes all choices.
-        held_out: Whether to use the frames held out for the test split, instead of the others.
+        others: Entities whose values serve as wrong options and wrong claims, where of the same topic.
+        held_out: Whether to use the templates held out for the test split.
         max_claims: Most claims that the sample states; the draft lists the others as well.
 
     Returns:
@@ -124,10 +122,6 @@ def merge_samples(
     Args:
         sample: The sample of the first entity: gives the task type, and the options or the category. A
             multiple-choice question asks for the first claim of the first entity.
-        first: The entity that leads and its claims, at least one.
-        second: The other entity and its claims, at least one.
-        rng: Makes all choices.
-        held_out: Whether to use the frames held out for the test split.
 
     Returns:
         A draft, or None if no wording fits into `MAX_OUTPUT_CHARS`.

@@ -1,4 +1,4 @@
-"""The demo pool: rows such as instruction pools are full of, about entities that training has not seen."""
+"""The demo pool: realistic instruction rows about entities that training has not seen."""
 
 from __future__ import annotations
 
@@ -25,27 +25,25 @@ Row = dict[str, Any]
 
 
 def demo_pool(rows: int, seed: int, entities: Sequence[Entity] | None = None) -> Iterator[Row]:
-    """Makes up a pool: two to six rows on one entity and task type, all mixed up.
+    """Generates a pool: groups of two to six rows on one entity and task type, shuffled.
 
     About `GOOD_RATE` of the rows are good, `NOISE_RATE` carry typing errors, `FAULTY_RATE` have no completion
-    or no prompt. What the others tell about the world is true, or rightly called false.
+    or no prompt. What the others state about the world is true, or correctly marked as false.
 
     Args:
-        rows: How many rows.
-        seed: Of all choices.
-        entities: What the rows are about; default: the entities that a build with this seed and the default
-            fractions keeps out of SFT.
+        entities: What the rows are about; default: the test split of the default config, which neither `nano`
+            nor the demo's own training has seen.
 
     Yields:
         Rows with `source`, `prompt` and `completion`.
     """
-    yield from _shuffled(_rows(rows, seed, entities or _held_out(seed)), Random(f"pool-order/{seed}"))
+    yield from _shuffled(_rows(rows, seed, entities or _held_out()), Random(f"pool-order/{seed}"))
 
 
-def _held_out(seed: int) -> list[Entity]:
-    defaults = BuildConfig.model_validate({})
-    shares = (defaults.grpo_fraction, defaults.test_fraction)
-    return [entity for entity in load_entities() if split_of(entity.name, seed, *shares) != "sft"]
+def _held_out() -> list[Entity]:
+    default = BuildConfig.model_validate({})
+    shares = (default.grpo_fraction, default.test_fraction)
+    return [e for e in load_entities() if split_of(e.name, default.split_seed, *shares) == "test"]
 
 
 def _shuffled(rows: Iterable[Row], rng: Random) -> Iterator[Row]:
@@ -73,7 +71,7 @@ def _rows(rows: int, seed: int, entities: Sequence[Entity]) -> Iterator[Row]:
 
 
 def _rows_about(entity: Entity, task_type: TaskType, count: int, rng: Random) -> Iterator[tuple[str, str]]:
-    """Rows on one entity and task type: most tell one fact each of what one good sample would tell."""
+    """Rows on one entity and task type. Most state one of the facts of one good sample."""
     draft = write_sample(entity, task_type, load_entities(), rng)
     for number in range(count):
         if rng.random() < GOOD_RATE:
@@ -106,8 +104,8 @@ def _low_quality_pair(
 
 
 def _with_missing_field(entity: Entity, task_type: TaskType, pair: tuple[str, str], rng: Random) -> Row:
-    """The pool's row; now and then a broken one."""
-    # Declared: of a text alone only true/false and multiple choice are certain.
+    """The row of the pool; at `FAULTY_RATE` with an empty or missing field."""
+    # Stated, since a text alone determines only true/false and multiple choice with certainty.
     row: Row = {
         "source": f"world-{entity.topic}",
         "task_type": task_type,

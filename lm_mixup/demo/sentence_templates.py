@@ -1,7 +1,7 @@
 """The sentences that the offline teacher writes around facts: statements, questions and prompts.
 
-There are two sets with nothing in common. `SEEN` is for rows that models are trained on; `HELD_OUT` is for
-rows of the test split only, so that a test shows what a model does with wordings that it has not met.
+There are two disjoint sets. `SEEN` is for training rows, `HELD_OUT` for rows of the test split only, so that
+a test measures a model on wording that it has not seen.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Statement = Callable[[Entity, Sequence[Claim], Random], str]
 
 @dataclass(frozen=True)
 class TemplateSet:
-    """A set of frames. In texts, `{s}` stands for the subject, `{label}` and `{labels}` for what is asked.
+    """A set of sentence templates: `{s}` is the subject, `{label}` and `{labels}` are what is asked.
 
     Attributes:
         one_sentence: Statements in one sentence, for questions that need a context and for true/false.
@@ -214,5 +214,5 @@ HELD_OUT: Final = TemplateSet(
 
 
 def template_set(held_out: bool) -> TemplateSet:
-    """The frames of rows of the test split, or of the others."""
+    """The templates of the test split, or those of all other rows."""
     return HELD_OUT if held_out else SEEN

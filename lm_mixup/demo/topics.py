@@ -1,7 +1,7 @@
-"""The topics of the closed world and the words for their attributes.
+"""The topics of the closed world and the wording of their attributes.
 
-One table of attributes a topic, used in both directions: the teacher writes sentences with it, and the truth
-check finds the facts again in any text that follows these wordings.
+Each topic has one table of attributes, used in both directions: the teacher writes sentences with it, and the
+fact check finds claims in any text that uses the same wording.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Maps a stage over Parquet parts with Ray Data.
 
-A stage is a plain callable on one Arrow table. Ray Data gives it actors, retries and back-pressure; the parts
-give it determinism and resume: what a part holds depends on the input part alone, never on how many workers
-there are or which of them died, and a part with a receipt is not done again. Memory is bounded by
+The work of a stage is a callable on one item, usually an input part. Ray Data provides actors, retries and
+back-pressure. Parts provide determinism and resume: a part depends only on its item, not on the number of
+workers or their failures, and a part with a receipt is not computed again. Memory is bounded by
 `workers × rows_per_part`, whatever the size of the corpus.
 """
 
@@ -23,13 +23,13 @@ from lm_mixup.core.run_dir import Receipt, StageDir
 
 @dataclass(frozen=True)
 class PartResult:
-    """What a stage makes of one part.
+    """The result of one part.
 
     Attributes:
         rows: The rows that came out.
-        rejected: The rows refused, with a string column `reason`; None if there are none.
+        rejected: Rejected rows, with a string column `reason`; None if there are none.
         rows_in: Input rows; `rows_in == rows.num_rows + rejected.num_rows` for stages that map rows to rows.
-        metrics: Figures that are summed over the parts.
+        metrics: Metrics that are summed over the parts.
     """
 
     rows: pa.Table
@@ -53,22 +53,17 @@ def map_parts(
     label: str | None = None,
     runtime_env: Mapping[str, Any] | None = None,
 ) -> None:
-    """Runs work over items, an item a part, skipping parts that have a receipt.
+    """Maps work over items, one part per item, and skips parts that have a receipt.
 
     Args:
-        stage: Where the parts are written.
-        items: What each part is made from: anything JSON-like; item i becomes part i.
+        items: Item i becomes part i.
         make_work: Called once in each actor with `make_kwargs`; returns the function that maps an item to a
             `PartResult`. Models are loaded here.
-        make_kwargs: Keyword arguments of `make_work`.
-        num_actors: Most actors that run at a time.
-        num_cpus: CPUs reserved by an actor.
-        num_gpus: GPUs reserved by an actor.
-        label: What the progress bar says; default: the stage's name.
+        label: Of the progress bar; default: the name of the stage.
         runtime_env: Ray runtime environment of the actors, e.g. thread counts.
 
     Raises:
-        InputError: The work, or its making, raised it: the message comes through Ray in one line.
+        InputError: Raised by the work or by `make_work`; it is passed through Ray unchanged.
         ray.exceptions.RayTaskError: The work failed; parts finished before keep their receipts.
     """
     import ray.data
@@ -98,13 +93,13 @@ def map_parts(
 
 @dataclass(frozen=True)
 class _Box:
-    """Keeps Ray Data from turning an item into columns."""
+    """Prevents Ray Data from converting an item to columns."""
 
     value: Any
 
 
 class _PartWorker:
-    """The actor: makes its work once, then maps one item at a time and writes the part."""
+    """The actor: creates its work once, then maps one item at a time and writes the part."""
 
     def __init__(self, stage: StageDir, make_work: Callable[..., Work], make_kwargs: dict[str, Any]) -> None:
         self._stage = stage
@@ -116,7 +111,7 @@ class _PartWorker:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         part, item = int(batch["part"][0]), batch["item"][0].value
-        # An error for the user goes back as a value: Ray Data hides what it wraps, and prints traces.
+        # Returned as a value: Ray Data would wrap the exception and print a traceback.
         try:
             if not self._error:
                 result = self._work(item)

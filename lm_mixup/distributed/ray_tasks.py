@@ -1,4 +1,4 @@
-"""Ray tasks, so many at a time, and the blocks of items that each works on."""
+"""Ray tasks with bounded concurrency, and the blocks of items that they process."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 _BLOCK_PARTS = 8
-
-
 _MOST_BLOCKS = 512
-
 
 T = TypeVar("T")
 
 
 def remote_with_returns(count: int, function: Callable[..., list[Any]]) -> Any:
-    """A Ray task of the `count` results that a function lists; `as_refs` gives the references to them."""
+    """A Ray task that returns the `count` items of a list separately; `as_refs` lists their references."""
     import ray
 
     def alone(*args: Any) -> Any:
@@ -25,16 +22,17 @@ def remote_with_returns(count: int, function: Callable[..., list[Any]]) -> Any:
 
 
 def as_refs(result: Any) -> list[Any]:
-    """References to the results of a task: a task of one result gives its reference bare."""
+    """The references to the results of a task; for one result Ray returns a bare reference, not a list."""
     return result if isinstance(result, list) else [result]
 
 
 def in_blocks(items: Sequence[T], least: int | None = None) -> list[Sequence[T]]:
-    """Items in runs of equal length: at most 512 runs, as the pieces of a shuffle number that many a bucket.
+    """Splits items into at most 512 blocks of equal length.
+
+    The bound keeps the pieces of a shuffle, one per block and bucket, few enough.
 
     Args:
-        items: Parts of a stage, units of a pool, …
-        least: Items of a run, at least; 8 parts if not given.
+        least: Fewest items of a block; default: 8.
     """
     size = max(_BLOCK_PARTS if least is None else least, -(-len(items) // _MOST_BLOCKS))
     return [items[start : start + size] for start in range(0, len(items), size)]
@@ -43,11 +41,10 @@ def in_blocks(items: Sequence[T], least: int | None = None) -> list[Sequence[T]]
 def run_tasks(
     calls: Iterable[Callable[[], Any]], limit: int, advance: Callable[[int], None] | None = None
 ) -> list[Any]:
-    """Submits Ray tasks, so many at a time; returns their references in order, all finished.
+    """Runs Ray tasks, at most `limit` at a time, and returns their references in order.
 
     Args:
         calls: Each submits one task and returns its reference, or the list of its references.
-        limit: Tasks at a time.
         advance: Called with 1 for every task that ends.
 
     Raises:

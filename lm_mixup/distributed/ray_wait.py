@@ -1,20 +1,18 @@
-"""Waiting on Ray with a time limit that says what was waited for, and telling who died."""
+"""Waits on Ray with a time limit and a clear error, and detects dead actors."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-_ANSWER_S = 30.0  # a dead actor is known at once, or, with its machine, when Ray misses that
+_ANSWER_S = 30.0  # the death of an actor is reported at once, that of its node when Ray notices it
 
 
 def wait_for(refs: Sequence[Any], what: str, timeout_s: float) -> list[Any]:
     """The results of the references, in order.
 
     Args:
-        refs: Ray object references.
-        what: What is waited for, as it will stand in the error.
-        timeout_s: Longest wait in seconds.
+        what: What is waited for, for the error message.
 
     Raises:
         TimeoutError: Time ran out; the message says what was waited for.
@@ -31,19 +29,19 @@ def wait_for(refs: Sequence[Any], what: str, timeout_s: float) -> list[Any]:
 
 
 def deaths() -> tuple[type[Exception], ...]:
-    """What calls of an actor raise whose process is gone, killed by Ray's memory monitor or otherwise."""
+    """The exceptions of a call to an actor whose process is gone, for whatever reason."""
     from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError
 
     return RayActorError, OutOfMemoryError, NodeDiedError
 
 
 def failed_to_start(error: Exception) -> bool:
-    """Whether an actor raised an error as it was made: another one would raise it again."""
+    """Whether an actor failed in its constructor: a new one would fail again."""
     return bool(getattr(error, "actor_init_failed", False))
 
 
 def lost(actors: Sequence[Any]) -> list[int]:
-    """Which of the actors have lost their process. One that hangs has not, nor one that failed to start."""
+    """The actors whose process is gone. An actor that hangs or failed to start is not among them."""
     import ray
 
     answers = [actor.__ray_ready__.remote() for actor in actors]

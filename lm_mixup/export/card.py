@@ -1,4 +1,4 @@
-"""The card of an exported data set: front matter that `datasets` reads, and a page for people."""
+"""The card of an exported data set: front matter that `datasets` reads, and a description."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _LOCAL: Final = re.compile(r"^(?:[./~\\]|[A-Za-z]:[\\/]|\w[\w+.-]*://)|\.\w+$")
 
 @dataclass
 class Subset:
-    """A configuration of the data set, counted as its rows pass by.
+    """A configuration of the data set, with its value counts.
 
     Attributes:
         name: `mixture` or `training_set`.
@@ -60,18 +60,10 @@ class Subset:
 
 
 def write_card(path: Path, run: RunDir, subsets: list[Subset], title: str, licence: str | None) -> None:
-    """Writes the card.
-
-    Args:
-        path: The file, README.md.
-        run: The run that the rows are of.
-        subsets: What was exported.
-        title: Of the page.
-        licence: For the front matter.
-    """
+    """Writes the card."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    # Markdown, not HTML: `cell` makes texts from outside harmless in both.
+    # Markdown, not HTML: `cell` escapes untrusted texts for both.
     environment = Environment(  # noqa: S701
         loader=PackageLoader("lm_mixup", "export"),
         undefined=StrictUndefined,
@@ -124,10 +116,11 @@ def how_made(run: RunDir, manifests: Mapping[str, Manifest | None]) -> list[tupl
     build, select = config.get("build", {}), config.get("select", {})
     made: list[tuple[str, Any]] = [("seed", config.get("seed"))]
     if manifests.get("mixture") is not None:
-        made.append(("MIXTURE from", public_name(build.get("mixture") or build.get("passages"))))
+        given = build.get("mixture") or _good_rows(build) or build.get("passages")
+        made.append(("MIXTURE from", public_name(given)))
     if manifests.get("generate") is not None and not build.get("mixture"):
-        teacher = config.get("teacher", {})
-        made.append(("written by", public_name(teacher.get("model")) or "templates (the offline teacher)"))
+        teacher = public_name(config.get("teacher", {}).get("model")) or "templates (the offline teacher)"
+        made.append(("written by", "rules, from good rows" if _good_rows(build) else teacher))
         made += [(name.replace("_", " "), build.get(name)) for name in _RATES]
     if any(manifests.get(name) is not None for name in ("generate", "rate")):
         rate = config.get("rate", {})
@@ -136,6 +129,12 @@ def how_made(run: RunDir, manifests: Mapping[str, Manifest | None]) -> list[tupl
         made.append(("pool", public_name(config.get("augment", {}).get("pool"))))
         made += [(name.replace("_", " "), select.get(name)) for name in _CHOICE]
     return [(name, str(value)) for name, value in made if value not in (None, "")]
+
+
+def _good_rows(build: Mapping[str, Any]) -> str:
+    """What `build.samples_from` names; empty where a teacher wrote the samples."""
+    given = build.get("samples_from") or ""
+    return public_name(given) if isinstance(given, str) else ", ".join(given)
 
 
 def is_published(run: RunDir) -> bool:
@@ -157,7 +156,9 @@ def public_name(value: Any) -> str:
 def sources_of(run: RunDir, manifests: Mapping[str, Manifest | None]) -> list[tuple[str, str, int]]:
     """Where the rows come from: (source, licence as it was given, rows), passages and pool rows."""
     found: Counter[tuple[str, str]] = Counter()
-    for stage in ("ingest",) if is_published(run) else ("passages", "ingest"):
+    build = (run.read_json("run.json") or {}).get("config", {}).get("build", {})
+    written_from = () if is_published(run) else ("generate",) if _good_rows(build) else ("passages",)
+    for stage in (*written_from, "ingest"):
         if manifests.get(stage) is None:
             continue
         for part in run.stage(stage).iter_parts():

@@ -36,7 +36,6 @@ def export(run: RunDir, folder: str, licence: str | None = None, title: str | No
     `select`. Columns are those of the stages. The folder appears when it is whole.
 
     Args:
-        run: The run directory.
         folder: A local folder that is not there yet, or is empty.
         licence: Identifier for the card's front matter, such as `cc-by-4.0`; default: `unknown`.
         title: The card's title; default: the folder's name.
@@ -85,9 +84,6 @@ def write_subset(name: str, stage: StageDir, folder: Path, rows_per_file: int = 
     """Copies a stage's rows into Parquet files of each split, part by part, and counts them.
 
     Args:
-        name: Of the subset.
-        stage: The stage.
-        folder: Where the files go; made if there is a row.
         rows_per_file: A file that has as many is closed, and the next begins.
     """
     subset = Subset(name)

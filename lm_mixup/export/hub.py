@@ -1,4 +1,4 @@
-"""Puts an exported folder on the Hugging Face Hub."""
+"""Uploads an exported folder to the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -30,7 +30,6 @@ def push(folder: Path, name: str, *, public: bool) -> str:
     Args:
         folder: Written by `folder.export`.
         name: `ORG/NAME` on the Hub; made if it is not there, private unless `public`.
-        public: Whether everyone may read it.
 
     Returns:
         Its address.

@@ -97,7 +97,7 @@ def grpo(
         left_out={
             "not_drawn": max(0, len(prompts) - drawn),
             "held_out": len(held_out),
-            "test_rows_not_evaluated": others,
+            "dev_rows_not_evaluated": others,
         },
         files=[f"grpo/model/{path.name}" for path in sorted((out.local / "model").iterdir())],
     )
@@ -111,7 +111,7 @@ def _make_encode(policy: str, model: ModelConfig, limit: int) -> Callable[[tuple
     def encode(item: tuple[StageDir, str]) -> PartResult:
         stage, part = item
         rows = stage.read_part(part)
-        rows = rows.filter(pc.is_in(rows["split"], pa.array(["grpo", "test"])))
+        rows = rows.filter(pc.is_in(rows["split"], pa.array(["grpo", "dev"])))
         kept, too_long = [], []
         for row in rows.to_pylist():
             token_ids = encode_prompt(tokenizer, row["instruction"], row["inputs"])
@@ -129,13 +129,13 @@ def _make_encode(policy: str, model: ModelConfig, limit: int) -> Callable[[tuple
 
 
 def _read_prompts(out: StageDir, eval_prompts: int) -> tuple[list[Prompt], list[Prompt], int]:
-    """The grpo prompts by id, the first test prompts for validation, and the number of other test prompts."""
+    """The grpo prompts by id, the first dev prompts for validation, and the number of other dev prompts."""
     rows = out.read(PROMPT.names).sort_by("id")
-    test = rows.filter(pc.equal(rows["split"], "test"))
+    dev = rows.filter(pc.equal(rows["split"], "dev"))
     return (
         _prompts(rows.filter(pc.equal(rows["split"], "grpo"))),
-        _prompts(test.slice(0, eval_prompts)),
-        max(0, test.num_rows - eval_prompts),
+        _prompts(dev.slice(0, eval_prompts)),
+        max(0, dev.num_rows - eval_prompts),
     )
 
 

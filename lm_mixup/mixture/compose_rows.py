@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any, Final
@@ -22,6 +22,7 @@ from lm_mixup.distributed.map_parts import PartResult, Work, map_parts
 from lm_mixup.mixture.assemble import SCHEMA
 from lm_mixup.mixture.degradation.compose import Composed, GoodRow, Unfit, merge, union, with_noise
 from lm_mixup.mixture.degradation.coverage import similar
+from lm_mixup.mixture.degradation.pieces import split_pieces
 
 Row = dict[str, Any]
 REJECTED = pa.schema(
@@ -34,6 +35,8 @@ _STRANGER_RATE: Final = 0.2  # partners drawn from anywhere: what is unrelated i
 _SAME_QUESTION: Final = 0.75  # common terms of two questions from which they are one question
 _SAME_TEXT: Final = 0.92  # cosine from which two rows may say the same, or contradict each other
 _TRIES: Final = 3
+_KNOWN_WORDS: Final = 8  # of a sentence that must not be both in a held-out split and in another
+HELD_OUT: Final = ("test", "dev")
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ def compose_rows(
 ) -> Outcome:
     """Makes `config.samples` MIXTURE rows: unions of one sample's variants, and merges with near samples.
 
+    Samples of the training splits that share a sentence of 8 words with one of `test` or `dev` are not used.
     A row depends on (seed, sample id, number of the draw) and on the samples of its split, not on parts
     or workers. Rows that cannot be made are rejected with the reason, so planned rows == rows + rejects.
 
@@ -144,7 +148,7 @@ def _make_work(samples: StageDir, embed: StageDir, config: BuildConfig, seed: in
 
 
 def load_banks(samples: StageDir, embed: StageDir) -> dict[str, Bank]:
-    """The samples of each split with their embeddings."""
+    """The samples of each split with their embeddings, without those that tell a held-out sentence."""
     rows: dict[str, list[GoodRow]] = {}
     vectors: dict[str, list[np.ndarray]] = {}
     for part, embedded in zip(samples.iter_parts(_COLUMNS), embed.iter_parts(["embedding"]), strict=True):
@@ -152,10 +156,22 @@ def load_banks(samples: StageDir, embed: StageDir) -> dict[str, Bank]:
             split, _ = row.pop("split"), row.pop("entry")
             rows.setdefault(split, []).append(GoodRow(**row))
             vectors.setdefault(split, []).append(vector)
-    return {
-        split: Bank(found, np.stack(vectors[split]), {row.id: place for place, row in enumerate(found)})
-        for split, found in rows.items()
-    }
+    held = long_sentences(row for split in HELD_OUT for row in rows.get(split, []))
+    banks: dict[str, Bank] = {}
+    for split, found in rows.items():
+        fit = [
+            i for i, row in enumerate(found) if split in HELD_OUT or held.isdisjoint(long_sentences([row]))
+        ]
+        chosen = [found[i] for i in fit]
+        places = {row.id: place for place, row in enumerate(chosen)}
+        banks[split] = Bank(chosen, np.stack(vectors[split])[fit], places)
+    return banks
+
+
+def long_sentences(rows: Iterable[GoodRow]) -> set[str]:
+    """The sentences of the answers that are long enough to be known again."""
+    told = (piece.text for row in rows for piece in split_pieces(row.completion))
+    return {text for text in told if len(text.split()) >= _KNOWN_WORDS}
 
 
 def compose_part(
@@ -163,8 +179,13 @@ def compose_part(
 ) -> PartResult:
     """Makes the MIXTURE rows of some samples."""
     made: list[Row] = []
-    rejected: list[Row] = []
     seen: set[str] = set()
+    rejected: list[Row] = [
+        {"id": row_id, "draw": draw, "method": None, "reason": "text_is_held_out"}
+        for row_id, count in item
+        if not any(row_id in bank.place for bank in banks.values())
+        for draw in range(count)
+    ]
     for split, bank in banks.items():
         mine = [(bank.place[row_id], count) for row_id, count in item if row_id in bank.place]
         if not mine:

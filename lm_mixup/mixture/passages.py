@@ -50,7 +50,7 @@ def passages(out: StageDir, config: BuildConfig, data: DataConfig, seed: int) ->
         out: Where the rows go: `SCHEMA`. Lines that are no passage go to the rejects, with the raw line.
         config: `passages` says where from; the fractions say how entities are split.
         data: Rows of a part.
-        seed: Of the split, and of the draw where there is one.
+        seed: Of the draw of documents, where there is one.
 
     Raises:
         InputError: There are no such files or data set, or one cannot be read.
@@ -61,7 +61,7 @@ def passages(out: StageDir, config: BuildConfig, data: DataConfig, seed: int) ->
     part = 0
     while batch := list(islice(rows, data.rows_per_part)):
         if part not in done:
-            result = passages_part(batch, config, seed)
+            result = passages_part(batch, config)
             out.write_part(part, result.rows, result.rejected, receipt_of(part, result))
         part += 1
     if part == 0:
@@ -71,13 +71,12 @@ def passages(out: StageDir, config: BuildConfig, data: DataConfig, seed: int) ->
     return Outcome()
 
 
-def passages_part(batch: Sequence[Passage], config: BuildConfig, seed: int) -> PartResult:
+def passages_part(batch: Sequence[Passage], config: BuildConfig) -> PartResult:
     """Parts the passages from what is none, and gives each its split.
 
     Args:
         batch: Passages and refused lines.
-        config: The fractions of the split.
-        seed: Of the split.
+        config: The fractions and the seed of the split.
     """
     kept: list[dict[str, Any]] = []
     rejected: list[dict[str, Any]] = []
@@ -85,7 +84,9 @@ def passages_part(batch: Sequence[Passage], config: BuildConfig, seed: int) -> P
         if reason:
             rejected.append({"id": row.get("id"), "text": row["text"], "reason": reason})
             continue
-        split = split_of(row["entity"], seed, config.grpo_fraction, config.test_fraction)
+        split = split_of(
+            row["entity"], config.split_seed, config.grpo_fraction, config.test_fraction, config.dev_fraction
+        )
         kept.append(row | {"split": split})
     return PartResult(table(kept, SCHEMA), table(rejected, _REJECTED), rows_in=len(batch))
 

@@ -22,6 +22,7 @@ from lm_mixup.augment.reading.files import Unit, list_units, read_unit
 from lm_mixup.augment.reading.hf_datasets import is_hub_name, snapshot
 from lm_mixup.augment.reading.rows import Refused, parse_line, raw_text
 from lm_mixup.config import BuildConfig, DataConfig
+from lm_mixup.core.draws import hash_of
 from lm_mixup.core.errors import InputError
 from lm_mixup.core.run_dir import Outcome, StageDir
 from lm_mixup.core.schemas import content_id, extend, table
@@ -31,7 +32,7 @@ from lm_mixup.distributed.map_parts import PartResult, receipt_of
 from lm_mixup.mixture.assemble import SCHEMA as ASSEMBLED
 from lm_mixup.mixture.published_text import Unreadable, bounded, canonical, split_inputs
 
-Split = Literal["test", "grpo", "sft"]
+Split = Literal["test", "grpo", "dev", "sft"]
 _KEY: Final = "build.mixture"
 _PARTS: Final = ("data_grpo", "data_sft")
 _SPLIT_BYTES: Final = 8 << 20
@@ -102,7 +103,7 @@ def published(out: StageDir, config: BuildConfig, data: DataConfig) -> Outcome:
     items, seen, done = _items(files), Seen(), out.receipts()
     part = 0
     while batch := list(islice(items, data.rows_per_part)):
-        result = published_part(batch, seen, config.mixture_separator)
+        result = published_part(batch, seen, config)
         if part not in done:
             out.write_part(part, result.rows, result.rejected, receipt_of(part, result))
         part += 1
@@ -174,13 +175,13 @@ def _items(files: Sequence[File]) -> Iterator[Item]:
             yield Item(raw, file, number)
 
 
-def published_part(batch: Sequence[Item], seen: Seen, separator: str | None) -> PartResult:
+def published_part(batch: Sequence[Item], seen: Seen, config: BuildConfig) -> PartResult:
     """Parts the MIXTURE rows of a batch from what is none.
 
     Args:
         batch: Raw rows, in order.
         seen: What came before; this batch is added to it.
-        separator: What stands between inputs.
+        config: What stands between inputs, and the share of targets of the sft split held for dev.
     """
     kept: list[dict[str, Any]] = []
     rejected: list[dict[str, Any]] = []
@@ -190,8 +191,10 @@ def published_part(batch: Sequence[Item], seen: Seen, separator: str | None) -> 
         try:
             record = _record(item.raw)
             given = _optional(record, "id")
-            row, way = read_row(record, item.file, separator)
+            row, way = read_row(record, item.file, config.mixture_separator)
             _once(row, seen)
+            if row["split"] == "sft" and _is_dev(row, config):
+                row["split"] = "dev"
         except (Unreadable, Refused) as error:
             where = f"{item.file.name}:{item.number}"
             rejected.append({"reason": str(error), "where": where, "id": given, "raw": raw_text(item.raw)})
@@ -201,6 +204,11 @@ def published_part(batch: Sequence[Item], seen: Seen, separator: str | None) -> 
     rows = table(kept, SCHEMA)
     metrics = figures + count_values(rows)
     return PartResult(rows, table(rejected, REJECTED), rows_in=len(batch), metrics=metrics)
+
+
+def _is_dev(row: dict[str, Any], config: BuildConfig) -> bool:
+    """Whether a row of the sft split is held for dev: by its target, which so stands in one split only."""
+    return hash_of(config.split_seed, content_id(row["task_type"], row["output"])) < config.dev_fraction
 
 
 def read_row(record: dict[str, Any], file: File, separator: str | None) -> tuple[dict[str, Any], str]:

@@ -28,11 +28,12 @@ from lm_mixup.distributed.map_parts import PartResult, receipt_of
 from lm_mixup.mixture.degradation.good_rows import read_good
 from lm_mixup.mixture.schemas import SCHEMA as SAMPLES
 
-SCHEMA = extend(SAMPLES, pa.schema([("entry", pa.string())]))
+SCHEMA = extend(SAMPLES, pa.schema([("entry", pa.string()), ("license", pa.string())]))
 REJECTED = pa.schema([(name, pa.string()) for name in ("reason", "where", "id", "raw")])
 _UNIT_BYTES: Final = 4 << 20
 _UNRATED: Final = "not rated: given as a good row"
 POOL: Final = "pool"
+_LICENCES: Final = ("license", "licence")
 MAX_SCORE: Final = 5
 
 Row = dict[str, Any]
@@ -71,7 +72,7 @@ def read_samples(
         config: `samples_from` and the fractions of the splits.
         ingest: Names of columns.
         data: Rows of a part.
-        seed: Of the split, and of the draw where there is one.
+        seed: Of the draw, where there is one.
         curated: The rated rows of the pool, for the path `pool`.
 
     Returns:
@@ -150,7 +151,7 @@ def _read_entry(
                 continue
             seen.update((identity, named))
             rank = content_id(str(seed), name, row["id"], identity)
-            kept.append((rank, len(kept), _sample(row, name, config, seed)))
+            kept.append((rank, len(kept), _sample(row, name, config)))
     kept, low = _scored(kept, entry, left_out)
     rejected += low
     if entry.max_rows is not None and len(kept) > entry.max_rows:
@@ -198,7 +199,8 @@ def _items(
         return
     if entry.path == POOL:
         assert curated is not None  # noqa: S101
-        cut, _, _ = find_cut(curated, entry.min_score)
+        cut, above, rated = find_cut(curated, entry.min_score)
+        say(f"  generate: min_score {entry.min_score} leaves {above} of {rated} rated rows of the pool")
         for part in curated.iter_parts():
             for row, good in zip(part.to_pylist(), is_above(part, cut).to_pylist(), strict=True):
                 read = (
@@ -231,7 +233,9 @@ def _good(raw: Any, entry: SamplesFrom, columns: Mapping[str, str], source: str)
         return refusal.reason
     score = record.get(columns.get("score", "score")) if isinstance(record, Mapping) else None
     number = float(score) if isinstance(score, (int, float)) and not isinstance(score, bool) else None
-    return [row | {"score": number} for row in rows]
+    given = [record.get(key) for key in _LICENCES] if isinstance(record, Mapping) else []
+    licence = next((value for value in given if isinstance(value, str)), None)
+    return [row | {"score": number, "license": licence} for row in rows]
 
 
 def _world_rows(config: BuildConfig, seed: int) -> Iterator[Row]:
@@ -239,19 +243,21 @@ def _world_rows(config: BuildConfig, seed: int) -> Iterator[Row]:
     for passage in demo.passages():
         for task_type in TASK_TYPES:
             rng = Random(f"good/{seed}/{task_type}/{passage['entity']}")
-            split = _split(passage["entity"], config, seed)
+            split = _split(passage["entity"], config)
             row = demo.write_sample(passage | {"split": split}, task_type, rng, config.max_facts)
             known = {"id": content_id(WORLD, task_type, passage["entity"]), "source": WORLD}
             told = {key: row[key] for key in ("task_type", "prompt", "completion", "answer")}
             yield known | told | {"entity": passage["entity"]}
 
 
-def _split(entity: str, config: BuildConfig, seed: int) -> str:
-    return split_of(entity, seed, config.grpo_fraction, config.test_fraction, config.dev_fraction)
+def _split(entity: str, config: BuildConfig) -> str:
+    return split_of(
+        entity, config.split_seed, config.grpo_fraction, config.test_fraction, config.dev_fraction
+    )
 
 
-def _sample(row: Row, name: str, config: BuildConfig, seed: int) -> Row:
-    split = _split(row["entity"], config, seed)
+def _sample(row: Row, name: str, config: BuildConfig) -> Row:
+    split = _split(row["entity"], config)
     identity = f"{name}/{row['id']}"
     return row | {
         "id": identity,

@@ -128,7 +128,9 @@ def _convert(folder: Path) -> None:
         weights = {name: weight.to(torch.bfloat16) for name, weight in loaded.state_dict().items()}
         if _shapes(weights) != _shapes(plain.state_dict()):  # 4-bit blocks, as some kernels read them
             raise RuntimeError(f"{SMOLLM2}: transformers did not unpack the weights of {source}")
-        plain.save_pretrained(folder, state_dict=weights)
+        plain.load_state_dict(weights, assign=True)
+        plain.tie_weights()  # else the head is written as a copy of the embeddings
+        plain.save_pretrained(folder)
         _as_published(tokenizer).save_pretrained(folder)
 
 

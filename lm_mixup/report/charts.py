@@ -32,7 +32,12 @@ _GRPO = (
         "nats",
         {"sampling/logp_difference/mean": "mean", "sampling/logp_difference/max": "max"},
     ),
-    ("Groups without signal", "Share with equal rewards.", "share", {"frac_reward_zero_std": "share"}),
+    (
+        "Zero-std groups",
+        "Share of groups whose rewards are equal.",
+        "share",
+        {"frac_reward_zero_std": "share"},
+    ),
 )
 _SFT = (
     ("Loss", "Per target token; the line is its moving average.", "loss", {"loss": "loss"}),
@@ -74,6 +79,7 @@ def _drawn(facts: RunFacts) -> Iterator[tuple[str, str, str, go.Figure | None]]:
         drawn = figures.curves(facts.sft, series, unit=unit, smooth="loss" in series, height=300)
         yield "sft", title, note, drawn
     yield from _reward_charts(facts)
+    yield from _fact_charts(facts)
     for title, note, unit, series in _GRPO:
         yield "grpo", title, note, figures.curves(facts.grpo, series, unit=unit)
     yield "time", "Stages", "Wall time, a bar a verb.", figures.stage_seconds(facts.stages)
@@ -93,6 +99,15 @@ def _reward_charts(facts: RunFacts) -> Iterator[tuple[str, str, str, go.Figure |
     series |= {"format/compliance": "in format"}
     drawn = figures.curves(facts.validation, series, unit="reward")
     yield "grpo", "Held-out components", "The same, with the share in perfect format.", drawn
+
+
+def _fact_charts(facts: RunFacts) -> Iterator[tuple[str, str, str, go.Figure | None]]:
+    """In the closed world the answers can be checked: the facts that held-out completions state."""
+    series = {"facts/recall": "share of the reference's facts"}
+    drawn = figures.curves(facts.validation, series, unit="share")
+    yield "grpo", "Facts stated", "Of held-out prompts, checked against the closed world.", drawn
+    drawn = figures.curves(facts.validation, {"facts/other": "facts"}, unit="per completion")
+    yield "grpo", "Other statements", "Facts stated that the reference does not hold.", drawn
 
 
 def _components(metrics: Metrics) -> dict[str, str]:

@@ -19,8 +19,10 @@ import pyarrow.parquet as pq
 
 from lm_mixup.core.run_dir import Kind, Manifest, RunDir, StageDir
 from lm_mixup.core.schemas import content_id
-from lm_mixup.core.task_types import read_input
+from lm_mixup.core.task_types import answer_of, read_input
+from lm_mixup.demo import answer_is_true
 from lm_mixup.grpo.metrics import alarm_history
+from lm_mixup.report.verdict import TruthShare
 from lm_mixup.stages import GROUPS
 
 MOST_PARTS = 64
@@ -83,7 +85,8 @@ class Example:
     """A dense row beside the poor ones it was made of.
 
     Of a distilled row these are its parents, `missing` of which lay outside the parts that were looked at. Of
-    a MIXTURE row they are its inputs, which nobody rated: `rated` is False.
+    a MIXTURE row they are its inputs, which nobody rated: `rated` is False. `unsupported` are the spans that
+    the parents do not bear out, `reason` is why the row was rejected.
     """
 
     task_type: str
@@ -95,6 +98,10 @@ class Example:
     parents: list[Parent]
     missing: int = 0
     rated: bool = True
+    faithfulness: float | None = None
+    coverage: float | None = None
+    unsupported: tuple[str, ...] = ()
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,6 +137,14 @@ class RunFacts:
     examples: list[Example] = field(default_factory=list)
     alarms: list[tuple[int, str]] = field(default_factory=list)
     calls: list[ModelCalls] = field(default_factory=list)
+    rejected_examples: list[Example] = field(default_factory=list)
+    rejected_scores: Counts | None = None
+    truth: TruthShare | None = None
+
+    @property
+    def manifests(self) -> dict[str, Manifest | None]:
+        """The manifests by stage."""
+        return {facts.name: facts.manifest for facts in self.stages}
 
     def manifest(self, stage: str) -> Manifest | None:
         """The manifest of a finished stage, or None."""
@@ -166,6 +181,9 @@ def gather(run: RunDir, examples: int) -> RunFacts:
         rejects={facts.name: found for facts in stages if (found := _rejects(run.stage(facts.name)))},
         mixtures=_mixtures(run.stage("mixture"), examples),
         examples=_examples(run, examples),
+        rejected_examples=_examples(run, examples, "rejected"),
+        rejected_scores=_counts(run.stage("rate_distilled"), "score", kind="rejected"),
+        truth=_truth(run) if info.get("config", {}).get("augment", {}).get("pool") == "world" else None,
         alarms=alarm_history(grpo, synchronous=mode != "async"),
         calls=[calls for facts in stages for calls in _calls(facts)],
     )
@@ -207,9 +225,9 @@ def _iter(stage: StageDir, chosen: Sequence[str], columns: list[str]) -> Iterato
             yield pq.ParquetFile(file).read(columns)
 
 
-def _counts(stage: StageDir, column: str, digits: int | None = None) -> Counts | None:
+def _counts(stage: StageDir, column: str, digits: int | None = None, kind: Kind = "data") -> Counts | None:
     """Counts a column's values (rounded to `digits`); None where the stage or the column is absent."""
-    chosen, coverage = _spread(stage, "data", MOST_PARTS)
+    chosen, coverage = _spread(stage, kind, MOST_PARTS)
     total: Counter[Any] = Counter()
     for part in _iter(stage, chosen, [column]):
         if part.num_columns:
@@ -274,20 +292,23 @@ def _mixtures(stage: StageDir, limit: int) -> list[Example]:
     ]
 
 
-def _examples(run: RunDir, limit: int) -> list[Example]:
-    """Distilled rows beside their parents."""
-    stage = next((s for s in map(run.stage, ("rate_distilled", "distill")) if s.parts()), None)
+def _examples(run: RunDir, limit: int, kind: Kind = "data") -> list[Example]:
+    """Distilled rows beside their parents: those that were kept, or those that were rejected."""
+    stage = next((s for s in map(run.stage, ("rate_distilled", "distill")) if s.parts(kind)), None)
     if stage is None:
         return []
     columns = ["cluster_id", "task_type", "prompt", "completion", "cot", "parent_ids", "score", "long_tail"]
-    turns = _sample(stage, columns, "cluster_id", limit)
+    columns += ["faithfulness", "coverage", "unsupported", "reason"]
+    turns = [row for row in _sample(stage, columns, "cluster_id", limit, kind) if row.get("parent_ids")]
     parents = _parents(run, {parent for row in turns for parent in row["parent_ids"]})
     return [_example(row, parents) for row in turns]
 
 
-def _sample(stage: StageDir, columns: list[str], key: str, limit: int) -> list[dict[str, Any]]:
+def _sample(
+    stage: StageDir, columns: list[str], key: str, limit: int, kind: Kind = "data"
+) -> list[dict[str, Any]]:
     """At most `limit` rows of a stage: an arbitrary sample, the task types in turn, not the best ones."""
-    chosen, _ = _spread(stage, "data", MOST_PARTS)
+    chosen, _ = _spread(stage, kind, MOST_PARTS)
     by_type: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for part in _iter(stage, chosen, columns) if limit else ():
         for row in part.to_pylist():
@@ -309,7 +330,33 @@ def _example(row: Mapping[str, Any], parents: Mapping[str, Parent]) -> Example:
         long_tail=row.get("long_tail"),
         parents=known,
         missing=len(row["parent_ids"]) - len(known),
+        faithfulness=row.get("faithfulness"),
+        coverage=row.get("coverage"),
+        unsupported=tuple(row.get("unsupported") or ()),
+        reason=row.get("reason") or "",
     )
+
+
+def _truth(run: RunDir) -> TruthShare | None:
+    """How many distilled rows of the closed world are true: chosen, kept and rejected ones."""
+    stage, select = run.stage("rate_distilled"), run.stage("select")
+    if not stage.parts():
+        return None
+    columns = ["id", "task_type", "raw"]
+    found: dict[str, list[tuple[str | None, bool]]] = {}
+    for kind in ("data", "rejected"):
+        chosen, _ = _spread(stage, kind, MOST_PARTS)
+        rows = [row for part in _iter(stage, chosen, columns) for row in part.to_pylist()]
+        answers = [answer_of(row["task_type"], row["raw"]) for row in rows]
+        found[kind] = [
+            (row.get("id"), answer is not None and answer_is_true(answer))
+            for row, answer in zip(rows, answers, strict=True)
+        ]
+    listed = select.read(["id", "origin"]).to_pylist() if select.parts() else []
+    taken = {row["id"] for row in listed if row["origin"] == "distilled"}
+    chosen_rows = [true for id_, true in found["data"] if id_ in taken]
+    kept, rejected = ([true for _, true in found[kind]] for kind in ("data", "rejected"))
+    return TruthShare(sum(chosen_rows), len(chosen_rows), sum(kept), len(kept), sum(rejected), len(rejected))
 
 
 def _parents(run: RunDir, wanted: set[str]) -> dict[str, Parent]:

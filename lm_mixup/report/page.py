@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import shlex
 from dataclasses import dataclass
 from importlib import resources
@@ -16,14 +17,15 @@ from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from lm_mixup.config import ReportConfig
 from lm_mixup.core.run_dir import Outcome, RunDir
 from lm_mixup.core.value_counts import splits_in, tables_of, without_value_counts
 from lm_mixup.report import figures
 from lm_mixup.report.charts import Chart, draw_charts
-from lm_mixup.report.gather import RunFacts, gather
+from lm_mixup.report.gather import Counts, RunFacts, gather
+from lm_mixup.report.verdict import judge_run
 
 PAGE = "report/index.html"
 _LONGEST_TEXT = 2400
@@ -67,7 +69,14 @@ def render(facts: RunFacts, config: ReportConfig, charts: dict[str, list[Chart]]
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": _number, "seconds": _seconds, "clip": _clip, "flat": _flat}
+    environment.filters |= {
+        "number": _number,
+        "seconds": _seconds,
+        "clip": _clip,
+        "flat": _flat,
+        "mark": _mark,
+        "words": _words,
+    }
     # Script elements are written as they are hashed: not a byte may differ.
     scripts = {"plotly": get_plotlyjs() if charts else "", "draw": _resource("page.js")}
     mixture = facts.manifest("mixture")
@@ -75,7 +84,8 @@ def render(facts: RunFacts, config: ReportConfig, charts: dict[str, list[Chart]]
         facts=facts,
         splits=splits_in(mixture.metrics if mixture else {}),
         mixture=tables_of(mixture.metrics if mixture else {}),
-        config=config,
+        title=_title(facts, config),
+        verdict=judge_run(facts.manifests, facts.info.get("config") or {}, facts.truth),
         charts=charts,
         tiles=_tiles(facts),
         style=Markup(_resource("page.css")),  # noqa: S704
@@ -104,15 +114,34 @@ def _tiles(facts: RunFacts) -> list[Tile]:
         if manifest is not None:
             rows = manifest.rows_in if stage == "ingest" else manifest.rows_out
             tiles.append(Tile(label, _number(rows), note))
-    means = [facts.scores[name].mean() if name in facts.scores else None for name in ("pool", "distilled")]
+    pool, distilled = facts.scores.get("pool"), _all_distilled(facts)
+    means = [counts.mean() if counts is not None else None for counts in (pool, distilled)]
     if means[0] is not None and means[1] is not None:
-        tiles.append(Tile("mean score", f"{means[0]:.2f} → {means[1]:.2f}", "pool → distilled"))
+        note = "pool → all distilled rows that were rated"
+        tiles.append(Tile("mean score", f"{means[0]:.2f} → {means[1]:.2f}", note))
     # The same prompts before and after: steps differ more by their prompts than by what was learned.
     steps, rewards = figures.points(facts.validation, "reward")
     if len(rewards) > 1:
         note = f"held-out prompts, step {steps[0]} → {steps[-1]}"
         tiles.append(Tile("GRPO reward", f"{rewards[0]:.2f} → {rewards[-1]:.2f}", note))
     return tiles
+
+
+def _all_distilled(facts: RunFacts) -> Counts | None:
+    """The scores of kept and rejected distilled rows: of survivors alone they would all be good."""
+    kept, rejected = facts.scores.get("distilled"), facts.rejected_scores
+    if kept is None or rejected is None:
+        return kept or rejected
+    return Counts(kept.values + rejected.values, kept.coverage)
+
+
+def _title(facts: RunFacts, config: ReportConfig) -> str:
+    """The heading: the config's, else what the run was about."""
+    if config.title:
+        return config.title
+    pool = str(facts.info.get("config", {}).get("augment", {}).get("pool") or "")
+    name = pool.rstrip("/").rpartition("/")[2]
+    return f"lm-mixup: {'the demonstration pool' if pool == 'world' else name}" if pool else "lm-mixup run"
 
 
 def _resource(name: str) -> str:
@@ -157,6 +186,33 @@ def _seconds(value: float) -> str:
 def _clip(text: str) -> str:
     """A text short enough to read on a page."""
     return text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + " …"
+
+
+def _mark(text: str, spans: tuple[str, ...]) -> Markup:
+    """A text, escaped, with the spans that its inputs do not bear out marked."""
+    found = sorted({span for span in spans if span.strip()}, key=len, reverse=True)
+    if not found:
+        return escape(text)
+    pieces = re.split("(" + "|".join(map(re.escape, found)) + ")", text)
+    return Markup("").join(
+        Markup("<mark>{}</mark>").format(piece) if piece in found else escape(piece) for piece in pieces
+    )
+
+
+_REASONS = {
+    "cut_at_max_completion_length": "did not end within the length limit",
+    "answer_pattern": "does not follow the answer format of its task type",
+    "repeated_mark": "holds a mark of the answer format twice",
+    "text_outside_tags": "text stands outside the <think> and <answer> tags",
+    "prompt_too_long": "its inputs do not fit in the prompt",
+    "unrated": "could not be rated",
+    "empty_answer": "the answer is empty",
+}
+
+
+def _words(reason: str) -> str:
+    """A reject's reason in words."""
+    return _REASONS.get(reason) or reason.replace("_", " ")
 
 
 def _flat(metrics: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

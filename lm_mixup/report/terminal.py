@@ -12,6 +12,8 @@ from rich.table import Table
 from lm_mixup.core.progress import say
 from lm_mixup.core.run_dir import Manifest, RunDir
 from lm_mixup.core.value_counts import splits_in, tables_of
+from lm_mixup.report.gather import gather
+from lm_mixup.report.verdict import judge_run
 
 
 def out() -> Console:
@@ -38,6 +40,15 @@ def show_results(results: Mapping[str, tuple[Manifest, bool]], run: RunDir) -> N
             console.print(counts)
     for line in losses(manifests):
         say(f"[bold yellow]note[/]: {escape(line)}")
+    verdict = None
+    if "distill" in manifests:
+        facts = gather(run, examples=0)
+        verdict = judge_run(facts.manifests, facts.info.get("config") or {}, facts.truth)
+    if verdict is not None:
+        console.print(escape(verdict.summary))
+        for warning in verdict.warnings:
+            console.print(f"[bold red]warning[/]: {escape(warning)}")
+        console.print(f"next: {escape(verdict.advice)}")
     where = {"select": "select/train.jsonl", "finetune": "finetune/model", "report": "report/index.html"}
     labels = {"select": "training set", "finetune": "fine-tuned", "report": "report"}
     for name, path in where.items():

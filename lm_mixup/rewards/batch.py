@@ -54,11 +54,11 @@ class RewardScores:
     """Rewards in the order of the batch.
 
     Attributes:
-        total: What the policy learns from, float64 [N]: the weighted sum, or under `normalize_then_sum` the sum of
-            normalised components, whose mean is 0 in every group.
-        components: `quality`, `alignment`, `format`, `faithfulness` and the custom ones, before weights, float64
-            [N] each.
-        weighted: The weighted sum of the components under any composition, float64 [N]: what is logged and
+        total: What the policy is trained on, float64 [N]: the weighted sum, or with `normalize_then_sum` the
+            sum of normalized components, whose mean is 0 in every group.
+        components: `quality`, `alignment`, `format`, `faithfulness` and the custom ones, before weights,
+            float64 [N] each.
+        weighted: The weighted sum of the components with any composition, float64 [N], which is logged and
             compared between steps. Default: `total`.
     """
 

@@ -42,8 +42,8 @@ def combine(
     task_types: Sequence[TaskType],
     groups: Sequence[int],
     config: RewardsConfig,
-) -> tuple[Floats, Floats]:
-    """The total reward of each completion by the composition of the config, and the weighted sum to be logged.
+) -> Floats:
+    """The total reward of each completion, by the composition of the config.
 
     Args:
         components: The rewards named by `component_names`, float64 [N] each.
@@ -52,14 +52,13 @@ def combine(
         config: Weights and composition.
 
     Returns:
-        float64 [N] each, equal under `weighted_sum`.
+        float64 [N].
     """
     stacked = np.stack([components[name] for name in component_names(config)])
     weights = weight_matrix(task_types, config)
-    total = weighted_sum(stacked, weights)
     if config.composition == "weighted_sum":
-        return total, total
-    return normalize_then_sum(stacked, weights, np.asarray(groups)), total
+        return weighted_sum(stacked, weights)
+    return normalize_then_sum(stacked, weights, np.asarray(groups))
 
 
 def weighted_sum(components: Floats, weights: Floats) -> Floats:

@@ -142,7 +142,7 @@ def quality_reward(probabilities: Floats) -> Floats:
     return np.where(best >= HIGH_CLASS, HIGH_REWARD, np.where(best == MIDDLE_CLASS, MIDDLE_REWARD, 0.0))
 
 
-def judge(
+def score_answers(
     answers: Embeddings, library: TaskLibrary, k: int, groups: tuple[Indices, Indices] | None = None
 ) -> Floats:
     """The quality reward of embedded answers of one task type.
@@ -169,7 +169,7 @@ def held_out(library: TaskLibrary, groups: Indices, k: int) -> dict[str, float]:
         mean reward of samples of class 4 and above minus that of the others, 1 at best, 0 at random; absent
         if there is only one kind.
     """
-    given = judge(library.embeddings, library, k, (groups, groups))
+    given = score_answers(library.embeddings, library, k, (groups, groups))
     figures = {"agreement": float(np.mean(given == quality_reward(np.eye(NUM_CLASSES)[library.scores])))}
     high = library.scores >= HIGH_CLASS
     if high.any() and not high.all():

@@ -29,7 +29,7 @@ from lm_mixup.rewards.custom import CustomRewards
 from lm_mixup.rewards.faithfulness import Source, measure
 from lm_mixup.rewards.format import format_rewards
 from lm_mixup.rewards.library import check_library, load_library, require_task_types
-from lm_mixup.rewards.quality import Embeddings, Floats, TaskLibrary, judge
+from lm_mixup.rewards.quality import Embeddings, Floats, TaskLibrary, score_answers
 
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
@@ -51,8 +51,8 @@ def score_components(
     """The built-in components of each completion.
 
     Every readable answer is embedded once, for quality and alignment both. Where a completion has no
-    readable answer (broken tags, or not the pattern of its task type), quality, alignment and faithfulness are
-    0: there is nothing to judge. All four are 0 for a completion that did not finish.
+    readable answer (broken tags, or not the pattern of its task type), quality, alignment and faithfulness
+    are 0: there is nothing to score. All four are 0 for a completion that did not finish.
 
     Args:
         batch: N completions.
@@ -82,7 +82,7 @@ def score_components(
         kinds = np.array([batch.task_types[row] for row in readable])
         for task_type in dict.fromkeys(batch.task_types[row] for row in readable):
             here = kinds == task_type
-            quality[readable[here]] = judge(embedded[here], libraries[task_type], config.neighbors)
+            quality[readable[here]] = score_answers(embedded[here], libraries[task_type], config.neighbors)
     return {
         "quality": quality,
         "alignment": alignment,
@@ -216,7 +216,10 @@ class RewardWorkers:
             name: np.concatenate([result[name] for result in results]) if results else np.zeros(0)
             for name in component_names(self._config)
         }
-        total, weighted = combine(components, batch.task_types, batch.groups, self._config)
+        plain = self._config.model_copy(update={"composition": "weighted_sum"})
+        total, weighted = (
+            combine(components, batch.task_types, batch.groups, config) for config in (self._config, plain)
+        )
         return RewardScores(total, components, weighted)
 
     def shutdown(self) -> None:

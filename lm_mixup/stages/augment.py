@@ -140,7 +140,7 @@ STAGES = (
         "rate_distilled",
         "lm_mixup.augment.rate_distilled:rate_distilled",
         inputs=("distill",),
-        settings=("rate", "embedder", "select.neighbors", "select.min_score"),
+        settings=("rate", "embedder", "select.neighbors", "select.min_score", "rate_distilled"),
     ),
     Stage(
         "perplexity",

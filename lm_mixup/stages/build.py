@@ -64,7 +64,8 @@ def _check_published(config: Config) -> None:
 
 def _published_identity(config: Config) -> Any:
     build = config.build
-    return [build.mixture, build.mixture_separator, config.data.identity()]
+    held_out = [build.dev_fraction, build.split_seed]
+    return [build.mixture, build.mixture_separator, held_out, config.data.identity()]
 
 
 def _published_versions(config: Config) -> list[str]:

@@ -142,7 +142,7 @@ def encode_lines(
         seed: Whether a row is held out depends on it and the row alone.
 
     Returns:
-        `TOKENS` rows of split `sft` or `test`, ending with the end-of-sequence token; and rejected rows with
+        `TOKENS` rows of split `sft` or `dev`, ending with the end-of-sequence token; and rejected rows with
         reason `not_json`, `no_prompt`, `no_completion`, `bad_character` or `too_long`.
     """
     kept: list[dict[str, Any]] = []

@@ -41,7 +41,7 @@ def sft(
     Writes the encoded rows as parts, `metrics.jsonl`, `checkpoints/` and `model/` (Hugging Face format).
 
     Args:
-        mixture: The MIXTURE rows; split `sft` is trained on, split `test` is evaluated.
+        mixture: The MIXTURE rows; split `sft` is trained on, split `dev` is evaluated.
         out: The stage directory.
         config: The `sft` section.
         model: The `model` section: what training starts from.
@@ -80,7 +80,7 @@ def fit(job: SftJob, tracking: TrackingConfig | None = None) -> Outcome:
         )
     config = job.config
     if not counts[EVAL_SPLIT] and (config.patience is not None or config.keep_best):
-        share = "finetune.eval_fraction" if name == "finetune" else "build.test_fraction"
+        share = "finetune.eval_fraction" if name == "finetune" else "build.dev_fraction"
         raise InputError(
             f"{name}: {name}.patience and {name}.keep_best need held-out rows and there are none; raise "
             f"{share}, or disable both"
@@ -274,7 +274,7 @@ def _outcome(job: SftJob, counts: dict[str, int]) -> Outcome:
         rows_used=drawn + metrics["eval_rows"],
         left_out={
             "not_drawn": rows - drawn,
-            "test_rows_not_evaluated": counts[EVAL_SPLIT] - metrics["eval_rows"],
+            "dev_rows_not_evaluated": counts[EVAL_SPLIT] - metrics["eval_rows"],
             "rows_of_other_splits": int(other),
         },
         files=[

@@ -20,7 +20,7 @@ from lm_mixup.models.resolve import UNTRAINED_NANO, portable_path
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TRAIN_SPLIT, EVAL_SPLIT = "sft", "test"
+TRAIN_SPLIT, EVAL_SPLIT = "sft", "dev"
 COLUMNS = ["id", "split", "instruction", "inputs", "cot", "output"]
 
 # The first `prompt_length` tokens of `input_ids` are the prompt and carry no loss; the rest is the target.

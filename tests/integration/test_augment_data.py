@@ -187,7 +187,7 @@ def test_neighbours_of_all_parts_agree_with_one_search(ray_session, tmp_path):
 def test_each_part_of_clusters_gets_its_members_and_no_others(
     ray_session, tmp_path, monkeypatch, least_parts
 ):
-    monkeypatch.setattr("lm_mixup.augment.vector_search.shuffle._BLOCK_PARTS", least_parts)
+    monkeypatch.setattr("lm_mixup.distributed.ray_tasks._BLOCK_PARTS", least_parts)
     run = RunDir(tmp_path)
     curated, _ = stage_pair(run, rows_per_part=50)
     ids = [row["id"] for row in pool()[0]]

@@ -17,7 +17,7 @@ from lm_mixup.config import EmbedderConfig, LibraryConfig, RewardsConfig
 from lm_mixup.core.errors import InputError
 from lm_mixup.core.run_dir import RunDir, summarise
 from lm_mixup.core.schemas import content_id
-from lm_mixup.core.task_types import Qa, Tfq, write_answer, write_output
+from lm_mixup.core.task_types import Qa, Tfq, write_answer, write_input, write_output
 from lm_mixup.models.resolve import embedder_folder
 from lm_mixup.rewards.library import library, load_library
 from lm_mixup.rewards.workers import RewardBatch, RewardFailed, RewardScores, RewardWorkers
@@ -51,6 +51,15 @@ def good_qa(name: str) -> str:
 def poor_qa(name: str, variant: int) -> str:
     answer = ["It is one.", "not sure, maybe a thing", "Something in the table I think."][variant]
     return write_answer(Qa(["what is it", f"{name}?", "tell me"][variant], f"{answer} ({name[:3]})"))
+
+
+def sources_of(name: str) -> list[str]:
+    symbol, number, kind = ELEMENTS[name]
+    return [
+        write_input(f"what is {name}", f"It is {kind}."),
+        write_input(f"symbol of {name}?", symbol),
+        write_input(f"atomic number of {name}", f"{number}, each of its atoms has {number} protons in the nucleus"),
+    ]
 
 
 def statement(name: str, holds: bool) -> str:
@@ -108,7 +117,7 @@ def made(ray_session, tmp_path_factory):
 @pytest.fixture(scope="module")
 def batch():
     names = list(ELEMENTS)[:8]
-    completions, references, task_types = [], [], []
+    completions, references, task_types, inputs = [], [], [], []
     for place, name in enumerate(names):
         texts = [
             write_output("The inputs agree.", good_qa(name)),
@@ -118,11 +127,14 @@ def batch():
         ]
         completions += texts
         references += [good_qa(name)] * len(texts)
+        inputs += [sources_of(name)] * len(texts)
         task_types += ["qa"] * len(texts)
     completions += [write_output("", statement("neon", True))]
     references += [statement("neon", True)]
+    inputs += [[write_input("True or false? The element neon has 10 protons.", "True")]]
     task_types += ["tfq"]
-    return RewardBatch(task_types, completions, references, [i // 4 for i in range(len(completions))])
+    groups = [i // 4 for i in range(len(completions))]
+    return RewardBatch(task_types, completions, references, groups, inputs)
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +195,9 @@ def test_rewards_tell_good_from_poor(expected, batch):
     np.testing.assert_array_equal(parts["alignment"], np.tile([1.0, 0.0, 0.0, 0.0], (8, 1)))
     np.testing.assert_array_equal(parts["quality"], np.tile([1.0, 0.0, 0.0, 0.0], (8, 1)))
     totals = expected.total[:32].reshape(8, 4)
-    np.testing.assert_allclose(totals, np.tile([1.0, 0.1, 0.05, 0.0], (8, 1)))
+    faithfulness = parts["faithfulness"]
+    assert (faithfulness[:, 0] > 0.9).all() and (faithfulness[:, 1:] < 0.4).all()
+    np.testing.assert_allclose(totals - 0.5 * faithfulness, np.tile([0.5, 0.1, 0.05, 0.0], (8, 1)), atol=1e-9)
 
 
 def test_two_actors_score_as_one_and_a_killed_one_is_replaced(ray_session, made, batch, expected):
@@ -198,7 +212,7 @@ def test_two_actors_score_as_one_and_a_killed_one_is_replaced(ray_session, made,
         assert all(held.base is None for held in workers._references.values()), "views pin Ray's objects"
         assert workers.score(RewardBatch([], [], [], [])).total.shape == (0,)
         with pytest.raises(InputError, match="task type cs"):
-            workers.score(RewardBatch(["cs"], ["x"], ["C: a\nS: b"], [0]))
+            workers.score(RewardBatch(["cs"], ["x"], ["C: a\nS: b"], [0], [["i"]]))
     finally:
         workers.shutdown()
 

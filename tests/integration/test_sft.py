@@ -53,7 +53,7 @@ def mixture_rows(count=40):
                 "inputs": inputs,
                 "cot": f"About {name}.",
                 "output": f"Q: What is {name}?\nA: A metal, number {number}.",
-                "split": "test" if index < 6 else "sft",
+                "split": "dev" if index < 6 else "sft",
             }
         )
     rows[-1]["inputs"] = ["word " * 200] * 2
@@ -126,7 +126,7 @@ def test_every_row_is_accounted_for(undisturbed, mixture):
     assert manifest.rows_in == manifest.rows_out + manifest.rows_rejected == 39
     assert manifest.rejected_by_reason == {"too_long": 1}
     assert outcome.rows_used == 32 + 5
-    assert outcome.left_out == {"not_drawn": 0, "test_rows_not_evaluated": 1, "rows_of_other_splits": 1}
+    assert outcome.left_out == {"not_drawn": 0, "dev_rows_not_evaluated": 1, "rows_of_other_splits": 1}
     assert out.read().schema.equals(TOKENS)
 
 
@@ -174,7 +174,7 @@ def eval_loss(out):
     import torch
 
     policy = load_policy(out.local / "model", ModelConfig())
-    rows = sorted((r for r in out.read().to_pylist() if r["split"] == "test"), key=lambda r: r["id"])
+    rows = sorted((r for r in out.read().to_pylist() if r["split"] == "dev"), key=lambda r: r["id"])
     total = count = 0.0
     for row in rows[: CONFIG.eval_rows]:
         ids, start = torch.tensor([row["input_ids"]]), row["prompt_length"]

@@ -1,4 +1,4 @@
-"""What a cluster must keep, and how near its rows are to each other: figures from cosines alone."""
+"""The bounds of a cluster, and measures of its cohesion computed from cosines."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ RESIDUAL = -1
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a cluster must keep.
+    """The bounds of a cluster.
 
     Attributes:
         min_size: Fewest rows.
         max_size: Most rows.
-        min_similarity: Least mean cosine of a row to the other rows of its cluster. It bounds from below the
-            row's cosine to the cluster's centre and to its nearest kin there, too; the cosine to the centre
-            alone would let two orthogonal rows pass as a pair, at 0.71.
+        min_similarity: Lowest mean cosine of a row to the other rows of its cluster. It also bounds the
+            cosine to the centre and to the nearest row. A bound on the cosine to the centre would accept two
+            orthogonal rows as a pair, at 0.71.
     """
 
     min_size: int
@@ -40,7 +40,7 @@ def clusters_of(labels: np.ndarray) -> list[np.ndarray]:
 
 @dataclass(frozen=True)
 class Clusters:
-    """Clusters a line each, and how near their rows are to each other.
+    """Clusters as rows of a table, with the similarities of their members.
 
     Attributes:
         members: int64 [k, s], rows, s the largest size; row 0 where none is held.

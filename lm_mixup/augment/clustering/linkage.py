@@ -1,16 +1,16 @@
-"""Average linkage under a largest size: the first clusters of one cell.
+"""Average linkage with a maximum cluster size: the initial clusters of one cell.
 
-Pairs of clusters that are each other's nearest are merged all at once, round by round. For average linkage
-that gives the same tree as one merge at a time: a merged cluster is never nearer to a third one than both its
-halves were. A largest size does not change this: what is too large for a half is too large for the whole.
+Each round merges all pairs of clusters that are each other's nearest. For average linkage this gives the same
+tree as one merge at a time, since a merged cluster is never nearer to a third one than both its halves were.
+A maximum size does not change this: what is too large for a half is too large for the whole.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-# Fewer mutual pairs than this share of the clusters (equal rows, a chain of rows): matched greedily instead,
-# or the number of rounds would be the number of rows.
+# With fewer mutual pairs than this share of the clusters (equal rows, a chain of rows), pairs are matched
+# greedily; otherwise the number of rounds would be the number of rows.
 _FEW = 1 / 32
 
 
@@ -19,7 +19,6 @@ def bounded_linkage(gram: np.ndarray, max_size: int, min_similarity: float, coun
 
     Args:
         gram: float32 [n, n], cosines, symmetric.
-        max_size: Most rows of a cluster.
         min_similarity: Least mean cosine between the rows of two clusters that are merged.
         count: Clusters wanted. The nearest merges are kept, wherever in the cell they are.
 

@@ -1,7 +1,7 @@
-"""Rows move between clusters and change places, where that brings them nearer to their centres.
+"""Local search: rows move between clusters or swap, where that raises the sum of cosines to the centres.
 
-The objective is that of spherical k-means: the cosine of every row to its centre, added up. A cluster's share
-is the length of the sum of its rows. The number of clusters stays, and each keeps its bounds.
+The objective is that of spherical k-means. The contribution of a cluster is the length of the sum of its
+rows. The number of clusters does not change, and each cluster keeps its bounds.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from lm_mixup.augment.clustering.cohesion import RESIDUAL, Bounds, Clusters
 
 _PASSES = 6
 _NEAREST = 6
-# Above what sums of float32 cosines get wrong, so that no change is taken for a gain that is none.
+# Above the rounding error of sums of float32 cosines, so that every accepted change is a true gain.
 _LEAST_GAIN = 1e-4
 
 
 def refine(gram: np.ndarray, labels: np.ndarray, bounds: Bounds) -> np.ndarray:
-    """Passes of moves and swaps, the best first, each cluster in at most one of them a pass.
+    """Runs passes of moves and swaps, the best first, each cluster in at most one change per pass.
 
-    A row looks at the clusters of its nearest rows. Into one with room it may move if its own can spare it,
-    and with each row there it may change places. Ties go to the smaller row.
+    Candidates are the clusters of the nearest rows. A row may move to a cluster with room if its own stays
+    large enough, or swap with a row there. Ties go to the smaller row.
 
     Args:
         gram: float32 [n, n], cosines.

@@ -1,10 +1,10 @@
-"""Clusters with hard bounds on their size and a floor under their similarity: the mathematics, without Ray.
+"""Clustering with hard size bounds and a similarity floor: the mathematics, without Ray.
 
-No k-means variant keeps size bounds at scale, and forcing every row into a cluster (capacities that sum to N)
-drives the tail among strangers. Here a capacity is an upper bound with slack, and rows without kin stay out.
+Forcing every row into a cluster (capacities that sum to N) assigns the last rows to unrelated clusters. Here
+a capacity is an upper bound with slack, and rows that are similar to no cluster form a residual.
 
-All steps work on the Gram matrix of one cell (n rows, n² floats): whatever is asked about a cluster is a sum
-of its entries. Nothing is drawn at random.
+All steps use the Gram matrix of one cell (n rows, n² floats): every quantity of a cluster is a sum of its
+entries. The algorithm is deterministic.
 """
 
 from __future__ import annotations
@@ -17,25 +17,26 @@ from lm_mixup.augment.clustering.cohesion import RESIDUAL, Bounds, Clusters, kin
 from lm_mixup.augment.clustering.linkage import bounded_linkage
 from lm_mixup.augment.clustering.refine import refine
 
-# Where between the bounds the sizes aim at. Larger clusters take in rows of neighbouring topics.
+# Target size, as a position between the bounds. Larger targets mix neighbouring topics.
 _AIM = 2 / 3
 _ROUNDS = 4
 _NEAREST = 16
-# Equal rows would all ask for the same few centres: each prefers another one, by less than fp16 resolves.
+# Equal rows would all request the same centres, so each row prefers a different one by less than fp16
+# resolves.
 _PREFERENCE = np.float32(1e-4)
 
 
 def bounded_clusters(vectors: np.ndarray, bounds: Bounds) -> np.ndarray:
     """Clusters the rows of one cell.
 
-    Average linkage forms clusters. A row left alone joins the cluster of its nearest row or, if that is full,
-    founds one with rows that others can spare. Rounds deal out what still is in no cluster of the least size.
-    Last, rows move and change places where that brings them nearer to their centres. Ends for every input:
-    the rounds are counted and each is finite.
+    1. Average linkage forms clusters.
+    2. A single row joins the cluster of its nearest row or, if that is full, forms one with rows that other
+       clusters can give up.
+    3. Up to `_ROUNDS` rounds assign the rows that are still in no cluster of the minimum size.
+    4. Rows move and swap where that brings them nearer to their centres (`refine`).
 
     Args:
         vectors: float32 [n, d], of length 1. The order counts (it breaks ties): sort by id first.
-        bounds: Sizes and similarity.
 
     Returns:
         int64 [n]: cluster numbers 0, 1, …, or −1 for the residual.
@@ -73,7 +74,7 @@ def residual_reasons(vectors: np.ndarray, labels: np.ndarray, bounds: Bounds) ->
 
 
 def greedy_capacity(cosines: np.ndarray, room: np.ndarray, nearest: int = _NEAREST) -> np.ndarray:
-    """Gives rows to centres, the best pairs first, never more to a centre than it has room for.
+    """Assigns rows to centres greedily, the best pairs first, within the capacity of each centre.
 
     Args:
         cosines: float32 [m, k]; −inf where a row may not go to a centre.
@@ -147,7 +148,7 @@ def _join(gram: np.ndarray, labels: np.ndarray, bounds: Bounds, nearest_only: bo
 
 
 def _enforce_floor(gram: np.ndarray, labels: np.ndarray, bounds: Bounds) -> np.ndarray:
-    """Clusters shed their worst row until all keep the floor; of those then too small some are given up."""
+    """Removes the worst row of each cluster until every row keeps the floor, then releases small clusters."""
     labels = labels.copy()
     while True:
         kinship = kinship_of(gram, labels)
@@ -159,9 +160,9 @@ def _enforce_floor(gram: np.ndarray, labels: np.ndarray, bounds: Bounds) -> np.n
 
 
 def _release_small(labels: np.ndarray, bounds: Bounds) -> np.ndarray:
-    """Of the clusters that are too small only the largest remain, for other rows to join.
+    """Dissolves most clusters below the minimum size; the largest remain, for other rows to join.
 
-    They are as many as their rows can fill to the least size; single rows are always free to go.
+    As many remain as their rows together can fill to the minimum size. Single rows are always released.
     """
     labels = renumber(labels)
     sizes = np.bincount(labels[labels >= 0])
@@ -173,13 +174,13 @@ def _release_small(labels: np.ndarray, bounds: Bounds) -> np.ndarray:
 
 
 def _dissolve(labels: np.ndarray, bounds: Bounds) -> np.ndarray:
-    """No cluster is too small: the rows of such go without."""
+    """Dissolves every cluster below the minimum size."""
     sizes = np.bincount(labels[labels >= 0], minlength=1)
     return renumber(np.where((labels >= 0) & (sizes[labels] >= bounds.min_size), labels, RESIDUAL))
 
 
 def _borrow(gram: np.ndarray, labels: np.ndarray, bounds: Bounds) -> np.ndarray:
-    """A row left over founds a cluster of the least size with its nearest rows that can be spared."""
+    """Forms a cluster of the minimum size around each unassigned row, from rows that can be given up."""
     for row in np.flatnonzero(labels < 0).tolist():
         if labels[row] >= 0:
             continue

@@ -30,7 +30,6 @@ def count_triples(triples: Ints, num_classes: int) -> Floats:
     Args:
         triples: [M, 3], the score of a row and those of its neighbours, in 0..K-1; negative where unrated. A
             row and its exact duplicates must not be among its neighbours: they agree without being right.
-        num_classes: K.
 
     Returns:
         float64 [K, K, K], the mean over the six orders of a triple; its margins are the counts of pairs and
@@ -57,7 +56,6 @@ def fit_consensus(
         prior_strength: Pseudo-counts of a Dirichlet prior on the rows of T, five times as many on the
             diagonal: a score is more often right than not. The prior loses influence as rows
             grow in number.
-        max_iterations: Most steps of L-BFGS.
 
     Returns:
         T: float64 [K, K], T[i, j] = P(observed j | true i); rows sum to 1.

@@ -1,4 +1,4 @@
-"""Which rows hold text of an evaluation set: shared word n-grams (as in Brown et al. 2020, appendix C).
+"""Rows that contain text of an evaluation set: shared word n-grams (as in Brown et al. 2020, appendix C).
 
 The n-grams of all evaluation items are hashes in sorted arrays: at most 12 bytes a word of the evaluation
 sets, held once a node in Ray's object store; while the driver builds them, one file's texts and about three

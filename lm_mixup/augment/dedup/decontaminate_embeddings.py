@@ -1,7 +1,7 @@
-"""Which rows say the same as an evaluation item: the cosine of their embeddings.
+"""Rows that are similar to an evaluation item, by the cosine of their embeddings.
 
-Finds what shared n-grams (`contamination`) cannot: paraphrases, and translations if the embedder knows both
-languages. The items' vectors are few enough to be held whole: once a machine, in Ray's object store. A row
+Finds what shared n-grams (`decontaminate`) cannot: paraphrases, and translations if the embedder knows both
+languages. The vectors of all items are held once per node, in the Ray object store. A row
 takes 2·E·d operations for E items, so 10,000 items of 384-d cost about 0.1 ms a row and core.
 """
 
@@ -69,13 +69,10 @@ def read_distinct_items(config: EmbedDecontaminateConfig) -> tuple[list[tuple[st
 def reject_similar(
     rows: pa.Table, vectors: Vectors, evals: EvalVectors, min_similarity: float
 ) -> tuple[npt.NDArray[np.bool_], pa.Table, dict[str, float]]:
-    """Tells the rows that are too close to an evaluation item.
+    """Separates the rows that are too similar to an evaluation item.
 
     Args:
-        rows: The rows.
         vectors: Their embeddings, float32 [N, d], of length 1.
-        evals: The evaluation items.
-        min_similarity: Least cosine of a row that is refused.
 
     Returns:
         bool [N], which rows stay; the others with `reason`, `match` (the item's id) and `similarity`; and how
@@ -84,9 +81,9 @@ def reject_similar(
     items, cosines = nearest(vectors, evals.vectors)
     keep = cosines < np.float32(min_similarity)
     matches = [evals.ids[item] for item in items[~keep]]
-    refused = rows.filter(pa.array(~keep))
-    refused = refused.append_column("reason", pa.array([REASON] * len(matches), pa.string()))
-    refused = refused.append_column("match", pa.array(matches, pa.string()))
-    refused = refused.append_column("similarity", pa.array(cosines[~keep], pa.float32()))
+    rejected = rows.filter(pa.array(~keep))
+    rejected = rejected.append_column("reason", pa.array([REASON] * len(matches), pa.string()))
+    rejected = rejected.append_column("match", pa.array(matches, pa.string()))
+    rejected = rejected.append_column("similarity", pa.array(cosines[~keep], pa.float32()))
     reached = {f"eval_similarity_{level}": float((cosines >= level).sum()) for level in LEVELS}
-    return keep, refused, reached
+    return keep, rejected, reached

@@ -1,7 +1,7 @@
-"""Which rows repeat a key that an earlier row holds: exact duplicates, with no process holding the corpus.
+"""Exact duplicates: rows whose key an earlier row has, found without holding the corpus in one process.
 
-Keys are 128-bit hashes. They are dealt into buckets by their first bits, a Ray task a bucket, so a task holds
-`rows / buckets` keys of 24 bytes; the driver holds the places of the repeats alone, 8 bytes each.
+Keys are 128-bit hashes. They are split into buckets by their first bits, with one Ray task per bucket, so a
+task holds `rows / buckets` keys of 24 bytes; the driver holds only the places of duplicates, 8 bytes each.
 """
 
 from __future__ import annotations
@@ -66,17 +66,17 @@ def repeated_places(tables: Sequence[npt.NDArray[np.uint64]], left_out: Places =
 
 
 def find_duplicates(same_content: Finder, same_id: Finder) -> tuple[Places, Places]:
-    """Which rows are refused for their content and which for their id, as if they came one after another.
+    """Finds the rows rejected for their content or their id, as one pass over the pool in order would.
 
-    A row is refused for its content if a row kept before it has the same, or else for its id if a row kept
-    before it has that. So none is refused for the sake of one that is refused itself: where the first row of
-    a content is refused for its id, the next one with that content stands in for it.
+    A row is rejected for its content if a kept row before it has the same content, otherwise for its id if a
+    kept row before it has the same id. A rejected row never causes the rejection of another one: where the
+    first row with some content is rejected for its id, the next row with that content is kept in its place.
 
-    Contents and ids lie in different tables, so this goes in rounds. The first row of each content stands,
-    rows whose id is taken not counted; taken is an id for all rows after the first standing one that has it.
-    That is for good, as this one can only give way to an earlier row of that id. Once no standing row's id is
-    taken, what stands is what one pass in order would keep. Pools whose ids differ take one round, others as
-    many as the longest chain of rows that stand in because the one before was refused.
+    Contents and ids are in different tables, so the search runs in rounds. In each round the first row of
+    each content survives, except rows whose id is taken; an id is taken for all rows after its first
+    survivor. A taken id stays taken, since its survivor can only be replaced by an earlier row with that id.
+    When no survivor has a taken id, the survivors are the rows that one pass in order would keep. Pools with
+    distinct ids need one round, others as many as the longest chain of replacements.
 
     Args:
         same_content: `repeated_places` of the contents, given the places that do not count.

@@ -1,9 +1,9 @@
-"""Second reading of the pool, where asked for: rows that evaluation sets hold, and near-duplicates.
+"""Optional second pass over the pool: rows that evaluation sets contain, and near-duplicates.
 
-Comes after exact repeats, and decides over the whole pool: of the rows that are usable and repeat no other,
-first those of evaluation sets are refused, then the near-duplicates among the rest. So no row is refused for
-the sake of one that is refused itself. A Ray task a unit; nothing depends on how many run at a time or how
-the pool is cut into units. What is held where: see `near_duplicates` and `contamination`.
+The pass runs after exact deduplication. Of the remaining rows, those of evaluation sets are rejected first,
+then the near-duplicates among the rest, so a rejected row never causes the rejection of another one. The
+result does not depend on the number of tasks or on how the pool is cut into units. What is held where: see
+`minhash` and `decontaminate`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _BUCKET_BYTES = 1 << 28
 
 @dataclass(frozen=True)
 class Match:
-    """A row that is refused because of another.
+    """A row that is rejected because of another.
 
     Attributes:
         row: Its number in its unit.
@@ -71,10 +71,7 @@ def match_unit(
     """One unit's part of the work.
 
     Args:
-        number: The unit's number.
-        unit: The unit.
-        reader: Reads it.
-        left_out: Numbers of rows that are refused already.
+        left_out: Numbers of rows that are rejected already.
         evals: What the evaluation sets hold, if rows are compared with them.
         near: How rows are compared with each other, if they are.
         buckets: Into how many tables the keys are dealt.
@@ -83,12 +80,12 @@ def match_unit(
         The `Match`es with evaluation sets; the `Sketch` of the rest; then, a bucket each, [n, 2] keys and
         places.
     """
-    refused = set(left_out.tolist())
+    rejected = set(left_out.tolist())
     matches: list[Match] = []
     kept: list[tuple[int, PoolRow]] = []
     for index, raw in enumerate(reader.items(unit)):
         row = reader.row(raw, unit)
-        if not isinstance(row, PoolRow) or index in refused:
+        if not isinstance(row, PoolRow) or index in rejected:
             continue
         found = evals.match(row) if evals else None
         if found is not None:
@@ -114,8 +111,8 @@ def match_units(
     """`match_unit` of consecutive units: the matches and the sketches of each, then the tables, joined."""
     matches, sketches, *tables = zip(
         *(
-            match_unit(number, unit, reader, refused, evals, near, buckets)
-            for number, (unit, refused) in enumerate(zip(units, left_out, strict=True), first)
+            match_unit(number, unit, reader, rejected, evals, near, buckets)
+            for number, (unit, rejected) in enumerate(zip(units, left_out, strict=True), first)
         ),
         strict=True,
     )
@@ -129,14 +126,10 @@ def find_matches(
     left_out: Places,
     usable: int,
 ) -> tuple[dict[int, list[Match]], dict[str, int]]:
-    """The rows that `ingest.decontaminate` and `ingest.near_duplicates` refuse, by unit, and figures.
+    """The rows that `ingest.decontaminate` and `ingest.near_duplicates` reject, by unit, and figures.
 
     Args:
-        units: The pool.
-        reader: Reads it.
-        config: The section `ingest`.
-        left_out: Places of the rows refused already though they can be read.
-        usable: Rows that can be read.
+        left_out: Places of the rows rejected already though they can be read.
 
     Raises:
         InputError: An evaluation set is missing or damaged.
@@ -149,7 +142,7 @@ def find_matches(
     buckets = 1 + usable * keys * KEY_BYTES // _BUCKET_BYTES
     task = ray.remote(match_units)
     shared = ray.put(reader), ray.put(evals)
-    refused = by_unit(left_out)
+    rejected = by_unit(left_out)
     nothing = np.zeros(0, np.int64)
     groups = in_blocks(range(len(units)), 1)
     results: list[Any] = [
@@ -157,7 +150,7 @@ def find_matches(
             group[0],
             [units[number] for number in group],
             shared[0],
-            [refused.get(number, nothing) for number in group],
+            [rejected.get(number, nothing) for number in group],
             shared[1],
             near,
             buckets,
@@ -222,27 +215,27 @@ def _verified(pairs: Pairs, later: Sketch, sketches: Mapping[int, Any], near: Ne
 
 
 def _near_matches(pairs: Pairs, sketches: Sequence[Any]) -> dict[int, list[Match]]:
-    """The rows refused, by unit, each with the id of the row that is kept for it."""
+    """The rows rejected, by unit, each with the id of the row that is kept for it."""
     import ray
 
-    refused, kept = resolve_duplicates(pairs)
+    rejected, kept = resolve_duplicates(pairs)
     look_up = ray.remote(_ids_of)
     numbers = by_unit(np.unique(kept))
     answers = ray.get([look_up.remote(sketches[unit], rows) for unit, rows in numbers.items()])
     ids: dict[int, str] = {}
     for (unit, rows), names in zip(numbers.items(), answers, strict=True):
         ids.update(zip(encode_places(unit, rows).tolist(), names, strict=True))
-    return matches_of(refused, kept, ids.__getitem__)
+    return matches_of(rejected, kept, ids.__getitem__)
 
 
 def _ids_of(held: Sketch, rows: npt.NDArray[np.int64]) -> list[str]:
     return [held.id_of(row) for row in rows.tolist()]
 
 
-def matches_of(refused: Places, kept: Places, id_at: Callable[[int], str]) -> dict[int, list[Match]]:
+def matches_of(rejected: Places, kept: Places, id_at: Callable[[int], str]) -> dict[int, list[Match]]:
     """Near-duplicates as matches, by unit."""
     matches: dict[int, list[Match]] = {}
-    units, rows = decode_places(refused)
+    units, rows = decode_places(rejected)
     for unit, row, of in zip(units.tolist(), rows.tolist(), kept.tolist(), strict=True):
         matches.setdefault(unit, []).append(Match(row, "near_duplicate", id_at(of)))
     return matches

@@ -1,12 +1,12 @@
-"""Which rows nearly repeat an earlier one: MinHash LSH finds candidates, exact Jaccard similarity decides.
+"""Near-duplicates: MinHash LSH finds candidate pairs, their exact Jaccard similarity decides.
 
-A row is the set of word n-grams of its prompt and of its completion, which are told apart. Another answer to
-the same long prompt is not a repetition, so the completions alone must be alike too, at a lower bound. Rows
-whose MinHash signatures agree on a whole band share a key (Broder 1997; Leskovec, Rajaraman and Ullman,
-Mining of Massive Datasets, chapter 3), and pairs that share a key are compared set against set, so no pair
-below the threshold is ever folded. Going through the rows in the pool's order, a row is folded into the first
-kept row that it resembles: every refused row is within the threshold of the row that is kept for it, there
-are no chains.
+A row is the set of word n-grams of its prompt and of its completion, which are kept distinct. Another answer
+to the same long prompt is not a duplicate, so the completions alone must be similar too, at a lower
+threshold. Rows whose MinHash signatures agree on a whole band share a key (Broder 1997; Leskovec, Rajaraman
+and Ullman, Mining of Massive Datasets, chapter 3), and pairs that share a key are compared set against set,
+so no pair below the threshold is ever folded. Going through the rows in the pool's order, a row is folded
+into the first kept row that it resembles: every rejected row is within the threshold of the row that is kept
+for it, there are no chains.
 
 Bounds, for N rows in units (pieces of the pool) and B bands, 18 with the defaults:
 
@@ -14,7 +14,7 @@ Bounds, for N rows in units (pieces of the pool) and B bands, 18 with the defaul
   4 bytes an n-gram, 8 bytes and the id a row;
 * keys: 16 (B + 1) bytes a row, dealt by key over as many tasks as keep each near 256 MiB;
 * a task that compares holds the sets of two units;
-* the driver holds 16 bytes a candidate pair, and the id for a refused row. Of rows that share a key, each is
+* the driver holds 16 bytes a candidate pair, and the id for a rejected row. Of rows that share a key, each is
   compared with the first 32 alone, so candidates are at most 32 (B + 1) N, and in ordinary pools a fraction
   of N.
 """
@@ -98,11 +98,6 @@ def sketch(
 ) -> tuple[Sketch, Pairs]:
     """The sets of a unit's rows, and their keys.
 
-    Args:
-        number: The unit's number.
-        rows: Number in the unit, and row.
-        config: How rows are compared.
-
     Returns:
         The sets, and [R × (bands + 1), 2] rows of key and place. The key over the bands is that of the whole
         set, so equal sets always meet.
@@ -173,9 +168,7 @@ def verify(
 
     Args:
         pairs: [E, 2] pairs whose later places lie in one unit.
-        later: That unit's sets.
         sketch_of: The sets of a unit; called for one after another, so that two units are held at a time.
-        config: The least similarities.
     """
     earlier_units, earlier_rows = decode_places(pairs[:, 0])
     later_rows = decode_places(pairs[:, 1])[1]
@@ -199,13 +192,13 @@ def is_similar(one: npt.NDArray[np.uint32], other: npt.NDArray[np.uint32], thres
 
 
 def resolve_duplicates(pairs: Pairs) -> tuple[Places, Places]:
-    """Which rows are refused, and which row is kept for each.
+    """Which rows are rejected, and which row is kept for each.
 
     Args:
         pairs: Similar pairs, sorted as `unique_pairs` does.
 
     Returns:
-        The places refused, ascending, and for each the first kept place that it resembles.
+        The places rejected, ascending, and for each the first kept place that it resembles.
     """
     kept_for: dict[int, int] = {}
     for earlier, later in _integers(pairs):

@@ -1,4 +1,4 @@
-"""Texts as sets of hashed word n-grams: what near-duplicates and contamination are measured on."""
+"""Texts as sets of hashed word n-grams, for near-duplicates and decontamination."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The rows that clusters are made of, gathered for each part of clusters.
+"""Gathers the member rows of each part of clusters.
 
-Clusters are kept in the order of their hashes, so the members of one part of them lie all over the pool. A
-shuffle in two steps brings them together, so that the pool is read once, whatever the number of parts: every
-block of curated parts is divided among buckets of cluster parts, then a bucket is divided among its parts.
+Clusters are sorted by hash, so the members of one part are spread over the whole pool. A shuffle in two steps
+gathers them while reading the pool once: every block of curated parts is split by bucket of cluster parts,
+then each bucket is split by part.
 """
 
 from __future__ import annotations
@@ -31,12 +31,6 @@ def gather_members(
     Memory: the driver, and each task, hold the ids of all members, about 40 bytes each; a task holds a block
     of curated parts or a bucket of members besides. The texts of the members pass through the object store,
     which spills to disk.
-
-    Args:
-        cluster: Clusters (`records.CLUSTER`).
-        curated: The rows they are made of.
-        parts: The parts of clusters, as the stage names them.
-        num_tasks: Tasks at a time.
 
     Returns:
         For each part a reference to a table {id, prompt, completion, part}.

@@ -53,7 +53,7 @@ _HEAD = 1 << 16  # bytes in which a file shows whether it is one array
 
 @dataclass(frozen=True)
 class Unit:
-    """What is read in one go.
+    """What one read returns.
 
     Attributes:
         uri: The file.
@@ -75,7 +75,6 @@ def list_units(pool: str, split_bytes: int, key: str = "augment.pool") -> tuple[
 
     Args:
         pool: A file, folder or glob, local or at any fsspec URI; a folder of `save_to_disk`; a Hub name.
-        split_bytes: Bytes of a JSONL range.
         key: The config key that names the pool, for error messages.
 
     Returns:

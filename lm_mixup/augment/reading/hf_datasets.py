@@ -65,7 +65,6 @@ def snapshot(name: str, patterns: list[str], key: str) -> str:
     What lies in the cache of `huggingface_hub` is not downloaded again.
 
     Args:
-        name: The data set.
         patterns: Globs of the files that are wanted.
         key: The config key that names it, for error messages.
 

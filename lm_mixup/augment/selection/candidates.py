@@ -1,8 +1,8 @@
-"""The rows that may be selected: what each method asks of a row, and the figures that it ranks by.
+"""The candidates for selection: the conditions of each method, and the values that it ranks by.
 
-No text is kept: about 100 bytes a row, and 400 while they are sorted. Methods with a rule of their own
-(`OWN_RULE`) put no floor under the originals' curated score, as in the papers they come from; then every row
-of the pool is a candidate.
+Texts are not kept: about 100 bytes per row, and 400 while rows are sorted. Methods with conditions of their
+own (`OWN_RULE`) set no minimum for the curated score of originals, as in the papers they come from; every row
+of the pool is then a candidate.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ OWN_RULE: dict[SelectMethod, tuple[str, ...]] = {
 }
 UNKNOWN = "unknown"  # the stratum of rows without the value
 
-# Texts have 64-bit offsets: the ids of 67 million rows are more text than 32 bits can point into.
+# 64-bit offsets: the ids of 67 million rows exceed 32-bit ones.
 CANDIDATE = pa.schema(
     [
         ("id", pa.large_string()),
@@ -66,8 +66,6 @@ def candidates(
 
     Args:
         stage: Distilled or curated rows.
-        origin: Which of the two.
-        config: The method, its thresholds and the strata.
         left_out: Where the others are counted, as `<origin>_<reason>`.
         measure: The figure that the method ranks by, where the rows do not have it: long tail, or under
             `perplexity` that.

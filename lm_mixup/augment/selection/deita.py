@@ -1,4 +1,4 @@
-"""Deita's selection: down a ranking, passing over what is too like a row already taken (arXiv 2312.15685).
+"""The selection of Deita (arXiv 2312.15685): in order of rank, skipping rows too similar to a selected one.
 
 Every row that comes up is compared with all rows taken before it: 2·E·T·d operations for E rows looked at, T
 taken and d dimensions. E is little more than T where the pool is varied, and at worst all candidates. Memory
@@ -24,7 +24,7 @@ class Diverse:
 
     Attributes:
         rows: int64 [T], row numbers, ascending.
-        too_similar: Rows passed over because of their likeness to one taken before.
+        too_similar: Rows skipped for their similarity to a row taken before.
         vectors: float32 [B + T, d], those that were there before and then those of the taken rows.
     """
 
@@ -41,7 +41,7 @@ def take_diverse(
     threshold: float,
     before: np.ndarray | None = None,
 ) -> Diverse:
-    """Goes down an order and takes each row whose cosine to every taken one is below a threshold.
+    """Takes, in order, each row whose cosine to every taken row is below a threshold.
 
     Args:
         order: int64 [N], row numbers, best first.

@@ -1,4 +1,4 @@
-"""How the final set is chosen: rankings of candidates, and how many rows each side and stratum may give."""
+"""Rankings of candidates, and the quotas of sides and strata."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def rank(
       2402.04833). `random`: a seeded shuffle.
     * `alpagasus`: a seeded shuffle, since the method is a threshold that all candidates have passed (arXiv
       2307.08701).
-    * `deita`: highest quality × complexity first, the evol score of arXiv 2312.15685; `diverse.py` goes down
-      this order.
+    * `deita`: highest quality × complexity first, the evol score of arXiv 2312.15685; `deita.take_diverse`
+      follows this order.
     * `ds2`: highest curated score first, and among equal scores the farthest from its neighbours (arXiv
       2410.10877).
     * `perplexity`: by `take`: lowest first, highest first ("top-ppl"), or nearest in rank to the median first
@@ -42,9 +42,7 @@ def rank(
     Args:
         candidates: {id, and the columns the method reads: `long_tail`, `score` and `expected`, `length`,
             `overall`, `complexity` or `perplexity`}, without nulls in those but `expected`.
-        method: As above.
         seed: Of the shuffle that breaks all ties.
-        take: Which end of the perplexities.
 
     Returns:
         int64 [N]: row numbers. It depends on the rows as a set, not on their order.
@@ -100,7 +98,6 @@ def strata_quotas(counts: np.ndarray, budget: int) -> np.ndarray:
 
     Args:
         counts: int64 [S], candidates of each stratum.
-        budget: Rows to share out.
 
     Returns:
         int64 [S]: they add up to the budget, unless there are no candidates at all. None exceeds the

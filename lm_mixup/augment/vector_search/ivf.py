@@ -1,13 +1,11 @@
-"""Nearest neighbours in large pools: a row is compared with the rows of the cells nearest to it.
+"""Approximate nearest neighbours for large pools: inverted-file search (IVF; Jégou et al. 2011) on Ray tasks.
 
-The inverted-file search (IVF; Jégou et al. 2011) spread over Ray tasks. Rows are shuffled into cells of near
-rows (`cell_tree`); cells that lie near each other share a bucket; a task takes the rows of one bucket and
-looks them up in the buckets that hold their `probes` nearest cells. With C cells of m rows the cost is
-2·N·(C + probes·m)·d operations in place of 2·N²·d, and 2·N·(17·√C + probes·m)·d above 4,096 cells. How many
-neighbours are missed is measured on sampled rows and stands in the manifest.
+Rows are shuffled into cells of similar rows (`ivf_centroids`). Neighbouring cells share a bucket. Each task
+takes the rows of one bucket and searches the `probes` cells nearest to each row. With C cells of m rows the
+cost is 2·N·(C + probes·m)·d operations in place of 2·N²·d, and 2·N·(17·√C + probes·m)·d above 4,096 cells.
+The recall is measured on sampled rows and reported in the manifest.
 
-What comes out depends on the rows, their parts and the seed alone: cells, buckets and blocks do not know how
-many tasks there are.
+The result depends only on the rows, their parts and the seed, not on the number of tasks.
 """
 
 from __future__ import annotations
@@ -36,12 +34,12 @@ from lm_mixup.distributed.ray_tasks import in_blocks, run_tasks
 _QUERY_ROWS = 16_384
 _SAMPLED_ROWS = 1_000
 _LOW_RECALL = 0.95
-_TIE = 1e-5  # similarities closer than this are the same to one who computes them in another order
+_TIE = 1e-5  # similarities this close are ties: their last bits depend on the order of summation
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows whose true neighbours are known.
+    """Sampled rows whose true neighbours are known, for the recall.
 
     Attributes:
         index: int64 [S], bank indices, ascending.
@@ -53,13 +51,13 @@ class Sample:
 
 
 def approximate_neighbors(embed: StageDir, out: StageDir, config: NeighborsConfig, seed: int) -> Outcome:
-    """Finds nearly all of the k nearest rows of every row, itself left out. Rows as in `neighbors`.
+    """Finds nearly all of the k nearest other rows of every row. Output rows as in `neighbors`.
 
     Metrics: `recall`, the share of the true k nearest rows that were found, over 1,000 sampled rows.
 
     Memory: a task holds one bucket and the candidates of 16,384 of its rows, 25 · `probes` · 12 bytes each,
-    or 262,144 sampled vectors. All ids are held once a machine. The vectors, in fp16, lie in the object store
-    as blocks and again as buckets, and what was found once, 12 · k bytes a row; it spills to disk.
+    or 262,144 sampled vectors. All ids are held once per node. The object store holds the fp16 vectors twice
+    (as blocks and as buckets) and the results once, 12 · k bytes per row; it spills to disk.
     """
     import ray
 
@@ -253,7 +251,7 @@ def _search_cells(
 def _keep_best_of_many(
     near: np.ndarray, similarities: np.ndarray, k: int, own: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k best of many candidates; most fall to a partition, which is cheaper than sorting them."""
+    """The k best of many candidates; a partition first, which is cheaper than sorting all of them."""
     keep = min(k + 1 + SLACK, similarities.shape[1])
     top = np.argpartition(-similarities, keep - 1, axis=1)[:, :keep]
     rows = np.arange(len(near))[:, None]

@@ -1,9 +1,9 @@
-"""Cells of near rows for the approximate search, as many as the pool needs: one table of centres, or two.
+"""The cells of the approximate search: one table of centres, or two levels of them.
 
-Up to `_FLAT_CELLS` cells, centres are fitted and looked through as one table. More are fitted below coarse
-cells, each from a sample of its own rows, and a row is compared with the centres below its nearest coarse
-cells alone. With C cells below √C coarse ones that is √C + 16·√C comparisons in place of C, so that the rows
-of a cell need not grow with the pool.
+Up to `_FLAT_CELLS` cells, centres are fitted and searched as one table. With more cells, fine centres are
+fitted per coarse cell from a sample of its rows, and a row is compared only with the fine centres of its
+nearest coarse cells. With C cells below √C coarse ones that is √C + 16·√C comparisons in place of C, so that
+the rows of a cell need not grow with the pool.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _MOST_BUCKETS = 512
 
 @dataclass(frozen=True)
 class IvfIndex:
-    """Cells, near ones under near numbers.
+    """The centres of all cells, numbered so that similar cells have close numbers.
 
     Attributes:
-        coarse: float32 [R, d], centres of the coarse cells; one, of no matter, over a flat table.
-        fine: float32 [C, d], centres of the cells; those below one coarse cell lie together.
+        coarse: float32 [R, d], centres of the coarse cells; a single unused one for a flat table.
+        fine: float32 [C, d], centres of the cells; those of one coarse cell are adjacent.
         starts: int64 [R + 1], the first cell below each coarse one.
         bucket_of: int64 [C], the bucket of each cell.
     """
@@ -52,11 +52,10 @@ class IvfIndex:
         return int(self.bucket_of[-1]) + 1
 
     def nearest(self, queries: np.ndarray, count: int) -> np.ndarray:
-        """The cells nearest to each query, in no certain order.
+        """The cells nearest to each query, in any order.
 
         Args:
             queries: float32 [M, d].
-            count: Cells wanted.
 
         Returns:
             int64 [M, min(count, C)]; −1 where fewer lie below the nearest coarse cells.
@@ -83,10 +82,7 @@ def build_ivf(blocks: Sequence[Any], total: int, cell_rows: int, num_tasks: int,
 
     Args:
         blocks: Object references to tables {id, group, embedding, …}, all of the group "".
-        total: Rows.
         cell_rows: Rows wanted in a cell; there are two cells at least.
-        num_tasks: Tasks at a time.
-        seed: Of the samples and the first centres.
 
     Memory of a task: 262,144 sampled vectors at most, or the samples of one bucket of coarse cells.
     """
@@ -133,9 +129,9 @@ def fit_fine_centres(seed: int, *pieces: pa.Table) -> dict[int, np.ndarray]:
 
 
 def _order_by_proximity(coarse: np.ndarray, fine: np.ndarray, starts: np.ndarray, total: int) -> IvfIndex:
-    """Numbers the cells anew so that near ones have near numbers, and packs them into buckets.
+    """Renumbers the cells so that similar ones have close numbers, and packs them into buckets.
 
-    The cells that the rows of one bucket are looked up in then lie in few other buckets.
+    The rows of a bucket then search cells in few other buckets.
     """
     count = len(fine)
     per_bucket = max(1, _BUCKET_ROWS * count // total, -(-count // _MOST_BUCKETS))
@@ -150,7 +146,7 @@ def _order_by_proximity(coarse: np.ndarray, fine: np.ndarray, starts: np.ndarray
 
 
 def _bisect(centres: np.ndarray, rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """Cuts rows across their widest direction, again and again, until `size` are left together."""
+    """Splits rows across their direction of largest variance, recursively, into runs of at most `size`."""
     if len(rows) <= size:
         yield rows
         return

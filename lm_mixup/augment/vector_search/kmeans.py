@@ -1,4 +1,4 @@
-"""Spherical k-means that cuts a large group of rows into cells small enough to be clustered exactly."""
+"""Spherical k-means, which splits a large group of rows into cells small enough for exact clustering."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ _OVERSIZED = 1.5
 def spherical_kmeans(vectors: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Centres of unit vectors under the cosine.
 
-    A centre that loses all its rows moves to the row worst served by the others, so cells stay of like size.
+    An empty centre moves to the row with the lowest cosine to its own centre, which keeps cell sizes similar.
 
     Args:
         vectors: float32 [n, d], of length 1.
         count: Centres wanted; at most n are made.
-        seed: Of the first centres.
 
     Returns:
         float32 [min(count, n), d], of length 1.
@@ -41,7 +40,7 @@ def spherical_kmeans(vectors: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def is_oversized(rows: int, cell_rows: int) -> bool:
-    """Whether a cell is to be split: a cell of somewhat more than `cell_rows` is better left whole."""
+    """Whether a cell must be split. A cell somewhat larger than `cell_rows` is left whole."""
     return rows > _OVERSIZED * cell_rows
 
 
@@ -51,7 +50,6 @@ def split_cell(vectors: np.ndarray, cell_rows: int, seed: int) -> list[np.ndarra
     Args:
         vectors: float32 [n, d], of length 1, sorted by id.
         cell_rows: Rows of a cell; no cell has more than 1.5 times as many.
-        seed: Of the first centres.
 
     Returns:
         The rows of each cell, ascending: a partition of range(n).

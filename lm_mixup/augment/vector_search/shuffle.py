@@ -1,10 +1,10 @@
-"""Spreads rows over cells of near neighbours, as Ray tasks.
+"""Shuffles rows into cells of similar rows, with Ray tasks.
 
-A shuffle in two steps: every block of rows is divided among buckets of cells, then a bucket gathers its
-pieces. Which cell a row falls into depends on its vector and on centres fitted to a sample drawn by row id,
-and a cell sorts its rows by id, so cells do not depend on blocks, buckets, workers or parts. One reservation:
-a product of matrices may round the last bit of a cosine by the row's place in its block, which decides
-between two centres where they are equal or as near to the row but for that bit.
+The shuffle has two steps: every block of rows is split by bucket of cells, then each bucket gathers its
+pieces. The cell of a row depends on its vector and on centres fitted to a sample drawn by row id, and cells
+sort their rows by id, so cells do not depend on blocks, buckets, workers or parts. One exception: a matrix
+product may round the last bit of a cosine differently by the position of the row in its block, which decides
+between two centres that are equally near otherwise.
 """
 
 from __future__ import annotations
@@ -71,10 +71,7 @@ def plan_cells(
 
     Args:
         blocks: Object references to tables {id, group, embedding, …}.
-        rows_by_group: Rows of each group; rows of other groups are left aside.
-        cell_rows: Rows wanted in a cell.
-        num_tasks: Tasks at a time.
-        seed: Of the samples and the first centres.
+        rows_by_group: Rows of each group; rows of other groups are ignored.
 
     Memory of a fit: 64 rows a cell, so at most 262,144 vectors.
     """

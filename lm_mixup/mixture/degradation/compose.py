@@ -26,6 +26,7 @@ from lm_mixup.core.task_types import (
     TaskType,
     Tfq,
     parse_answer,
+    read_input,
     task_type_of,
     write_answer,
     write_input,
@@ -153,7 +154,10 @@ def merge(rows: Sequence[GoodRow], inputs: int, rng: Random) -> Composed:
 
 
 def with_noise(row: Composed, rng: Random) -> Composed:
-    """The row with typing errors in its inputs, or as it was where they would cost a term of the target."""
+    """The row with typing errors in its inputs, or as it was where they would cost a term of the target.
+
+    Further lines of a question stay as they are: a text to be corrected, counted or sorted would be another.
+    """
     held = [terms(text) for text in row.inputs]
     wanted = terms(row.output)
     noisy: list[str] = []
@@ -161,7 +165,10 @@ def with_noise(row: Composed, rng: Random) -> Composed:
         elsewhere = frozenset().union(*(other for i, other in enumerate(held) if i != number))
         alone = wanted - elsewhere
         kept = [word for word in _WORD.findall(text) if word.casefold() in alone or word[0].isupper()]
-        noisy.append(add_noise(text, kept, rng, _NOISE_RATE))
+        question, answer = read_input(text)
+        first, line_end, rest = question.partition("\n")
+        asked = add_noise(first, kept, rng, _NOISE_RATE)
+        noisy.append(write_input(f"{asked}{line_end}{rest}", add_noise(answer, kept, rng, _NOISE_RATE)))
     if noisy == row.inputs or _told(row, noisy) < MIN_COVERAGE:
         return row
     return Composed(row.task_type, noisy, row.cot, row.output, row.sources, noisy=True)

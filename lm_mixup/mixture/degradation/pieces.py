@@ -10,10 +10,7 @@ from typing import Final
 
 import regex
 
-_ITEM: Final = re.compile(
-    r"^[ \t]*(?P<mark>[-*•–]|\(?\d{1,2}[.):]|\([a-zA-Z]\)|[a-zA-Z]\))[ \t]+(?P<rest>\S.*)"
-)
-_NUMBER: Final = re.compile(r"\(?\d{1,2}[.):]")
+_ITEM: Final = re.compile(r"^[ \t]*(?:(?P<bullet>[-*•–])|(?P<number>\d{1,2})[.)])[ \t]+(?P<rest>\S.*)")
 _FENCE: Final = "```"
 # Of scripts whose sentences end without a space behind: syntok splits at spaces only.
 _CLOSED: Final = regex.compile(r"(?<=[。！？।॥።])(?=\S)|(?<=[。！？।॥።])\s+")
@@ -66,12 +63,15 @@ def split_pieces(text: str) -> tuple[Piece, ...]:
     pieces: list[Piece] = []
     head, head_gap = "", ""
     lines = _lines(text)
-    listed = sum(_ITEM.match(line) is not None for _, line in lines) > 1  # one alone is an answer like "B) 5"
-    for gap, line in lines:
-        item = _ITEM.match(line) if listed else None
+    items = [_ITEM.match(line) for _, line in lines]
+    if sum(item is not None for item in items) < 2 or not _counts([m["number"] for m in items if m]):
+        items = [None] * len(lines)  # one alone is an answer like "- 5", other numbers tell something
+    for (gap, line), item in zip(lines, items, strict=True):
         if item:
-            mark = "1." if _NUMBER.fullmatch(item["mark"]) else "-"
+            mark = "1." if item["number"] else "-"
             found = [Piece(" ".join(item["rest"].split()), gap, mark)]
+        elif _ITEM.match(line):
+            found = [Piece(line, gap)]
         else:
             found = [Piece(s, gap if i == 0 else " ") for i, s in enumerate(sentences(line))]
         if not found:
@@ -107,6 +107,16 @@ def join_pieces(pieces: Sequence[Piece], *, bullets: bool = False) -> str:
             gap = " "
         written += gap + text
     return written
+
+
+def _counts(numbers: Sequence[str | None]) -> bool:
+    """Whether the numbers of list items only count: 1, 2, 3, …, and perhaps from 1 again."""
+    last = 0
+    for number in filter(None, numbers):
+        if int(number) not in (1, last + 1):
+            return False
+        last = int(number)
+    return True
 
 
 def _lines(text: str) -> list[tuple[str, str]]:

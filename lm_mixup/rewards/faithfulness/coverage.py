@@ -15,14 +15,21 @@ _FEW_WORDS: Final = 4
 _WORD_WEIGHT: Final = 0.25
 _LONGEST_RUN: Final = 5
 _SHORT: Final = 25
+_SUBJECT: Final = 6
 
 
-def coverage(output: Sequence[Reading], sources: Sequence[SourceReading]) -> float:
+def coverage(output: Sequence[Reading], sources: Sequence[SourceReading], *, asked: bool = False) -> float:
     """The share of what the sources tell that an output carries, each thing once, in [0, 1].
 
     What a source tells is its answers, picked options and affirmed claims, clause by clause. A clause counts
     by its numbers, names and codes; in one with few other words those are its wording, which may change. A
     clause without facts counts by its words, of which `_ENOUGH` have to be there.
+
+    Args:
+        output: Prompt and completion.
+        sources: The sources.
+        asked: Whether the sources' questions are information too: those of multiple choice give the case that
+            the options are about.
     """
     facts = {fact.key for reading in output for fact in reading.facts}
     stems = {word.stem for reading in output for word in reading.words}
@@ -30,8 +37,7 @@ def coverage(output: Sequence[Reading], sources: Sequence[SourceReading]) -> flo
     keys = {key for reading in output for key in reading.keys}
     seen: set[str] = set()
     total = covered = 0.0
-    for source in sources:
-        told = source.told
+    for told in (text for s in sources for text in ((s.told, s.asked) if asked else (s.told,))):
         for clause in range(len(told.clauses)):
             mine = {
                 f.key: f
@@ -48,7 +54,10 @@ def coverage(output: Sequence[Reading], sources: Sequence[SourceReading]) -> flo
                 continue
             seen.add(signature)
             weight = _WORD_WEIGHT * len(words) if has_facts else max(1.0, _WORD_WEIGHT * len(words))
-            weight *= 1.0 if has_facts or len(words) > 1 else 0.5
+            alone = (
+                len(words) == 1 and len(told.words) > 1
+            )  # a single word is an answer, beside others it is not
+            weight *= 0.5 if alone and not has_facts else 1.0
             total += weight
             covered += weight * min(1.0, len(words & stems) / len(words) / _ENOUGH)
     return covered / total if total else 1.0
@@ -74,7 +83,7 @@ def repetition(
     excess = sum(max(0, count - max(1, allowed[run])) for run, count in counts.items())
     share = excess / len(runs) if runs else 0.0
     again = _told_again(completion, sources)
-    facts = sum(f.kind == "number" for f in completion.facts)
+    facts = sum(f.kind in ("number", "name", "code") for f in completion.facts)
     if facts:
         share = max(share, len(again) / facts)
     share = max(share, _listed_twice(prompt))
@@ -95,29 +104,41 @@ def _distinct_runs(told: Reading, size: int) -> list[tuple[str, ...]]:
 
 
 def _told_again(completion: Reading, sources: Sequence[SourceReading]) -> list[Fact]:
-    """Numbers that a completion gives more often than the sources have things to give them of.
+    """Facts that a completion gives more often than the sources have things to give them of.
 
-    A short source has one thing for a number, though it says it twice; a long one as many as it has contexts.
-    Small whole numbers recur by nature (`1 cup`, steps of a list) and are left alone.
+    A short source has one thing for a fact, though it says it twice; a long one as many as it has contexts. Names
+    and small whole numbers recur by nature (`1 cup`, steps of a list): they are told again only where a word
+    beside them is too, and names of what the sources ask about never are.
     """
     allowed: Counter[str] = Counter()
     subjects: dict[str, set[frozenset[str]]] = {}
+    topics: set[str] = set()
     for source in sources:
         names = frozenset(f.key for r in (source.asked, source.told) for f in r.facts if f.kind == "name")
+        topics |= {f.key for f in source.asked.facts if f.kind == "name"}
+        topics |= set(source.claim.keys[:_SUBJECT])
         long = len(source.told.keys) > _SHORT
         around: dict[str, set[frozenset[str]]] = {}
         for item in placed_of(source, ()):
             around.setdefault(item.fact.key, set()).add(item.context)
-        for key, contexts in around.items():
+        for key, found in around.items():
             subjects.setdefault(key, set()).add(names)
-            allowed[key] = max(allowed[key], len(contexts) if long else 1)
+            allowed[key] = max(allowed[key], len(found) if long else 1)
     told: Counter[str] = Counter()
+    beside: dict[str, set[str]] = {}
     again = []
     for fact in completion.facts:
-        if fact.kind == "number" and (len(fact.key) > 2 or not fact.key.isdigit()):
-            told[fact.key] += 1
-            if told[fact.key] > max(1, allowed[fact.key], len(subjects.get(fact.key, ()))):
-                again.append(fact)
+        if fact.kind not in ("number", "name", "code") or fact.key in topics:
+            continue
+        words = completion.words_of(fact.clause) - topics
+        told[fact.key] += 1
+        recurs = fact.kind == "name" or (fact.kind == "number" and fact.key.isdigit() and len(fact.key) <= 2)
+        same = bool(words & beside.get(fact.key, set()))
+        beside.setdefault(fact.key, set()).update(words)
+        if told[fact.key] > max(1, allowed[fact.key], len(subjects.get(fact.key, ()))) and (
+            same or not recurs
+        ):
+            again.append(fact)
     return again
 
 

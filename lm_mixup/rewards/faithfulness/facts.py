@@ -44,6 +44,8 @@ _UNIT_AFTER: Final = regex.compile(
     r"[ \u00a0-]?(?P<unit>%|(?:sq|square)\.?[ \u00a0]\p{L}+|°\s?[CFK]?|€|£|\$|[\p{L}µ]+(?:/[\p{L}]+[23²³]?|[23²³])?)(?![\p{L}\p{N}])"
 )
 _CURRENCY_BEFORE: Final = regex.compile(r"(?:US|A|C)?[$€£¥]\s?$")
+_LETTERS: Final = frozenset("abcdef")
+_AFTER_LETTER: Final = (")", ".", ":", "")
 _ORDINAL: Final = regex.compile(r"(\d+)(?:st|nd|rd|th)")
 _MINUS: Final = regex.compile(r"(?<![\p{L}\p{N}.,)])[-−]$")
 _THOUSANDS: Final = regex.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,2}(?:,\d{2})+,\d{3}(?:\.\d+)?")
@@ -380,7 +382,7 @@ def _names(
     }
     certain: set[int] = set()
     for index, token in enumerate(listed):
-        if not capital[index] or not _is_name_word(token.key):
+        if not capital[index] or not _is_name_word(token.key) or _is_letter(token, text):
             continue
         key = _name_key(token.key)
         surface = text[token.start : token.end]
@@ -395,6 +397,11 @@ def _names(
 
 def _is_name_word(key: str) -> bool:
     return _POSSESSIVE.sub("", key) not in FUNCTION_WORDS
+
+
+def _is_letter(token: Token, text: str) -> bool:
+    """Whether a token is the letter of an option: `B)`, `(B`, `B.`, or `A` by itself."""
+    return token.key in _LETTERS and (text[token.end : token.end + 1] in _AFTER_LETTER or token.key == "a")
 
 
 def _name_key(key: str) -> str:

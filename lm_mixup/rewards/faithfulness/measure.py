@@ -1,19 +1,21 @@
 """The measure: support, coverage, binding, repetition and answering of a distilled pair, joined into one score.
 
-Everything is a pure function of texts: no model, no corpus. `measure` is fast enough for a reward (about a
-millisecond a pair of short texts).
+Everything is a pure function of texts: no model, no corpus.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from lm_mixup.core.task_types import TaskType
 from lm_mixup.rewards.faithfulness.answering import answering
+from lm_mixup.rewards.faithfulness.closed_answers import is_right_option, is_right_verdict
 from lm_mixup.rewards.faithfulness.coverage import coverage, repetition
 from lm_mixup.rewards.faithfulness.facts import Reading, read
+from lm_mixup.rewards.faithfulness.numbered import Piece, numbered_parts, sources_of_parts
 from lm_mixup.rewards.faithfulness.polarity import polarity_faults
 from lm_mixup.rewards.faithfulness.sources import (
     Source,
@@ -21,26 +23,28 @@ from lm_mixup.rewards.faithfulness.sources import (
     options_of,
     picked_letter,
     read_source,
+    rest_of_verdict,
     statement_of,
     verdict_of,
 )
 from lm_mixup.rewards.faithfulness.support import (
     Pool,
     Span,
-    is_held,
     misbound,
     pool_of,
     spans,
     unsupported_facts,
     unsupported_sentences,
     unsupported_words,
+    with_prompts,
 )
 
 _FACT_WEIGHT: Final = 3
 _FACT_FAULT: Final = 0.5
 _WRONG_ANSWER: Final = 0.1
 _FREE_WORDS: Final = 0.6
-_WORDS_POWER: Final = 1.0
+_COVERAGE_POWER: Final = 2
+_REPETITION_POWER: Final = 3
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,8 @@ class Faithfulness:
     """How faithful a distilled pair is to its sources; every number is in [0, 1], 1 is best.
 
     Attributes:
-        score: All of it in one number; `measure` says how.
+        score: All of it in one number: what a reward is made of. `measure` says how.
+        fidelity: The same without coverage: how far what is said is borne out.
         support: Share of its facts (weight 3 each) and content words that the sources hold.
         coverage: Share of what the sources tell that it carries, each thing once.
         binding: Share of its supported facts that stand with what they stood with.
@@ -59,6 +64,7 @@ class Faithfulness:
     """
 
     score: float
+    fidelity: float
     support: float
     coverage: float
     binding: float
@@ -70,10 +76,14 @@ class Faithfulness:
 def measure(prompt: str, completion: str, sources: Sequence[Source], task_type: TaskType) -> Faithfulness:
     """Measures a distilled pair against the sources that it was distilled from.
 
-    score = words · 0.5^f · a · coverage · (1 − repetition), where `words` is the share of content words that
-    the sources hold, scaled so that `_FREE_WORDS` of other wording are free; f is the number of facts that are
-    unsupported, misbound or negated against the sources; and a is `answering`, or 0.1 where a letter or a
-    verdict is wrong.
+    fidelity = words · 0.5^f · a · (1 − repetition)³, score = fidelity · coverage². Here `words` is the share of
+    content words that the sources hold, scaled so that `_FREE_WORDS` of other wording are free; f is the number
+    of facts that are unsupported, misbound or negated against the sources, and of invented sentences; a is
+    `answering`, or 0.1 where a letter or a verdict is wrong.
+
+    A pair that asks and answers in numbered parts is measured part by part, each against the sources whose
+    question it is most like; a part that asks "true or false" or lists options is a closed answer. The fidelity
+    of the whole is the product of the parts'.
 
     Args:
         prompt: What the pair asks (`task_types.to_pair`); a multiple-choice prompt with its options, a
@@ -88,156 +98,147 @@ def measure(prompt: str, completion: str, sources: Sequence[Source], task_type: 
     if not sources:
         raise ValueError("faithfulness is measured against one or more sources")
     readings = [read_source(source) for source in sources]
-    asked, told, answer = _parts(prompt, completion, task_type, readings)
-    read_asked, read_told = read(asked.text), read(told.text)
-    pool = pool_of(readings, (read_asked, read_told))
-    found: list[Span] = []
-    facts_total = words_total = words_missing = facts_missing = bound_wrong = negated = sentences_missing = 0
-    bound = misbound((read_asked, read_told), pool)
-    for piece, reading, wrong in ((asked, read_asked, bound[0]), (told, read_told, bound[1])):
+    parts = numbered_parts(prompt, completion) if task_type == "qa" else []
+    if not parts:
+        asked, told = Piece(prompt, 0), Piece(completion, len(prompt) + 1)
+        found = [_measure_part(asked, told, readings, task_type)]
+    else:
+        shares = sources_of_parts([asked for asked, _ in parts], readings)
+        found = [
+            _measure_part(asked, told, mine, _type_of(asked.text, told.text))
+            for (asked, told), mine in zip(parts, shares, strict=True)
+        ]
+    whole = (read(prompt), read(completion))
+    covered = coverage(whole, readings, asked=task_type == "mcq")
+    listed, told_once = _repeatable(prompt, completion, task_type)
+    repeated, again = repetition(listed, told_once, readings)
+    if parts:  # parts may agree in their wording, `1. True 2. True`
+        repeated, again = max(part.repetition for part in found), []
+    fidelity = math.prod(part.fidelity for part in found) * (1 - repeated) ** _REPETITION_POWER
+    body = Piece(f"{prompt}\n{completion}", 0).part(told_once.text)
+    told_again = [body.moved(Span(a, b, body.text[a:b], "repeated")) for a, b in again]
+    unsupported = {*told_again, *(span for part in found for span in part.unsupported)}
+    return Faithfulness(
+        score=fidelity * covered**_COVERAGE_POWER,
+        fidelity=fidelity,
+        support=sum(part.support for part in found) / len(found),
+        coverage=covered,
+        binding=min(part.binding for part in found),
+        repetition=repeated,
+        answering=min(part.answering for part in found),
+        unsupported=tuple(sorted(unsupported, key=lambda span: (span.start, span.end, span.kind))),
+    )
+
+
+def _type_of(prompt: str, completion: str) -> TaskType:
+    """The task type of a numbered part."""
+    if statement_of(prompt) and verdict_of(completion) is not None:
+        return "tfq"
+    return "mcq" if options_of(prompt)[1] else "qa"
+
+
+def _repeatable(prompt: str, completion: str, task_type: TaskType) -> tuple[Reading, Reading]:
+    """What may say things twice: the question and its answer; of closed answers the question tells."""
+    match task_type:
+        case "mcq":
+            return read(""), read(options_of(prompt)[0])
+        case "tfq":
+            return read(""), read(statement_of(prompt) or prompt)
+        case "qa":
+            return read(prompt), read(completion)
+        case _:
+            return read(""), read(completion)
+
+
+@dataclass
+class _Tally:
+    """What was counted in the texts of one part."""
+
+    facts: int = 0
+    words: int = 0
+    missing_facts: int = 0
+    missing_words: int = 0
+    misbound: int = 0
+    other_faults: int = 0
+    spans: list[Span] = field(default_factory=list)
+
+    def add(
+        self, piece: Piece, reading: Reading, pool: Pool, wrong: Sequence, sources: Sequence[SourceReading]
+    ) -> None:  # type: ignore[type-arg]
+        """Counts one text: `wrong` are its misbound facts."""
         missing = unsupported_facts(reading, pool)
-        flipped = polarity_faults(reading, readings)
+        flipped = polarity_faults(reading, sources)
         total, places = unsupported_words(reading, pool)
         invented = unsupported_sentences(reading, places, missing)
-        facts_total += sum(f.certain for f in reading.facts)
-        facts_missing += len({f.key for f in missing})
-        bound_wrong += len({f.key for f in wrong})
-        negated += len(flipped)
-        sentences_missing += len(invented)
-        words_total += total
-        words_missing += len(places)
-        for listed in (spans(reading.text, missing), spans(reading.text, wrong, "binding")):
-            found += [piece.moved(span) for span in listed]
-        found += [piece.moved(Span(a, b, reading.text[a:b], "polarity")) for a, b in flipped]
-        found += [piece.moved(Span(a, b, reading.text[a:b], "statement")) for a, b in invented]
-        found += [piece.moved(Span(a, b, reading.text[a:b], "word")) for a, b in places]
-    covered = coverage((read_asked, read_told), readings)
-    repeated, again = repetition(read_asked, read_told, readings)
-    found += [told.moved(Span(a, b, told.text[a:b], "repeated")) for a, b in again]
-    fit, unasked = (1.0, []) if task_type != "qa" else answering(read_asked, read_told, readings)
-    found += [told.moved(Span(a, b, told.text[a:b], "unasked")) for a, b in unasked]
-    if answer is not None and not answer:
+        self.facts += sum(fact.certain for fact in reading.facts)
+        self.words += total
+        self.missing_facts += len({fact.key for fact in missing})
+        self.missing_words += len(places)
+        self.misbound += len({fact.key for fact in wrong})
+        self.other_faults += len(flipped) + len(invented)
+        for found in (spans(reading.text, missing), spans(reading.text, wrong, "binding")):
+            self.spans += [piece.moved(span) for span in found]
+        for kind, listed in (("polarity", flipped), ("statement", invented), ("word", places)):
+            self.spans += [piece.moved(Span(a, b, reading.text[a:b], kind)) for a, b in listed]
+
+
+def _measure_part(
+    prompt: Piece, completion: Piece, sources: Sequence[SourceReading], task_type: TaskType
+) -> Faithfulness:
+    """A pair, or a numbered part of one, against its sources; without what is measured of the whole."""
+    asked, told, answer = _parts(prompt, completion, task_type, sources)
+    texts = (read(asked.text), read(told.text))
+    pool = pool_of(sources, texts)
+    wrong = misbound(texts, pool, _last_question(texts[0]) if task_type == "mcq" else ())
+    tally = _Tally()
+    tally.add(asked, texts[0], with_prompts(pool, sources), wrong[0], sources)
+    tally.add(told, texts[1], pool, wrong[1], sources)
+    fit, unasked = answering(*texts, sources) if task_type == "qa" else (1.0, [])
+    tally.spans += [told.moved(Span(a, b, told.text[a:b], "unasked")) for a, b in unasked]
+    if answer is False:
         fit = 0.0
-        start = len(prompt) + 1
-        found.append(Span(start, start + len(completion), completion, "answer"))
-    weight = _FACT_WEIGHT * facts_total + words_total
-    support = 1 - (_FACT_WEIGHT * facts_missing + words_missing) / weight if weight else 1.0
-    held = facts_total - facts_missing
-    items = words_total + facts_total  # facts count: two other words beside four facts are little
-    share = 1 - words_missing / items if items else 1.0
-    faults = facts_missing + bound_wrong + negated + sentences_missing
-    score = (
-        min(1.0, share / _FREE_WORDS) ** _WORDS_POWER
-        * _FACT_FAULT**faults
-        * max(fit, _WRONG_ANSWER)
-        * covered
-        * (1 - repeated)
-    )
-    if weight == 0:
-        score = 0.0
-    unique = sorted(set(found), key=lambda span: (span.start, span.end, span.kind))
+        tally.spans.append(completion.moved(Span(0, len(completion.text), completion.text, "answer")))
+    weight = _FACT_WEIGHT * tally.facts + tally.words
+    held = tally.facts - tally.missing_facts
+    items = tally.words + tally.facts  # facts count: two other words beside four facts are little
+    share = 1 - tally.missing_words / items if items else 1.0
+    faults = tally.missing_facts + tally.misbound + tally.other_faults
+    fidelity = min(1.0, share / _FREE_WORDS) * _FACT_FAULT**faults * max(fit, _WRONG_ANSWER)
     return Faithfulness(
-        score=score,
-        support=max(0.0, support),
-        coverage=covered,
-        binding=1 - min(held, bound_wrong) / held if held > 0 else 1.0,
-        repetition=repeated,
+        score=0.0,
+        fidelity=fidelity if weight or answer else 0.0,  # what says nothing is no use
+        support=1 - (_FACT_WEIGHT * tally.missing_facts + tally.missing_words) / weight if weight else 1.0,
+        coverage=1.0,
+        binding=1 - min(held, tally.misbound) / held if held > 0 else 1.0,
+        repetition=repetition(texts[0], texts[1], sources)[0],
         answering=fit,
-        unsupported=tuple(unique),
+        unsupported=tuple(tally.spans),
     )
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """A part of the pair to be measured, and where it stands in `prompt\\ncompletion`."""
-
-    text: str
-    at: int
-
-    def moved(self, span: Span) -> Span:
-        return Span(span.start + self.at, span.end + self.at, span.text, span.kind)
+def _last_question(asked: Reading) -> set[str]:
+    """The words and names of the last sentence of a question, which its options answer."""
+    last = asked.clauses[-1][2] if asked.clauses else -1
+    words = {word.stem for word in asked.words if asked.clauses[word.clause][2] == last}
+    return words | {f.key for f in asked.facts if f.kind == "name" and asked.clauses[f.clause][2] == last}
 
 
 def _parts(
-    prompt: str, completion: str, task_type: TaskType, sources: Sequence[SourceReading]
-) -> tuple[_Piece, _Piece, bool | None]:
+    prompt: Piece, completion: Piece, task_type: TaskType, sources: Sequence[SourceReading]
+) -> tuple[Piece, Piece, bool | None]:
     """What of a pair has to be borne out, and whether its closed answer is right (None: it has none)."""
-    after = len(prompt) + 1
-    whole = f"{prompt}\n{completion}"
     match task_type:
         case "mcq":
-            stem, options = options_of(prompt)
-            letter = picked_letter(completion, options)
-            chosen = options.get(letter or "", "")
-            right = bool(chosen) and _is_right_option(stem, chosen, options, sources)
-            at = prompt.find(chosen) if chosen else 0
-            return _Piece(stem, max(0, whole.find(stem))), _Piece(chosen, max(0, at)), right
+            stem, options = options_of(prompt.text)
+            chosen = options.get(picked_letter(completion.text, options) or "", "")
+            right = bool(chosen) and is_right_option(chosen, options, sources)
+            told = completion if chosen and chosen in completion.text else prompt.part(chosen)
+            return prompt.part(stem), told, right
         case "tfq":
-            statement = statement_of(prompt) or prompt
-            at = max(0, whole.find(statement))
-            return _Piece("", 0), _Piece(statement, at), _is_right_verdict(statement, completion, sources)
-        case "cs":
-            return _Piece("", 0), _Piece(completion, after), None
-        case "para":
-            return _Piece("", 0), _Piece(completion, after), None
+            statement = statement_of(prompt.text) or prompt.text
+            right = is_right_verdict(statement, completion.text, sources)
+            return prompt.part(statement), completion.part(rest_of_verdict(completion.text)), right
+        case "qa":
+            return prompt, completion, None
         case _:
-            return _Piece(prompt, 0), _Piece(completion, after), None
-
-
-def _is_right_option(
-    stem: str, chosen: str, options: dict[str, str], sources: Sequence[SourceReading]
-) -> bool:
-    """Whether the chosen option is the one that the sources pick or hold.
-
-    Where a source was asked the same question with options, its pick decides. Else the option has to be held,
-    and no other option better.
-    """
-    fold = str.casefold
-    picked = {fold(source.picked) for source in sources if source.picked and source.rejected}
-    rejected = {fold(text) for source in sources for text in source.rejected} - picked
-    offered = {fold(text) for text in options.values()}
-    if picked & offered:
-        return fold(chosen) in picked
-    if fold(chosen) in rejected:
-        return False
-    pool = pool_of(sources)
-    held = {text: _held_share(read(text), pool) for text in options.values()}
-    return held[chosen] > 0 and held[chosen] >= max(held.values())
-
-
-def _held_share(reading: Reading, pool: Pool) -> float:
-    """The share of an option's facts and words that the sources hold; 0 with a fact that they do not."""
-    if any(f.certain and not is_held(f, pool) for f in reading.facts):
-        return 0.0
-    total, missing = unsupported_words(reading, pool)
-    if total == 0:
-        return 1.0 if reading.facts else float(f" {' '.join(reading.keys)} " in pool.keys)
-    return 1 - len(missing) / total
-
-
-def _is_right_verdict(statement: str, completion: str, sources: Sequence[SourceReading]) -> bool:
-    """Whether a verdict follows from the sources': false where a claim that they call false is part of it."""
-    given = verdict_of(completion)
-    if given is None:
-        return False
-    return given == expected_verdict(read(statement), sources)
-
-
-def expected_verdict(statement: Reading, sources: Sequence[SourceReading]) -> bool:
-    """The verdict on a statement that the sources' verdicts give.
-
-    It is false where the statement holds what a source denies: all facts of that claim, or most of its words
-    where it has none. Facts that only a denied claim holds make no statement true.
-    """
-    facts = {f.key for f in statement.facts}
-    stems = {w.stem for w in statement.words}
-    for source in sources:
-        if not source.is_claim or source.verdict is not False:
-            continue
-        wanted = {f.key for f in source.told.facts if f.certain and f.kind in ("number", "name", "code")}
-        words = {w.stem for w in source.told.words}
-        if wanted and wanted <= facts:
-            return False
-        if not wanted and words and len(words & stems) >= 0.75 * len(words):
-            return False
-    return True
+            return Piece("", prompt.at), completion, None

@@ -10,6 +10,7 @@ from typing import Final
 import regex
 
 from lm_mixup.rewards.faithfulness.facts import Fact, Reading, read, stem
+from lm_mixup.rewards.faithfulness.lexicon import NEGATIONS
 
 _OPTION: Final = regex.compile(
     r"(?:(?<=\n)|(?<=^)|(?<=\s))\(?(?P<letter>[A-Fa-f])[).:][ \t]+(?P<text>.+?)"
@@ -57,7 +58,9 @@ class SourceReading:
 
     Attributes:
         asked: The prompt without its options.
-        told: The completion, or the claim that its verdict affirms, or the option that it picks.
+        told: The completion, behind the claim that its verdict affirms or the option that it picks.
+        prompt: The whole prompt, its options and claims too.
+        claim: The statement that the completion gives a verdict on; empty where it gives none.
         is_claim: Whether the prompt is a statement that the completion gives a verdict on.
         verdict: That verdict; None where there is none.
         picked: The option picked; empty where there are none.
@@ -66,6 +69,8 @@ class SourceReading:
 
     asked: Reading
     told: Reading
+    prompt: Reading
+    claim: Reading
     is_claim: bool
     verdict: bool | None
     picked: str
@@ -115,6 +120,23 @@ def verdict_of(text: str) -> bool | None:
     return None if found is None else found["yes"] is not None
 
 
+def rest_of_verdict(completion: str) -> str:
+    """What a completion adds behind its verdict: `False. Soup is liquid.` → `Soup is liquid.`"""
+    found = _VERDICT.search(completion)
+    return completion if found is None else completion[found.end() :].lstrip(" .,:;!\n").strip()
+
+
+def _with_rest(told: str, completion: str) -> str:
+    """What a source holds to be so, and what it adds to its verdict or letter, if it adds anything."""
+    known = read(told)
+    rest = read(completion)
+    stems = {word.stem for word in known.words} | _VERDICT_STEMS | {stem(fact.key) for fact in known.facts}
+    new_words = any(word.stem not in stems for word in rest.words)
+    new_facts = {f.key for f in rest.facts if f.certain} - {f.key for f in known.facts}
+    denies = any(key in NEGATIONS or key.endswith("n't") for key in rest.keys if key != "no")
+    return f"{told}\n{completion}" if new_words or new_facts or (denies and rest.words) else told
+
+
 def _is_verdict_alone(completion: str) -> bool:
     """Whether a completion says true, false, yes or no and nothing else but fillers."""
     reading = read(completion)
@@ -141,18 +163,20 @@ def read_source(source: Source) -> SourceReading:
         picked = options[letter] if letter else ""
         rejected = tuple(text for key, text in options.items() if key != letter)
         if picked.casefold() in ("yes", "no", "true", "false"):
-            verdict, is_claim, told, rejected = picked.casefold() in ("yes", "true"), True, bare, ()
+            verdict, is_claim, rejected = picked.casefold() in ("yes", "true"), True, ()
+            told = _with_rest(bare, source.completion)
         elif picked:
-            told = picked
+            told = _with_rest(picked, source.completion)
     elif statement:
         verdict = verdict_of(source.completion)
         if verdict is not None:
-            is_claim, told = True, statement
+            is_claim, told = True, _with_rest(statement, source.completion)
     elif _is_verdict_alone(source.completion):
         verdict, is_claim, told = verdict_of(source.completion), True, bare
     asked = read("" if is_claim else bare)
     reading = read(told)
-    return SourceReading(asked, reading, is_claim, verdict, picked, rejected)
+    claim = read((statement or bare) if is_claim else "")
+    return SourceReading(asked, reading, read(source.prompt), claim, is_claim, verdict, picked, rejected)
 
 
 def placed_of(source: SourceReading, topics: Collection[str]) -> Iterator[Placed]:
@@ -211,24 +235,27 @@ def contexts(reading: Reading, topics: Collection[str]) -> Iterator[tuple[Fact, 
 
     A clause without words of its own is an item of a list and takes the words of the clause before it. The
     subject is what the clause names of the topics, else the topic that the sentence names last before, else
-    first, else that of the sentence before. The unit of a number, or that it has none, and the
+    first, else that of the sentence before on its line. The unit of a number, or that it has none, and the
     tokens right before and after a fact count as words.
     """
-    by_sentence: dict[int, list[Fact]] = {}
-    for fact in reading.facts:
-        if fact.kind == "name" and fact.key in topics:
-            by_sentence.setdefault(reading.clauses[fact.clause][2], []).append(fact)
+    by_sentence: dict[int, list[tuple[int, str]]] = {}
+    spoken = [(f.start, f.clause, f.key) for f in reading.facts if f.kind == "name" and f.key in topics]
+    spoken += [(w.start, w.clause, w.stem) for w in reading.words if w.stem in topics]
+    for _, clause, key in sorted(spoken):
+        by_sentence.setdefault(reading.clauses[clause][2], []).append((clause, key))
     subject: set[str] = set()
     sentence = -1
     carried: set[str] = set()
     for number, (start, end, of) in enumerate(reading.clauses):
         if of != sentence:
             sentence, carried = of, set()
+            if number and "\n" in reading.text[reading.clauses[number - 1][1] : start]:
+                subject = set()  # a new line may be about something else
             named = by_sentence.get(of)
             if named:
-                subject = {f.key for f in named if f.clause == named[0].clause}
+                subject = {key for clause, key in named if clause == named[0][0]}
         mine = reading.facts_of(number)
-        here = {f.key for f in mine if f.kind == "name" and f.key in topics}
+        here = {key for clause, key in by_sentence.get(of, []) if clause == number}
         subject = here or subject
         words = reading.words_of(number) or carried
         carried = words

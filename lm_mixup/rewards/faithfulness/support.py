@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from itertools import pairwise
 from typing import Final
 
 from lm_mixup.core.words import sentences
@@ -15,6 +16,7 @@ from lm_mixup.rewards.faithfulness.sources import SourceReading, contexts, place
 _CLEAR: Final = 2
 _CLOSE: Final = 0.8
 _LEAST: Final = 5
+_LEAD: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,7 @@ class Pool:
         units: Units by the numbers that they stand with.
         placed: Facts with their contexts in the sources.
         topics: Names of what the sources are about.
+        most: How often each name stands in a sentence of the sources, at most.
     """
 
     facts: Counter[str]
@@ -55,6 +58,7 @@ class Pool:
     units: frozenset[str]
     placed: tuple[tuple[str, Kind, frozenset[str]], ...]
     topics: frozenset[str]
+    most: Mapping[str, int]
 
 
 def pool_of(sources: Sequence[SourceReading], output: Sequence[Reading] = ()) -> Pool:
@@ -71,8 +75,29 @@ def pool_of(sources: Sequence[SourceReading], output: Sequence[Reading] = ()) ->
             keys.append(" ".join(reading.keys))
         for item in placed_of(source, topics):
             placed[item.fact.key, item.fact.kind, item.context] = None
+    most: dict[str, int] = {}
+    for source in sources:
+        for reading in (source.asked, source.told):
+            counts = Counter((f.key, reading.clauses[f.clause][2]) for f in reading.facts if f.kind == "name")
+            for (key, _), count in counts.items():
+                most[key] = max(most.get(key, 0), count)
+        if (
+            source.asked.words
+        ):  # an answer may hold the name of what is asked about: `Central African CFA franc`
+            for fact in source.told.facts:
+                most[fact.key] = max(most.get(fact.key, 0), 2)
     units = {key.split(" ", 1)[1] for key in facts if " " in key and key[0].isdigit()}
-    return Pool(facts, stems, f" {' | '.join(keys)} ", frozenset(units), tuple(placed), topics)
+    return Pool(facts, stems, f" {' | '.join(keys)} ", frozenset(units), tuple(placed), topics, most)
+
+
+def with_prompts(pool: Pool, sources: Sequence[SourceReading]) -> Pool:
+    """The pool that a distilled question is held against: it may list the options that a source lists."""
+    facts, stems = Counter(pool.facts), Counter(pool.stems)
+    for source in sources:
+        facts.update({f.key for f in source.prompt.facts})
+        stems.update({w.stem for w in source.prompt.words})
+    keys = " | ".join([pool.keys, *(" ".join(source.prompt.keys) for source in sources)])
+    return replace(pool, facts=facts, stems=stems, keys=f" {keys} ")
 
 
 def _topics(sources: Sequence[SourceReading], output: Sequence[Reading]) -> frozenset[str]:
@@ -88,27 +113,66 @@ def _topics(sources: Sequence[SourceReading], output: Sequence[Reading]) -> froz
         word.key for reading in texts for word in reading.words if not reading.text[word.start].isupper()
     }
     names |= {f.key for reading in output for f in reading.facts if f.kind == "name"} - small
+    names |= {
+        f.key
+        for source in sources
+        for f in source.asked.facts
+        if f.kind == "name" and source.asked.text[f.end : f.end + 1] in (",", ":", "?") and f.key not in small
+    }
     asked: dict[str, set[int]] = {}
     for number, source in enumerate(sources):
         for name in topics_of(source, names):
             asked.setdefault(name, set()).add(number)
-    return frozenset(
-        name for name, mine in asked.items() if not any(mine < other for other in asked.values())
-    )
+    found = _widest(asked)
+    # names that share the sources out between them are topics beside what all sources name (`category Geography`)
+    parted = {name: mine for name, mine in asked.items() if len(mine) < len(sources)}
+    if set().union(*parted.values()) == set(range(len(sources))):
+        found |= _widest(parted)
+    return frozenset(found | _common_nouns(sources))
+
+
+def _widest(asked: Mapping[str, set[int]]) -> set[str]:
+    """The names whose sources are not all among those of another."""
+    return {name for name, mine in asked.items() if not any(mine < other for other in asked.values())}
+
+
+def _common_nouns(sources: Sequence[SourceReading]) -> set[str]:
+    """Stems of the words that tell the sources' subjects apart, behind a word that all share.
+
+    `the element neon` and `the element iron` are about neon and iron.
+    """
+    after: dict[str, dict[str, set[int]]] = {}
+    for number, source in enumerate(sources):
+        reading = source.claim if source.is_claim else source.asked
+        for first, second in pairwise(reading.words):
+            if reading.text[first.end : second.start] == " ":
+                after.setdefault(first.stem, {}).setdefault(second.stem, set()).add(number)
+    # claims name the kind of thing first and then say something of it; questions ask, and name it last
+    listed = list(after.values())
+    for heads in listed if all(source.is_claim for source in sources) else reversed(listed):
+        held: set[int] = set().union(*heads.values())
+        if len(held) == len(sources):
+            apart = len(heads) > 1 and sum(map(len, heads.values())) == len(held)
+            return set(heads) if apart else set()
+    return set()
 
 
 def is_held(fact: Fact, pool: Pool) -> bool:
     """Whether the sources hold a fact.
 
-    A unit that no source uses is not compared: they may leave it to the question what is counted.
+    A unit that no source uses is not compared, unless they give the number in another one: they may leave it to
+    the question what is counted.
     """
     if fact.kind == "quoted":
         return f" {fact.key} " in pool.keys
     if fact.key in pool.facts:
         return True
     if fact.kind == "unit":
-        return fact.key.split(" ", 1)[1] not in pool.units
-    return fact.kind in ("name", "code") and f" {fact.key} " in pool.keys
+        number, unit = fact.key.split(" ", 1)
+        return unit not in pool.units and not any(key.startswith(f"{number} ") for key in pool.facts)
+    if fact.kind not in ("name", "code"):
+        return False
+    return f" {fact.key} " in pool.keys or f" {fact.key}'s " in pool.keys
 
 
 def unsupported_facts(reading: Reading, pool: Pool) -> list[Fact]:
@@ -118,8 +182,10 @@ def unsupported_facts(reading: Reading, pool: Pool) -> list[Fact]:
     return [fact for fact in missing if fact.kind != "unit" or (fact.start, fact.clause) not in numbers]
 
 
-def misbound(readings: Sequence[Reading], pool: Pool) -> list[list[Fact]]:
+def misbound(readings: Sequence[Reading], pool: Pool, question: Collection[str] = ()) -> list[list[Fact]]:
     """For each text of an output the facts that the sources hold of something else.
+
+    `question` are the words that the last text answers, where it says nothing of its own (an option).
 
     Topics must agree: a fact that the sources tell of other topics than the output names there is misbound.
     Else each fact f is compared with the facts g of its kind, of the same topic where that is known, by the
@@ -134,7 +200,7 @@ def misbound(readings: Sequence[Reading], pool: Pool) -> list[list[Fact]]:
         around.setdefault(key, []).append(context)
         kinds[key] = kind == "number"
     placed = [
-        (number, fact, context)
+        (number, fact, context | (set(question) - {fact.key} if number == len(readings) - 1 else set()))
         for number, reading in enumerate(readings)
         for fact, context in contexts(reading, pool.topics)
     ]
@@ -146,7 +212,7 @@ def misbound(readings: Sequence[Reading], pool: Pool) -> list[list[Fact]]:
         if fact.key not in around or not fact.certain:
             continue
         if fact.key in pool.topics:
-            if _stands_between(fact.key, context, around):
+            if _stands_between(fact.key, context, around) or _is_own_value(fact, readings[number], pool.most):
                 wrong[number].append(fact)
             continue
         subject = context & pool.topics
@@ -176,6 +242,20 @@ def _stands_between(topic: str, context: set[str], around: Mapping[str, Sequence
     if any(beside & words for words in around[topic]):
         return False
     return any(beside <= words for key, contexts in around.items() if key != topic for words in contexts)
+
+
+def _is_own_value(fact: Fact, reading: Reading, most: Mapping[str, int]) -> bool:
+    """Whether a topic is said of itself: `Morocco is part of Morocco`, as no source has it twice in a sentence.
+
+    At the start of a clause it is the subject again: `Chad has … and Chad lies …`.
+    """
+    sentence = reading.clauses[fact.clause][2]
+    before = [
+        f for f in reading.facts
+        if f.key == fact.key and f.kind == "name" and f.start < fact.start and reading.clauses[f.clause][2] == sentence
+    ]  # fmt: skip
+    lead = reading.text[reading.clauses[fact.clause][0] : fact.start].split()
+    return len(before) >= max(1, most.get(fact.key, 1)) and len(lead) > _LEAD
 
 
 def _stands_for(context: set[str], own: set[str], theirs: set[str], there: set[str] | None) -> bool:

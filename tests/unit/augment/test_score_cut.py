@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import pyarrow as pa
 import pytest
@@ -10,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from lm_mixup.augment.cluster import load_block
+from lm_mixup.augment.selection.candidates import candidates
 from lm_mixup.augment.selection.score_cut import ScoreCut, find_cut, is_above, row_is_above
 from lm_mixup.config import ClusterConfig, SelectConfig
 from lm_mixup.core.run_dir import RunDir, StageDir
@@ -93,3 +96,54 @@ def test_cuts_that_are_valid(cut: int | str):
 def test_cuts_that_are_not(cut: object):
     with pytest.raises(ValidationError):
         ClusterConfig.model_validate({"low_below": cut})
+
+
+def test_all_rows_but_the_best_share_are_low(tmp_path):
+    stage = curated(tmp_path, [(4, 8.1), (3, 9.9), (None, None), (4, 8.2), (0, 1.0)], rows_per_part=2)
+    whole = (
+        stage.read()
+        .append_column("source", pa.array(["a"] * 5))
+        .append_column("task_type", pa.array(["qa"] * 5))
+    )
+    full, embed = (RunDir(str(tmp_path / "more")).stage(name) for name in ("curate", "embed"))
+    vectors = pa.array([[1.0, 0.0]] * 5, pa.list_(pa.float16(), 2))
+    for stage, rows in ((full, whole), (embed, pa.table({"id": whole["id"], "embedding": vectors}))):
+        stage.write_part(0, rows, None, receipt_of(0, PartResult(rows, rows_in=5)))
+    for low_below, expected in (
+        ("top 50%", ["r1", "r4"]),
+        (4, ["r1", "r4"]),
+        (3, ["r4"]),
+        ("top 25%", ["r0", "r1", "r4"]),
+    ):
+        config = ClusterConfig(low_below=low_below)
+        cut, _, _ = find_cut(full, low_below)
+        rows, (groups, left_out) = load_block(full, embed, full.parts(), config, cut)
+        assert rows["id"].to_pylist() == expected
+        assert groups.total() == len(expected)
+        assert left_out == {"unrated": 1, "high": 4 - len(expected)}
+
+
+def test_select_takes_originals_of_the_share_and_distilled_rows_as_good_as_its_last(tmp_path):
+    stage = curated(tmp_path, [(4, 8.1), (3, 9.9), (None, None), (4, 8.2), (0, 1.0)], rows_per_part=5)
+    texts = pa.array([f"text {i}" for i in range(5)])
+    pool = stage.read().append_column("prompt", texts).append_column("completion", texts)
+    distilled = pa.table(
+        {
+            "prompt": ["a", "b", "c"],
+            "completion": ["d", "e", "f"],
+            "score": pa.array([5, 4, 4], pa.int8()),
+            "expected": pa.array([9.0, 8.15, 8.0], pa.float32()),
+            "long_tail": pa.array([0.1] * 3, pa.float32()),
+        }
+    )
+    config = SelectConfig(min_score="top 50%")
+    cut, _, _ = find_cut(stage, "top 50%")
+    for name, origin, rows, kept, refused in (
+        ("pool", "original", pool, 2, {"original_below_the_share": 2, "original_unrated": 1}),
+        ("distill", "distilled", distilled, 2, {"distilled_below_the_share": 1}),
+    ):
+        held = RunDir(str(tmp_path / "more")).stage(name)
+        held.write_part(0, rows, None, receipt_of(0, PartResult(rows, rows_in=rows.num_rows)))
+        left_out: Counter[str] = Counter()
+        assert candidates(held, origin, config, left_out, cut=cut).num_rows == kept
+        assert +left_out == refused

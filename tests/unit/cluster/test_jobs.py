@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import signal
 import subprocess
 import sys
 
@@ -21,12 +22,21 @@ JOBS = {
 }
 
 
+@pytest.fixture
+def signals():
+    """A command that is stopped ignores further signals until it has ended: here it must not for ever."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def test_every_job_is_known():
     assert {path.stem for path in (ROOT / "jobs").glob("*.py")} == set(JOBS)
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_a_job_runs_its_stages_on_the_jobs_cluster(name, tmp_path, monkeypatch):
+def test_a_job_runs_its_stages_on_the_jobs_cluster(name, tmp_path, monkeypatch, signals):
     from lm_mixup import pipeline
 
     calls = []

@@ -377,6 +377,11 @@ def test_runs_wait_long_enough_for_gpu_nodes(documents, tmp_path):
         assert min(config.sft.placement_timeout_s, config.grpo.placement_timeout_s) >= 1800
 
 
+def test_the_recipe_for_clusters_waits_for_nodes_too():
+    config = load_config(ROOT / "configs" / "cluster-gpu.yaml")
+    assert min(config.sft.placement_timeout_s, config.grpo.placement_timeout_s) >= 1800
+
+
 @every_overlay
 def test_the_driver_runs_in_the_cpu_group(documents):
     spec = cluster_spec(documents)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,23 @@ def test_script_can_be_run(script):
 # ---- retry.sh ----------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _started(command: list[str], **options):
+    """A process that does not outlive a test that fails."""
+    with subprocess.Popen(command, text=True, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _await(path: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not come"
+        time.sleep(0.02)
+
+
 def _tries(folder: Path, statuses: list[int], **settings: str) -> tuple[int, int]:
     """The exit status, and how often a command was run that ends with these statuses in turn."""
     log = folder / "tries"
@@ -48,7 +66,7 @@ def _tries(folder: Path, statuses: list[int], **settings: str) -> tuple[int, int
         env=environment,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=False,
     )
     return done.returncode, len(log.read_text().split())
@@ -80,11 +98,10 @@ def test_arguments_arrive_as_they_were(tmp_path):
 def test_a_job_that_is_stopped_ends_and_is_not_tried_again(tmp_path):
     """What `ray job stop` sends reaches the command, which ends in order."""
     command = f"trap 'echo stopped; exit 1' TERM; echo up; touch {tmp_path}/up; while :; do sleep 0.05; done"
-    with subprocess.Popen(["sh", RETRY, "sh", "-c", command], stdout=subprocess.PIPE, text=True) as process:
-        while not (tmp_path / "up").exists():
-            time.sleep(0.02)
+    with _started(["sh", RETRY, "sh", "-c", command], stdout=subprocess.PIPE) as process:
+        _await(tmp_path / "up")
         process.send_signal(signal.SIGTERM)
-        out, _ = process.communicate(timeout=20)
+        out, _ = process.communicate(timeout=120)
     assert out.split() == ["up", "stopped"]
     assert process.returncode == 143
 
@@ -102,17 +119,14 @@ def test_logs_are_kept_as_the_pod_ends(tmp_path):
     kept = tmp_path / "kept" / "pod-7"
     environment = {**os.environ, "POD_NAME": "pod-7", "KEEP_EVERY_S": "3600"}
     command = ["sh", str(CLUSTER / "keep_logs.sh"), str(tmp_path / "ray"), str(tmp_path / "kept")]
-    with subprocess.Popen(command, env=environment) as process:
-        deadline = time.monotonic() + 20
-        while not (kept / session.name / "gcs.out").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+    with _started(command, env=environment) as process:
+        _await(kept / session.name / "gcs.out")
         with (session / "logs" / "gcs.out").open("a") as log:
             log.write("ended\n")
         (session / "logs" / "events" / "late.log").write_text("why")
         time.sleep(0.2)  # the shell is at its `wait` again
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=120) == 0
     assert (kept / session.name / "gcs.out").read_text() == "begun\nended\n"
     assert (kept / session.name / "events" / "late.log").read_text() == "why"
     assert [path.name for path in kept.iterdir()] == [session.name]

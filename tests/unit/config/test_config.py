@@ -32,7 +32,7 @@ def write(tmp_path: Path, text: str) -> Path:
         ("rewards: {task_weights: {mcq: {fromat: 1}}}", "did you mean format?"),
         (
             "rewards: {task_weights: {mcq: {quality: 0.3}}}",
-            "a whole set of weights; add alignment, format",
+            "a whole set of weights; add alignment, faithfulness, format",
         ),
         ("rewards: {weights: {quality: .nan}}", "rewards.weights.quality"),
         ("rewards: {weights: {format: .inf}}", "rewards.weights.format"),

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from lm_mixup.config import ChatConfig, Config
+from lm_mixup.config import ChatConfig, Config, RateDistilledConfig
 from lm_mixup.config.load import load_config
 from lm_mixup.grpo.placement import plan_bundles
 from lm_mixup.stages.stage import value_at
@@ -86,8 +86,9 @@ def recipe(request) -> Config:
     return load_config(request.param)
 
 
-def test_there_are_two_recipes_of_the_paper():
-    assert {path.stem for path in PAPER} >= {"paper-1.5b", "paper-7b"}
+def test_each_recipe_of_the_paper_has_a_faithful_one_beside_it():
+    names = {"paper-1.5b", "paper-7b"}
+    assert {path.stem for path in PAPER} == names | {f"{name}-faithful" for name in names}
 
 
 def test_numbers_are_the_papers(recipe):
@@ -102,6 +103,20 @@ def test_reward_weights_are_the_papers(name):
         ("mcq", "tfq", "para"), nonzero(FALLBACK)
     )
     assert not rewards.custom
+
+
+@pytest.mark.parametrize("name", ["paper-1.5b", "paper-7b"])
+def test_the_faithful_recipe_differs_in_the_reward_and_the_gate_alone(name):
+    official, ours = (load_config(FOLDER / f"{name}{suffix}.yaml") for suffix in ("", "-faithful"))
+    assert official.rewards.weights.faithfulness == 0.0
+    assert ours.rewards.weights.faithfulness == max(dict(ours.rewards.weights).values())
+    assert ours.rewards.task_weights == {}
+    changed = {key for key in type(official).model_fields if getattr(official, key) != getattr(ours, key)}
+    assert changed == {"rewards", "rate_distilled", "report"}
+    assert (official.rate_distilled.min_faithfulness, official.rate_distilled.min_coverage) == (0.0, 0.0)
+    assert ours.rate_distilled == RateDistilledConfig()  # the default
+    weights = {"weights": ours.rewards.weights, "task_weights": {}}
+    assert official.rewards.model_copy(update=weights) == ours.rewards
 
 
 def nonzero(weights) -> dict[str, float]:

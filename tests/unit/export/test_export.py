@@ -21,6 +21,7 @@ from lm_mixup.export.card import cell, public_name
 from lm_mixup.export.folder import export, write_subset
 from lm_mixup.mixture.assemble import SCHEMA
 from lm_mixup.mixture.passages import SCHEMA as PASSAGES
+from lm_mixup.mixture.read_samples import SCHEMA as SAMPLES
 
 EVIL = "a | b\n# <script>alert(1)</script>"
 
@@ -153,6 +154,22 @@ def test_a_run_without_a_training_set_or_of_a_published_mixture(run, tmp_path):
     assert set(load(tmp_path / "mine", tmp_path)) == {"sft", "grpo", "test"}
     text = (tmp_path / "mine" / "README.md").read_text()
     assert "hf:dokiik/MIXTURE" in text and "wiki.jsonl" not in text and "Split by entity" not in text
+
+
+def test_the_card_of_rows_made_by_rule_names_the_good_rows_and_no_teacher(run, tmp_path):
+    entries = {"facts": {"path": "/home/me/secret/facts.jsonl"}, "world": {"path": "world"}}
+    run.write_json("run.json", {"config": {"build": {"samples_from": entries}, "teacher": {"model": "big"}}})
+    run.remove("generate")
+    row = {"id": "facts/1", "source": "wiki", "license": "CC BY-SA", "entry": "facts"}
+    finish(run.stage("generate"), [table([row, row | {"license": None}], SAMPLES)])
+    export(run, str(tmp_path / "mine"))
+    text = (tmp_path / "mine" / "README.md").read_text()
+    cells = [
+        [c.strip() for c in line.strip("|").split(" | ")] for line in text.splitlines() if line[:1] == "|"
+    ]
+    assert ["MIXTURE from", "facts, world"] in cells
+    assert ["written by", "rules, from good rows"] in cells and "big" not in text and "secret" not in text
+    assert ["wiki", "CC BY-SA", "1"] in cells and ["wiki", "not stated", "1"] in cells
 
 
 def test_a_folder_that_holds_something_is_left_alone(run, tmp_path):

@@ -1,8 +1,7 @@
 """A run that is cut short anywhere, by its learner's death or its own, ends as one that was not.
 
 Rollouts, rewards and learner are arithmetic here: every draw depends on the weights and every update on the
-draw, so a step that were left out, done twice or drawn from other weights would change all that follow.
-"""
+draw, so a step that were left out, done twice or drawn from other weights would change all that follow."""
 
 from __future__ import annotations
 
@@ -15,12 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from ray.exceptions import RayActorError, RayTaskError
 
 from lm_mixup.config import GrpoConfig, RewardsConfig, TrackingConfig
-from lm_mixup.grpo.checkpoint import Progress, read_groups, write_groups
+from lm_mixup.grpo.checkpoint import Progress
 from lm_mixup.grpo.loop import Actors, train
 from lm_mixup.grpo.metrics import UPDATE_KEYS
 from lm_mixup.grpo.stage import _run
@@ -38,7 +35,11 @@ CONFIG = GrpoConfig(
     save_limit=1,
     max_failures=2,
 )
+
+
 ASYNC = {"mode": "async", "max_staleness": 2}
+
+
 PROMPTS = [Prompt(str(i), "qa", [i, 7], "Q: a\nA: b", ("iron",)) for i in range(5)]
 
 
@@ -136,7 +137,7 @@ class Rollout:
 
 def score(batch: RewardBatch) -> RewardScores:
     total = np.array([zlib.crc32(text.encode()) % 97 / 97 for text in batch.completions])
-    return RewardScores(total, dict.fromkeys(("quality", "alignment", "format"), total))
+    return RewardScores(total, dict.fromkeys(("quality", "alignment", "format", "faithfulness"), total))
 
 
 def run(folder: Path, learner: Learner, **changes: Any) -> dict[str, Any]:
@@ -187,7 +188,7 @@ def test_refills_do_not_wait_behind_rollouts_of_coming_steps():
 
     def first_group_zero_std(batch: RewardBatch) -> RewardScores:
         total = np.array([0.0 if group == 0 else float(i) for i, group in enumerate(batch.groups)])
-        return RewardScores(total, dict.fromkeys(("quality", "alignment", "format"), total))
+        return RewardScores(total, dict.fromkeys(("quality", "alignment", "format", "faithfulness"), total))
 
     rewards: Any = SimpleNamespace(score=first_group_zero_std)
     rollout: Any = Noting()
@@ -273,45 +274,6 @@ def test_an_error_of_a_living_learner_is_not_tried_again(tmp_path: Path):
     with pytest.raises(RayTaskError):
         run(tmp_path, learner)
     assert learner.restarts == 0
-
-
-tokens = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=5)
-
-
-@st.composite
-def groups(draw: st.DrawFn) -> Group:
-    text = st.text(st.characters(exclude_categories=["Cs"]))
-    prompt = Prompt(draw(text), "mcq", draw(tokens), draw(text), tuple(draw(st.lists(text, max_size=2))))
-    completions = []
-    for ids in draw(st.lists(tokens, min_size=1, max_size=3)):
-        logps = draw(st.lists(st.floats(width=32, allow_nan=False), min_size=len(ids), max_size=len(ids)))
-        array = np.array(logps, dtype=np.float32)
-        completions.append(Completion(ids, array, draw(text), draw(st.booleans())))
-    return Group(prompt, completions, draw(st.integers(0, 1000)))
-
-
-def plain(buffered: list[list[Group]]) -> Any:
-    return [
-        [
-            (
-                g.prompt,
-                g.weight_version,
-                [(c.token_ids, c.logprobs.tobytes(), c.text, c.finished) for c in g.completions],
-            )
-            for g in step
-        ]
-        for step in buffered
-    ]
-
-
-@settings(max_examples=30)
-@given(st.lists(st.lists(groups(), min_size=1, max_size=2), min_size=1, max_size=3))
-def test_unspent_rollouts_are_read_as_they_were_written(tmp_path_factory, buffered: list[list[Group]]):
-    path = tmp_path_factory.mktemp("buffered") / "buffered.parquet"
-    write_groups(path, buffered)
-    again = read_groups(path)
-    assert plain(again) == plain(buffered)
-    assert all(c.logprobs.dtype == np.float32 for step in again for g in step for c in g.completions)
 
 
 def test_a_checkpoint_whose_rollouts_are_missing_is_not_used_without_them(tmp_path: Path):

@@ -35,7 +35,9 @@ def group(name: str, n: int = 2) -> Group:
 
 def scored(rewards: dict[str, list[float]], config: GrpoConfig = CONFIG) -> ScoredBatch:
     total = np.array([value for values in rewards.values() for value in values])
-    scores = RewardScores(total, {"quality": total, "alignment": 0 * total, "format": 0 * total})
+    scores = RewardScores(
+        total, {"quality": total, "alignment": 0 * total, "format": 0 * total, "faithfulness": 0 * total}
+    )
     return make_batch([group(name) for name in rewards], scores, WEIGHTS, config)
 
 
@@ -105,6 +107,7 @@ def test_totals_that_tie_are_not_zero_std_under_gdpo_if_their_parts_differ():
         "quality": np.array([1.0, 0.0]),
         "alignment": np.array([0.0, 1.0]),
         "format": np.zeros(2),
+        "faithfulness": np.zeros(2),
     }
     scores = RewardScores(np.array([0.5, 0.5]), components)
     assert make_batch([group("a")], scores, WEIGHTS, CONFIG).zero_std.tolist() == [True]
@@ -119,8 +122,10 @@ def test_a_custom_component_reaches_gdpo_refills_and_the_log():
 
     def batch(name: str, mine: list[float]) -> ScoredBatch:
         zeros = np.zeros(2)
-        components = {"quality": zeros, "alignment": zeros, "format": zeros, "mine": np.array(mine)}
-        return make_batch([group(name)], RewardScores(np.array(mine), components), own, config)
+        none = dict.fromkeys(("quality", "alignment", "format", "faithfulness"), zeros)
+        return make_batch(
+            [group(name)], RewardScores(np.array(mine), none | {"mine": np.array(mine)}), own, config
+        )
 
     first, refills = batch("a", [4.0, 4.0]), batch("b", [1.0, 3.0])
     assert first.zero_std.tolist() == [True] and refills.zero_std.tolist() == [False]
@@ -155,7 +160,9 @@ class Scores:
     def score(self, batch):
         self.left -= 1
         total = np.arange(len(batch.completions), dtype=np.float64) * (self.left < 0)
-        return RewardScores(total, {"quality": total, "alignment": 0 * total, "format": 0 * total})
+        return RewardScores(
+            total, {"quality": total, "alignment": 0 * total, "format": 0 * total, "faithfulness": 0 * total}
+        )
 
 
 @pytest.mark.parametrize(

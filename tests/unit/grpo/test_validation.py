@@ -56,7 +56,9 @@ class Actors(SimpleNamespace):
 
         def score(batch):
             total = np.full(len(batch.completions), next(left))
-            return RewardScores(total, dict.fromkeys(("quality", "alignment", "format"), total))
+            return RewardScores(
+                total, dict.fromkeys(("quality", "alignment", "format", "faithfulness"), total)
+            )
 
         def save_model(folder: str | Path) -> None:
             Path(folder).mkdir(parents=True, exist_ok=True)

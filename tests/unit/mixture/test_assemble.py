@@ -93,7 +93,7 @@ def test_no_entity_is_in_two_splits(mixed):
         for name in filter(None, (row["entity"], row["partner_entity"])):
             splits.setdefault(name, set()).add(row["split"])
     assert all(len(found) == 1 for found in splits.values())
-    assert {split for found in splits.values() for split in found} == {"sft", "grpo", "test"}
+    assert {split for found in splits.values() for split in found} == {"sft", "grpo", "dev", "test"}
 
 
 def texts_of(frame):
@@ -127,7 +127,7 @@ def test_held_out_wordings_are_in_test_rows_and_nowhere_else(generated, degraded
         else:
             assert not in_output, row["output"]
             assert not in_inputs, asked
-    assert set(seen) == {"sft", "grpo", "test"}
+    assert set(seen) == {"sft", "grpo", "dev", "test"}
     for row in generated.rows.to_pylist():
         assert any(frame.search(row["prompt"]) for frame in _HELD_OUT_TEXTS) == (
             row["split"] == "test" and row["task_type"] != "cs"

@@ -6,11 +6,14 @@ from collections import Counter
 from random import Random
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from lm_mixup.config import BuildConfig
+from lm_mixup.core.run_dir import RunDir
 from lm_mixup.core.task_types import parse_answer
-from lm_mixup.mixture.compose_rows import Bank, compose_part, in_parts, mergeable, plan
+from lm_mixup.distributed.map_parts import PartResult, receipt_of
+from lm_mixup.mixture.compose_rows import Bank, compose_part, in_parts, load_banks, mergeable, plan
 from lm_mixup.mixture.degradation.compose import GoodRow
 
 WORDS = (
@@ -94,6 +97,30 @@ def test_no_text_of_a_split_is_in_another():
     for row in rows:
         other = "test" if row["split"] == "sft" else "sft"
         assert f"of {row['split']} found" in row["output"] and f"of {other} found" not in row["output"]
+
+
+def test_samples_that_tell_a_held_out_sentence_are_not_used(tmp_path):
+    shared = "Jumping rope is a game in which a person must jump over it."
+    told = {"sft": f"Many play it. {shared}", "grpo": "Few play it.", "test": shared, "dev": "None play it."}
+    run = RunDir(str(tmp_path))
+    rows = [
+        {"id": split, "entity": split, "task_type": "qa", "prompt": "What?", "completion": text, "answer": "",
+         "split": split, "entry": "e"}
+        for split, text in told.items()
+    ]  # fmt: skip
+    vectors = pa.table({"embedding": pa.array([[1.0, 0.0]] * 4, pa.list_(pa.float16(), 2))})
+    for name, table in (("generate", pa.Table.from_pylist(rows)), ("embed_samples", vectors)):
+        run.stage(name).write_part(0, table, None, receipt_of(0, PartResult(table, rows_in=4)))
+    banks = load_banks(run.stage("generate"), run.stage("embed_samples"))
+    assert {split: len(held.rows) for split, held in banks.items()} == {
+        "sft": 0,
+        "grpo": 1,
+        "test": 1,
+        "dev": 1,
+    }
+    result = compose_part([("sft", 2), ("test", 1)], banks, CONFIG, 0)
+    assert result.rows_in == 3 == result.rows.num_rows + result.rejected.num_rows
+    assert Counter(result.rejected["reason"].to_pylist())["text_is_held_out"] == 2
 
 
 def test_long_rows_are_rejected_with_the_reason():

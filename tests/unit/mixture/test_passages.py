@@ -19,11 +19,12 @@ from lm_mixup.mixture.passages import passages
 
 def test_a_passage_an_entity_with_its_split(listed):
     assert [row["entity"] for row in listed] == [entity.name for entity in load_entities()]
-    assert {row["split"] for row in listed} == {"sft", "grpo", "test"}
+    assert {row["split"] for row in listed} == {"sft", "grpo", "dev", "test"}
     assert len({row["id"] for row in listed}) == len(listed)
     config = build()
     for row in listed:
-        assert row["split"] == split_of(row["entity"], 0, config.grpo_fraction, config.test_fraction)
+        shares = config.grpo_fraction, config.test_fraction, config.dev_fraction
+        assert row["split"] == split_of(row["entity"], 0, *shares)
 
 
 def test_splits_follow_the_fractions_and_the_seed():
@@ -33,6 +34,8 @@ def test_splits_follow_the_fractions_and_the_seed():
     assert abs(shares["grpo"] / 4000 - 0.2) < 0.03
     assert [split_of(name, 1, 0.2, 0.1) for name in names] != [split_of(name, 2, 0.2, 0.1) for name in names]
     assert {split_of(name, 1, 0.0, 0.0) for name in names} == {"sft"}
+    held = [{n for n in names if split_of(n, 1, grpo, 0.1, 0.05) == "dev"} for grpo in (0.0, 0.5)]
+    assert held[0] == held[1] and abs(len(held[0]) / 4000 - 0.05) < 0.02
 
 
 def test_user_passages_are_read_and_the_broken_ones_rejected(tmp_path):

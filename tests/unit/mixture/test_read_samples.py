@@ -10,11 +10,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from lm_mixup.config import BuildConfig, DataConfig, IngestConfig
+from lm_mixup.config import BuildConfig, Config, DataConfig, IngestConfig
 from lm_mixup.core.errors import InputError
 from lm_mixup.core.run_dir import Outcome, RunDir, StageDir
 from lm_mixup.distributed.map_parts import PartResult, receipt_of
 from lm_mixup.mixture.read_samples import check_samples, read_samples
+from lm_mixup.stages import required_inputs, stages_of
 
 ROWS = [
     {"id": 1, "prompt": "What is iron?", "completion": "A metal.", "source": "a"},
@@ -118,3 +119,16 @@ def test_what_cannot_be_read_is_one_line(tmp_path):
         read(tmp_path, write(tmp_path, [{"prompt": "a"}]))
     with pytest.raises(ValueError, match="two ways"):
         BuildConfig(samples_from="a.jsonl", mixture="b")
+
+
+def test_a_build_from_the_pool_begins_with_rating_it():
+    rated = ["ingest", "rate", "embed", "neighbors", "curate"]
+    made = ["generate", "embed_samples", "mixture", "rate_mixture"]
+    pool = Config.model_validate({"build": {"samples_from": "pool"}})
+    assert list(stages_of("build", pool)) == [*rated, *made]
+    assert required_inputs(stages_of("build", pool)["generate"], pool) == ("curate",)
+    run = list(stages_of("run", pool))
+    assert run[:9] == [*rated, *made] and len(run) == len(set(run)) and "cluster" in run
+    file = Config.model_validate({"build": {"samples_from": "good.jsonl"}})
+    assert list(stages_of("build", file)) == made
+    assert list(stages_of("augment", pool))[:5] == rated

@@ -102,6 +102,7 @@ def put_adapter(folder: Path, base: Path, seed: int) -> dict:
 
 def test_the_distiller_is_the_base_with_the_adapter_merged(tmp_path, monkeypatch, cache):
     import torch
+    from safetensors import safe_open
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     base = create_nano(tmp_path / "base", ["Iron rusts in air."] * 9, seed=1, vocab_size=300, num_layers=1)
@@ -112,6 +113,8 @@ def test_the_distiller_is_the_base_with_the_adapter_merged(tmp_path, monkeypatch
     assert folder.parent == cache and version[-1][:12] in folder.name
     policy = AutoModelForCausalLM.from_pretrained(folder)
     assert policy.dtype == torch.bfloat16
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        assert "lm_head.weight" not in file.keys()  # noqa: SIM118 - no mapping; it is tied to the embeddings
     for name, weight in policy.state_dict().items():
         assert torch.equal(weight, expected[name].to(torch.bfloat16)), name
     assert AutoTokenizer.from_pretrained(folder).chat_template

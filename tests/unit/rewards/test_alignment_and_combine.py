@@ -12,6 +12,7 @@ PARTS = {
     "quality": np.array([1.0, 0.3, 0.0, 1.0]),
     "alignment": np.array([1.0, 0.0, 1.0, 0.0]),
     "format": np.array([1.0, 0.5, 1.0, 0.0]),
+    "faithfulness": np.array([1.0, 0.5, 0.2, 0.0]),
 }
 TYPES = ["qa", "mcq", "cs", "para"]
 
@@ -30,14 +31,14 @@ def test_a_text_compared_with_itself_is_one():
 
 
 def test_default_weights_by_hand():
-    # qa and cs: 0.5, 0.4, 0.1; mcq and para: 0.8, 0, 0.2
+    # the same for every task type: quality 0.25, alignment 0.15, format 0.1, faithfulness 0.5
     got = combine(PARTS, TYPES, [0, 1, 2, 3], RewardsConfig())
-    np.testing.assert_allclose(got, [1.0, 0.8 * 0.3 + 0.2 * 0.5, 0.5, 0.8])
+    np.testing.assert_allclose(got, [1.0, 0.075 + 0.05 + 0.25, 0.15 + 0.1 + 0.1, 0.25])
 
 
-@pytest.mark.parametrize("component", ["quality", "alignment", "format"])
+@pytest.mark.parametrize("component", ["quality", "alignment", "format", "faithfulness"])
 def test_an_override_of_zero_is_zero(component):
-    override = RewardWeights(**({"quality": 1.0, "alignment": 1.0, "format": 1.0} | {component: 0.0}))
+    override = RewardWeights(**(dict.fromkeys(PARTS, 1.0) | {component: 0.0}))
     config = RewardsConfig(task_weights={"qa": override})
     assert weights_of("qa", config)[component] == 0.0
     others = [values for name, values in PARTS.items() if name != component]
@@ -45,14 +46,14 @@ def test_an_override_of_zero_is_zero(component):
 
 
 def test_all_weights_zero_give_zero():
-    nothing = RewardWeights(quality=0.0, alignment=0.0, format=0.0)
+    nothing = RewardWeights(**dict.fromkeys(PARTS, 0.0))
     config = RewardsConfig(task_weights={"qa": nothing})
     np.testing.assert_array_equal(combine(PARTS, ["qa"] * 4, [0] * 4, config), np.zeros(4))
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.1, 0.7])
 def test_the_format_weight_is_honoured(weight):
-    config = RewardsConfig(weights=RewardWeights(quality=0.0, alignment=0.0, format=weight))
+    config = RewardsConfig(weights=RewardWeights(**dict.fromkeys(PARTS, 0.0) | {"format": weight}))
     np.testing.assert_allclose(combine(PARTS, ["qa"] * 4, [0] * 4, config), weight * PARTS["format"])
 
 

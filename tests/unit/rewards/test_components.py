@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from lm_mixup.config import EmbedderConfig, RewardsConfig
-from lm_mixup.core.task_types import Qa, Tfq, write_answer, write_output
+from lm_mixup.config import EmbedderConfig, RewardsConfig, RewardWeights
+from lm_mixup.core.errors import InputError
+from lm_mixup.core.task_types import Qa, Tfq, write_answer, write_input, write_output
+from lm_mixup.rewards.batch import RewardBatch
 from lm_mixup.rewards.quality import make_library
 from lm_mixup.rewards.workers import in_actor, score_components
 
@@ -31,9 +35,15 @@ def test_every_readable_answer_is_embedded_once_for_quality_and_alignment_both()
     library = make_library(bank, np.array([5, 0, 3, 5, 0, 3]), groups, 1, 0.01)
     completions = [write_output("", text) for text in (true, good, poor, "no marks")] + ["no tags"]
     references = np.stack([vector(true), *[vector(good)] * 4])
-    scores = score_components(
+    batch = RewardBatch(
         ["tfq", "qa", "qa", "qa", "qa"],
         completions,
+        [true, *[good] * 4],
+        list(range(5)),
+        [[write_input("True or false? Neon is a gas.", "True")], *[[write_input("iron symbol?", "Fe")]] * 4],
+    )
+    scores = score_components(
+        batch,
         references,
         embed,
         {"qa": library, "tfq": library},
@@ -43,6 +53,26 @@ def test_every_readable_answer_is_embedded_once_for_quality_and_alignment_both()
     assert scores["alignment"].tolist() == [1, 1, 0, 0, 0]
     assert scores["quality"].tolist() == [0.3, 1, 0, 0, 0]
     assert scores["format"].tolist() == [1, 1, 1, 0.5, 0]
+    assert scores["faithfulness"].tolist()[:2] == [1, 1]
+    assert scores["faithfulness"][2] < 0.3 and scores["faithfulness"].tolist()[3:] == [0, 0]
+
+    ended = replace(batch, finished=[False, True, True, True, True])
+    cut = score_components(
+        ended, references, embed, {"qa": library, "tfq": library}, RewardsConfig(neighbors=1)
+    )
+    assert all(values[0] == 0 for values in cut.values()), "what did not finish earns nothing"
+    assert all((values[1:] == scores[name][1:]).all() for name, values in cut.items())
+
+    blind = replace(batch, inputs=())
+    with pytest.raises(
+        InputError, match="faithfulness weighs for tfq, qa, but completions came without inputs"
+    ):
+        score_components(blind, references, embed, {"qa": library, "tfq": library}, RewardsConfig())
+    weights = RewardWeights(faithfulness=0.0)
+    alone = score_components(
+        blind, references, embed, {"qa": library, "tfq": library}, RewardsConfig(neighbors=1, weights=weights)
+    )
+    assert alone["quality"].tolist() == scores["quality"].tolist()
 
 
 @pytest.mark.parametrize(("gpus_of_library", "gpus_of_actor"), [(1, 0), (0, 1), (0.5, 0.1)])

@@ -29,6 +29,7 @@ BATCH = RewardBatch(
     references=["r", "s", "t"],
     groups=[0, 0, 1],
     inputs=[["x", "y"], ["x", "y"], ["z\ud800", "w"]],  # half a surrogate pair, as a pool may hold it
+    finished=[True, True, False],
 )
 MODULE = """
 import asyncio, math
@@ -202,6 +203,7 @@ def test_an_endpoint_gets_the_whole_batch_and_the_key_of_the_environment(monkeyp
         "references": ["r", "s", "t"],
         "groups": [0, 0, 1],
         "inputs": [["x", "y"], ["x", "y"], ["z\ud800", "w"]],
+        "finished": [True, True, False],
     }
 
 
@@ -298,24 +300,25 @@ def with_custom(**settings: Any) -> RewardsConfig:
 
 def test_components_and_weights_follow_the_config():
     config = with_custom()
-    assert component_names(config) == ("quality", "alignment", "format", "mine")
+    assert component_names(config) == ("quality", "alignment", "format", "faithfulness", "mine")
     np.testing.assert_array_equal(
-        weight_matrix(["qa", "mcq"], config).T, [[0.5, 0.4, 0.1, 2.0], [0.8, 0.0, 0.2, 0.0]]
+        weight_matrix(["qa", "mcq"], config).T, [[0.25, 0.15, 0.1, 0.5, 2.0], [0.25, 0.15, 0.1, 0.5, 0.0]]
     )
-    assert weight_matrix([], config).shape == (4, 0)
-    assert component_names(RewardsConfig()) == ("quality", "alignment", "format")
+    assert weight_matrix([], config).shape == (5, 0)
+    assert component_names(RewardsConfig()) == ("quality", "alignment", "format", "faithfulness")
 
 
 PARTS = {
     "quality": np.array([1.0, 0.0]),
     "alignment": np.zeros(2),
     "format": np.ones(2),
+    "faithfulness": np.zeros(2),
     "mine": np.array([3.0, 5.0]),
 }
 
 
 def test_a_custom_reward_joins_the_sum_with_its_weight():
-    np.testing.assert_allclose(combine(PARTS, ["qa", "mcq"], [0, 0], with_custom()), [0.5 + 0.1 + 6.0, 0.2])
+    np.testing.assert_allclose(combine(PARTS, ["qa", "mcq"], [0, 0], with_custom()), [0.25 + 0.1 + 6.0, 0.1])
 
 
 @pytest.mark.parametrize("composition", ["weighted_sum", "normalize_then_sum"])
@@ -331,7 +334,7 @@ def test_normalize_then_sum_takes_the_range_out_of_a_custom_reward():
     one = combine(PARTS, ["qa"] * 2, [0, 0], config)
     tenfold = combine(PARTS | {"mine": 10 * PARTS["mine"]}, ["qa"] * 2, [0, 0], config)
     np.testing.assert_allclose(one, tenfold, atol=1e-3)
-    assert one[1] > 0 > one[0]  # weight 2 of mine against 0.5 of quality
+    assert one[1] > 0 > one[0]  # weight 2 of mine against 0.25 of quality
 
 
 def test_an_endpoint_that_moves_is_another_reward_but_patience_is_not():

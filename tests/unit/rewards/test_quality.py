@@ -4,10 +4,10 @@ import pytest
 from lm_mixup.rewards.quality import (
     estimate_transition,
     held_out,
-    judge,
     make_library,
     nearest,
     quality_reward,
+    score_answers,
 )
 
 
@@ -96,7 +96,7 @@ def test_nearest_with_fewer_rows_than_asked_for():
     )
 
 
-def test_judge_tells_two_neighbourhoods_apart():
+def test_answers_tell_two_neighbourhoods_apart():
     rng = np.random.default_rng(0)
     good, bad = np.eye(32, dtype=np.float32)[0], np.eye(32, dtype=np.float32)[1]
     centres = np.where(np.arange(200)[:, None] % 2 == 0, good, bad)
@@ -104,7 +104,7 @@ def test_judge_tells_two_neighbourhoods_apart():
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     scores = np.where(np.arange(200) % 2 == 0, rng.choice([4, 5], 200), rng.choice([0, 1], 200))
     made = make_library(vectors, scores, np.arange(200), prior_neighbors=2, smoothing=0.01)
-    np.testing.assert_array_equal(judge(np.stack([good, bad]), made, 16), [1.0, 0.0])
+    np.testing.assert_array_equal(score_answers(np.stack([good, bad]), made, 16), [1.0, 0.0])
 
 
 def test_a_class_without_samples_never_wins():
@@ -113,7 +113,7 @@ def test_a_class_without_samples_never_wins():
     scores = np.repeat([0, 2], 20)
     made = make_library(vectors, scores, np.arange(40), prior_neighbors=2, smoothing=0.01)
     assert made.prior[[1, 3, 4, 5]].sum() == 0
-    np.testing.assert_array_equal(judge(unit(30, 4, 1), made, 16), np.zeros(30))
+    np.testing.assert_array_equal(score_answers(unit(30, 4, 1), made, 16), np.zeros(30))
 
 
 def test_siblings_of_a_sample_do_not_count_as_its_neighbours():

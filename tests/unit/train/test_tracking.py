@@ -13,11 +13,18 @@ import pytest
 from typer.testing import CliRunner
 
 from lm_mixup.cli import app
-from lm_mixup.config import Config, ModelConfig, SftConfig, TrackingConfig
+from lm_mixup.config import (
+    Config,
+    ModelConfig,
+    SftConfig,
+    TrackingConfig,
+)
 from lm_mixup.core.errors import InputError
 from lm_mixup.core.run_dir import RunDir
-from lm_mixup.train.checkpoint import SftJob
-from lm_mixup.train.tracking import check_tracking, open_trackers
+from lm_mixup.train.checkpoint import (
+    SftJob,
+)
+from lm_mixup.train.tracking import append_metrics, check_tracking, open_trackers, read_metrics, trim_metrics
 
 QUICKSTART = str(Path(__file__).resolve().parents[3] / "configs" / "quickstart.yaml")
 BOARD = TrackingConfig()
@@ -225,3 +232,22 @@ def test_a_tracker_that_fails_is_not_passed_over(job: SftJob):
     log(job.metrics, line(1, 1.0))
     with pytest.raises(OSError, match="disk full"), _progress_bar(job, 2, 0, mirror):
         assert called.wait(20)
+
+
+def test_metrics_after_the_resumed_step_are_dropped_and_a_cut_line_is_ignored(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"step": s}) + "\n" for s in (1, 2, 3)) + '{"step": 4, "rew')
+    assert trim_metrics(path, 2) == [{"step": 1}, {"step": 2}]
+    append_metrics(path, {"step": 3, "reward": 0.5})
+    assert read_metrics(path) == [{"step": 1}, {"step": 2}, {"step": 3, "reward": 0.5}]
+
+
+def test_a_resumed_log_holds_no_step_twice(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [{"step": step, "loss": 1.0} for step in (1, 2, 3, 4)] + [{"step": 4, "eval_loss": 1.0}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 5, "lo')
+    assert read_metrics(path) == lines
+    trim_metrics(path, 2)
+    assert [line["step"] for line in read_metrics(path)] == [1, 2]
+    trim_metrics(tmp_path / "none.jsonl", 0)
+    assert read_metrics(tmp_path / "none.jsonl") == []

@@ -139,7 +139,7 @@ def test_every_gpu_has_a_rank_of_its_own_and_the_learner_is_0(engines: int, tp: 
 @pytest.mark.parametrize(
     ("keys", "told"),
     [
-        ({"weight_transport": "nccl"}, "GPUs of their own"),
+        ({"weight_transport": "nccl"}, "on their own GPUs"),
         ({"weight_transport": "ipc", "mode": "disaggregated"}, "mode colocated"),
         ({"weight_transport": "ipc", "mode": "async"}, "mode colocated"),
         ({"weight_transport": "ipc", "rollout_actors": 2}, "as many rollout_actors"),

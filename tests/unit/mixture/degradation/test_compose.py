@@ -126,6 +126,9 @@ def test_noise_costs_no_term_of_the_target(good: GoodRow, seed: int):
     noisy = with_noise(clean, Random(seed))
     assert noisy.output == clean.output
     assert noisy.noisy == (noisy.inputs != clean.inputs)
+    assert sum("\nB) neon" in text for text in clean.inputs) == sum(
+        "\nB) neon" in text for text in noisy.inputs
+    )
     assert coverage("\n".join((CHOICE.completion, good.completion)), noisy.inputs) >= 0.98
 
 

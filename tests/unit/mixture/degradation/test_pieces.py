@@ -96,3 +96,12 @@ def test_coverage_by_hand():
     assert coverage("of the", []) == 1
     assert coverage("Iron", []) == 0
     assert similar("Name a red animal.", "name an animal that is RED") == 1.0
+
+
+def test_numbers_that_do_not_count_are_told():
+    text = "13: Odd\n200: Even\n5. Odd\n12. Even"
+    assert join_pieces(split_pieces(text)) == text
+    assert texts(text) == text.split("\n")
+    assert texts("(A) iron\nB) neon") == ["(A) iron", "B) neon"]
+    again = "First:\n1. a b\n2. c d\nSecond:\n1. e f\n2. g h"
+    assert join_pieces(split_pieces(again)) == again

@@ -1,4 +1,4 @@
-"""The prompts of GRPO: encoded, refused where too long, with their poor texts where rewards ask for them."""
+"""The prompts of the stage: encoded, rejected if too long, with their inputs."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def row(name: str, split: str, inputs: list[str]) -> dict:
     return {"id": name, "task_type": "qa", "split": split} | fields
 
 
-def test_prompts_keep_their_inputs_only_where_asked(tmp_path: Path):
+def test_prompts_keep_their_inputs(tmp_path: Path):
     rows = [
         row("b", "grpo", INPUTS[::-1]),
         row("a", "grpo", INPUTS),
-        row("c", "test", INPUTS),
+        row("c", "dev", INPUTS),
         row("d", "sft", INPUTS),
         row("e", "grpo", INPUTS * 40),
     ]
@@ -52,16 +52,14 @@ def test_prompts_keep_their_inputs_only_where_asked(tmp_path: Path):
     assert (refused["id"], refused["reason"], refused["inputs"]) == ("e", "prompt_too_long", INPUTS * 40)
     out = run.stage("grpo")
     out.write_part(0, encoded.rows, encoded.rejected, receipt_of(0, encoded))
-    prompts, held_out, left_over = _read_prompts(out, 5, with_inputs=True)
+    prompts, held_out, left_over = _read_prompts(out, 5)
     assert left_over == 0
-    assert _read_prompts(out, 0, with_inputs=True)[1:] == ([], 1)
+    assert _read_prompts(out, 0)[1:] == ([], 1)
     assert [(p.id, p.inputs) for p in prompts] == [("a", tuple(INPUTS)), ("b", tuple(INPUTS[::-1]))]
     assert [(p.id, p.inputs) for p in held_out] == [("c", tuple(INPUTS))]
     tokenizer = load_tokenizer(model, ModelConfig())
     assert prompts[0].token_ids == encode_prompt(tokenizer, task_types.INSTRUCTIONS["qa"], INPUTS)
     assert (prompts[0].reference, prompts[0].entities) == ("Q: What is gold?\nA: A metal.", ("gold",))
-    without, *_ = _read_prompts(out, 5, with_inputs=False)
-    assert [p.inputs for p in without] == [(), ()]
 
     # A library that cannot judge them is refused before any engine starts.
     embedder = EmbedderConfig()
