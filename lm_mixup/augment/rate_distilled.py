@@ -36,7 +36,7 @@ def rate_distilled(
     """Measures and rates distilled rows and scores the kept ones by their distance to each other.
 
     Input columns: schemas.DISTILLED. Output columns: those, id (content hash), schemas.FAITHFULNESS,
-    schemas.RATING and `long_tail` (float32, mean cosine distance to the k nearest other kept rows). Rejected,
+    schemas.RATING, schemas.SOURCE_RATING (of a chat judge, which is shown the inputs) and `long_tail` (float32, mean cosine distance to the k nearest other kept rows). Rejected,
     with their columns: `faithfulness_below_<min_faithfulness>` and `coverage_below_<min_coverage>`, which are not
     rated, so that no rating is paid for them; `unrated` and `score_below_<min_score>`. What `unsupported` lists
     is why a row is not faithful. Metrics: `distilled`, `faithful` and `good` rows, the yield step by step.
@@ -167,8 +167,8 @@ def _measured(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def keep_rated(rows: pa.Table, judge: Judge, min_score: int) -> PartResult:
-    """The rows rated at `min_score` or above; the others rejected, with the reason."""
-    rated = rate_table(rows, judge, rows["inputs"].to_pylist() if "inputs" in rows.column_names else None)
+    """The rows rated at `min_score` or above by a judge that is shown their inputs; the others rejected."""
+    rated = rate_table(rows, judge, rows["inputs"].to_pylist())
     rows = rated.rows
     pairs = zip(rows["prompt"].to_pylist(), rows["completion"].to_pylist(), strict=True)
     ids = pa.array([schemas.content_id(prompt, completion) for prompt, completion in pairs], pa.string())
