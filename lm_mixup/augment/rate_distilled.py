@@ -38,7 +38,7 @@ def rate_distilled(
     Input columns: schemas.DISTILLED. Output columns: those, id (content hash), schemas.FAITHFULNESS,
     schemas.RATING, schemas.SOURCE_RATING (a chat judge is shown the inputs) and `long_tail` (float32, mean
     cosine distance to the k nearest other kept rows). Rejected, with their columns:
-    `faithfulness_below_<min_faithfulness>` and `coverage_below_<min_coverage>`, which are not rated, so that no
+    `faithfulness_below_<min_faithfulness>` and `coverage_below_<min_coverage>`, which are not rated, so no
     rating is paid for them; `unrated` and `score_below_<min_score>`. What `unsupported` lists is why a row is
     not faithful. Metrics: `distilled`, `faithful` and `good` rows, the yield step by step.
     Part i holds the rows of part i of the distilled ones.
