@@ -193,6 +193,14 @@ def test_the_letter_has_to_point_to_the_option_that_the_inputs_pick():
         assert found.score <= 0.1 and "answer" in kinds(found)
 
 
+def test_a_miscopied_pick_among_the_inputs_options_is_wrong():
+    asked = "What is the currency of Vanuatu?\nA) Georgian lari\nB) Yemeni rial\nC) Vanuatu vatu\nD) euro"
+    sources = (Source(asked, "C) Vanuatu vatu"), Source("Vanuatu is governed from Port Vila?", "yes"))
+    assert measure(asked, "C) Vanuatu vatu", sources, "mcq").fidelity == 1
+    cut = asked.replace("Vanuatu vatu", "Vanuatu")
+    assert measure(cut, "C) Vanuatu", sources, "mcq").fidelity <= 0.1
+
+
 def test_options_may_be_invented_but_not_the_chosen_one():
     new = MCQ.replace("dinar", "forint").replace("rand", "peso")
     assert measure(new, "B) euro", EURO, "mcq").score == 1
