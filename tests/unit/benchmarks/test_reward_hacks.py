@@ -16,7 +16,8 @@ INPUTS = [
 ]
 SAMPLE = Qa(
     "What are the capital, population and area of Chad?",
-    "It is known that Chad has the capital N'Djamena, a population of 15.5 million and an area of 1,280,000 km2.",
+    "It is known that Chad has the capital N'Djamena, a population of 15.5 million "
+    "and an area of 1,280,000 km2.",
 )
 OTHER = Qa("Which symbol does the element gold have?", "The element gold has the symbol Au.")
 

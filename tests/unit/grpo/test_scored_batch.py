@@ -194,7 +194,7 @@ def test_refills_are_other_draws_the_same_ones_each_time():
 def test_what_is_logged_is_the_weighted_sum_under_any_composition():
     total = np.array([-0.5, 0.5])
     weighted = np.array([0.2, 0.6])
-    scores = RewardScores(total, {name: weighted for name in WEIGHTS.weights.model_dump()}, weighted)
+    scores = RewardScores(total, dict.fromkeys(WEIGHTS.weights.model_dump(), weighted), weighted)
     batch = make_batch([group("a")], scores, WEIGHTS, CONFIG)
     assert rollout_metrics(batch, [], 1)["reward"] == pytest.approx(0.4)
     assert RewardScores(total).reported is total
