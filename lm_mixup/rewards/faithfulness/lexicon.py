@@ -21,8 +21,8 @@ FUNCTION_WORDS: Final = frozenset(
     about above below over under between among through during before after against per via toward towards
     along across around off out up down again further once only just also too very quite rather even still
     ever never always often is am are was were be been being has have had having do does did doing done can
-    could shall should will would may might must ought let lets
-    let's isn't aren't wasn't weren't don't doesn't didn't can't cannot
+    could shall should will would may might must ought let lets let's
+    isn't aren't wasn't weren't don't doesn't didn't can't cannot
     couldn't won't wouldn't shouldn't hasn't haven't hadn't mustn't it's that's there's what's whats he's
     she's who's you're they're we're
     please tell give say know pls thing things something anything everything nothing someone anyone everyone
