@@ -80,8 +80,8 @@ def deepspeed_config(
         "gradient_accumulation_steps": gradient_accumulation_steps,
         "gradient_clipping": max_grad_norm,
         "bf16": {"enabled": bf16},
-        # A sum of many micro-batches in bfloat16 loses those that are 1/256 of it. Stage 0 knows no other sum:
-        # DeepSpeed refuses float32 there.
+        # In bfloat16 a sum loses what is below 1/256 of it, so micro-batches are summed in float32. At
+        # stage 0 DeepSpeed refuses that.
         "data_types": {"grad_accum_dtype": "bf16" if bf16 and zero_stage == 0 else "fp32"},
         "zero_optimization": zero,
         "checkpoint": {"load_universal": load_universal},

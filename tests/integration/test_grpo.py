@@ -46,9 +46,7 @@ class CountsLetters:
     def score(self, batch: RewardBatch) -> RewardScores:
         share = [sum(map(text.count, "aeiou")) / max(1, len(text)) for text in batch.completions]
         total = self.sign * np.array(share)
-        return RewardScores(
-            total, {"quality": total, "alignment": 0 * total, "format": 0 * total, "faithfulness": 0 * total}
-        )
+        return RewardScores(total, {"quality": total, "alignment": 0 * total, "format": 0 * total, "faithfulness": 0 * total})
 
 
 @pytest.fixture(scope="module")
