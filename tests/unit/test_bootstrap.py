@@ -123,3 +123,19 @@ def test_no_package_source_is_named():
         text = (ROOT / name).read_text()
         assert "index-url" not in text
         assert "find-links" not in text
+
+
+@pytest.mark.parametrize(
+    ("printed", "status", "refused"),
+    [("570.86.10\\n570.86.10", 0, True), ("580.65.06", 0, False), ("NVIDIA-SMI has failed", 9, False)],
+)
+def test_a_driver_too_old_for_cuda_13_is_refused(bootstrap, monkeypatch, tmp_path, printed, status, refused):
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\nprintf '{printed}\\n'\nexit {status}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    if refused:
+        with pytest.raises(bootstrap.SetupError, match=r"driver 570\.86\.10 is too old .* 580"):
+            bootstrap.check_driver(bootstrap.driver_version())
+    else:
+        bootstrap.check_driver(bootstrap.driver_version())
