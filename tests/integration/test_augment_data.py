@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import numpy as np
@@ -81,7 +82,7 @@ def run_cluster(folder, rows_per_part=64, order=None, **settings) -> tuple[Stage
     run = RunDir(folder)
     curated, embedded = stage_pair(run, rows_per_part, order)
     out = run.stage("cluster")
-    config = ClusterConfig(**{"cell_rows": 32, "num_tasks": 2, **settings})
+    config = ClusterConfig(**{"cell_rows": 32, "num_tasks": 2, "min_content_similarity": 0.0, **settings})
     return out, cluster(curated, embedded, out, config, DataConfig(rows_per_part=50), seed=3)
 
 
@@ -145,6 +146,30 @@ def test_clusters_do_not_depend_on_workers_parts_or_order(clustered, tmp_path, l
     assert out.read().equals(first.read())
     assert out.read(kind="rejected").equals(first.read(kind="rejected"))
     assert outcome == first_outcome
+
+
+def test_clusters_with_a_common_subject_do_not_depend_on_workers_parts_or_order(ray_session, tmp_path):
+    """The number of the topic is the one word that rows of a topic have in common, and it is rare."""
+    settings = {"min_content_similarity": 0.1, "max_size": 2}
+    out, outcome = run_cluster(tmp_path / "first", **settings)
+    rows = {row["id"]: row for row in pool()[0]}
+    numbers = [
+        [set(re.findall(r"\d+", rows[key]["prompt"])) for key in cluster]
+        for cluster in out.read()["member_ids"].to_pylist()
+    ]
+    assert len(numbers) > 20
+    assert all(first & second for first, second in numbers)
+    assert outcome.left_out["kin_in_form_only"] > 0
+    again, again_outcome = run_cluster(
+        tmp_path / "again",
+        rows_per_part=7,
+        order=np.random.default_rng(9).permutation(ROWS),
+        num_tasks=1,
+        **settings,
+    )
+    assert again.read().equals(out.read())
+    assert again.read(kind="rejected").equals(out.read(kind="rejected"))
+    assert again_outcome == outcome
 
 
 def test_clusters_may_cross_sources_but_never_task_types(ray_session, tmp_path):

@@ -46,7 +46,7 @@ class CountsLetters:
     def score(self, batch: RewardBatch) -> RewardScores:
         share = [sum(map(text.count, "aeiou")) / max(1, len(text)) for text in batch.completions]
         total = self.sign * np.array(share)
-        others = {name: 0 * total for name in ("alignment", "format", "faithfulness")}
+        others = dict.fromkeys(("alignment", "format", "faithfulness"), 0 * total)
         return RewardScores(total, {"quality": total} | others)
 
 
