@@ -56,8 +56,8 @@ def is_right_verdict(statement: str, completion: str, sources: Sequence[SourceRe
 def expected_verdict(statement: Reading, sources: Sequence[SourceReading]) -> bool:
     """The verdict on a statement that the sources' verdicts give.
 
-    It is false where the statement holds what a source denies: all numbers of that claim and half of its names
-    (typing errors make names of words), or most of its words where it has neither.
+    It is false where the statement holds what a source denies: all numbers of that claim and half of its
+    names (typing errors make names of words), or most of its words where it has neither.
     """
     keys = {f.key for f in statement.facts} | set(statement.keys)
     stems = {w.stem for w in statement.words}

@@ -109,9 +109,9 @@ def _distinct_runs(told: Reading, size: int) -> list[tuple[str, ...]]:
 def _told_again(completion: Reading, sources: Sequence[SourceReading]) -> list[Fact]:
     """Facts that a completion gives more often than the sources have things to give them of.
 
-    A short source has one thing for a fact, though it says it twice; a long one as many as it has contexts. Names
-    and small whole numbers recur by nature (`1 cup`, steps of a list): they are told again only where a word
-    beside them is too, and names of what the sources ask about never are.
+    A short source has one thing for a fact, though it says it twice; a long one as many as it has contexts.
+    Names and small whole numbers recur by nature (`1 cup`, steps of a list): they are told again only where a
+    word beside them is too, and names of what the sources ask about never are.
     """
     allowed: Counter[str] = Counter()
     subjects: dict[str, set[frozenset[str]]] = {}
