@@ -38,11 +38,11 @@ def rate_distilled(
 
     Input columns: schemas.DISTILLED. Output columns: those, id (content hash), schemas.FAITHFULNESS,
     schemas.RATING and `long_tail` (float32, mean cosine distance to the k nearest other kept rows). Rejected,
-    with their columns: `faithfulness_below_<min_faithfulness>`, `coverage_below_<min_coverage>`, and of rows that ask
-    in numbered parts `not_one_answer_per_question` and `question_words_below_<min_question_words>`; none of these is
-    rated, so that no rating is paid for them; `unrated` and `score_below_<min_score>`. What `unsupported` lists
-    is why a row is not faithful. Metrics: `distilled`, `faithful` and `good` rows, the yield step by step.
-    Part i holds the rows of part i of the distilled ones.
+    with their columns: `faithfulness_below_<min_faithfulness>`, `coverage_below_<min_coverage>`, and of rows
+    that ask in numbered parts `not_one_answer_per_question` and `question_words_below_<min_question_words>`,
+    none of which is rated, so that no rating is paid for them; `unrated` and `score_below_<min_score>`. What
+    `unsupported` lists is why a row is not faithful. Metrics: `distilled`, `faithful` and `good` rows, the
+    yield step by step. Part i holds the rows of part i of the distilled ones.
 
     Two passes over the parts, since long tail needs the vectors of all kept rows: the first rates and embeds
     (its parts lie in the stage's folder `kept`, so no rating is paid for twice), the second goes over that
