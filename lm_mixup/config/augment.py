@@ -198,10 +198,7 @@ class RateDistilledConfig(Section):
     """The gate that distilled rows pass before they are rated."""
 
     min_faithfulness: float = Field(
-        0.6,
-        ge=0,
-        le=1,
-        description="Least faithfulness to the inputs; one unsupported fact gives 0.5 at most.",
+        0.6, ge=0, le=1, description="Least faithfulness to the inputs; one unsupported fact halves it."
     )
     min_coverage: float = Field(
         0.5, ge=0, le=1, description="Least share of the inputs' information that a distilled row carries."

@@ -97,7 +97,12 @@ class RewardsConfig(Section):
     num_cpus: float = resources(
         0.1, ge=0, description="CPUs a reward actor reserves; it works between rollout and update."
     )
-    num_gpus: float = resources(0.0, ge=0, description="GPUs a reward actor reserves (fractions allowed).")
+    num_gpus: float = resources(
+        0.0,
+        ge=0,
+        description="GPUs a reward actor reserves (fractions allowed). Above 0 with grpo.mode colocated, it "
+        "shares a GPU with learner and engine instead, of which a tenth is for rewards.",
+    )
     batch_size: int = resources(
         64, ge=1, description="Completions an actor scores at a time: the unit of retry."
     )

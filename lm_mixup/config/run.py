@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from lm_mixup.config.augment import (
@@ -26,6 +28,10 @@ class RayConfig(Section):
     """Where Ray runs. Without an address, the cluster in RAY_ADDRESS or else a local one."""
 
     address: str | None = resources(None, description="`auto`, `host:port`, or nothing for a local cluster.")
+    accelerator: Literal["auto", "cpu", "gpu"] = resources(
+        "auto",
+        description="What models run on. `auto`: GPUs, where the cluster has any or may start some.",
+    )
     num_cpus: int | None = resources(None, ge=1, description="CPUs of a local cluster; default: all.")
     object_store_gib: float = resources(1.0, gt=0.1, description="Object store of a local cluster, GiB.")
 

@@ -220,8 +220,9 @@ class GrpoConfig(Section):
         2,
         description="DeepSpeed ZeRO stage: 1 shards optimizer state, 2 also gradients, 3 also parameters.",
     )
-    gradient_checkpointing: bool = resources(
-        False, description="Recompute activations in the backward pass: less memory, more time."
+    gradient_checkpointing: bool | None = resources(
+        None,
+        description="Recompute activations in the backward pass: less memory, more time. Default: on GPUs.",
     )
     mode: Literal["colocated", "disaggregated", "async"] = Field(
         "colocated",

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tenacity import Retrying, retry_if_exception_message, stop_after_attempt
@@ -14,6 +15,7 @@ from lm_mixup.config import RayConfig
 from lm_mixup.core.errors import InputError
 
 _GIB = 1 << 30
+_accelerator = "auto"  # of the connection, as Ray's own is one for a process
 
 
 def start_ray(config: RayConfig) -> None:
@@ -29,6 +31,8 @@ def start_ray(config: RayConfig) -> None:
     )  # its lines go to Ray's log files, not the terminal
     import ray
 
+    global _accelerator
+    _accelerator = config.accelerator
     if ray.is_initialized():
         return
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -80,23 +84,90 @@ def _first_line(error: Exception) -> str:
 
 
 def has_gpu() -> bool:
-    """Whether the connected cluster has a GPU."""
-    import ray
+    """Whether models run on GPUs: as `ray.accelerator` says, or where the cluster has or may get any.
 
-    return bool(ray.cluster_resources().get("GPU", 0) > 0)
+    A group of GPU nodes that is scaled to 0 counts: only the autoscaler's declared node types tell such a
+    cluster from one without GPUs.
+    """
+    import ray
+    from ray._private.state import state
+
+    if _accelerator != "auto":
+        return _accelerator == "gpu"
+    if ray.cluster_resources().get("GPU", 0) > 0:
+        return True
+    declared = state.get_max_resources_from_cluster_config() or {}
+    return declared.get("GPU", 0) > 0
 
 
 def sees_gpu(config: RayConfig) -> bool:
-    """Whether there is a GPU where Ray will run: in the cluster that is named, or else on this machine.
+    """Whether models will run on GPUs: in the cluster that is named, or else on this machine.
 
     Starts nothing; a named cluster is connected to.
 
     Raises:
         InputError: The named cluster does not answer.
     """
+    if config.accelerator != "auto":
+        return config.accelerator == "gpu"
     if config.address or os.environ.get("RAY_ADDRESS"):
         start_ray(config)
         return has_gpu()
     import torch
 
     return torch.cuda.is_available()
+
+
+def gpus_of_nodes() -> list[float]:
+    """GPUs of each live node, and of each type of node that the autoscaler may start."""
+    from ray._private.state import state
+
+    declared = state.get_cluster_config()
+    groups = declared.node_group_configs if declared is not None else ()
+    return [
+        *(node["Resources"].get("GPU", 0.0) for node in nodes()),
+        *(float(group.resources.get("GPU", 0)) for group in groups if group.max_count != 0),
+    ]
+
+
+def nodes() -> list[dict[str, Any]]:
+    """The live nodes, each with Ray's `NodeID`, `NodeManagerAddress`, `NodeName` and `Resources`."""
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def on_every_node(
+    task: Callable[..., Any], arguments: Sequence[Any], timeout_s: float
+) -> list[tuple[dict[str, Any], Any]]:
+    """Runs a function once on every live node. It reserves nothing there, and sees all GPUs of the node.
+
+    Returns:
+        Each node, as Ray describes it, with the result or the exception; a `TimeoutError` where there was no
+        answer in time.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    remote: Any = ray.remote(task)
+    running = {
+        remote.options(
+            num_cpus=0,
+            max_retries=0,
+            runtime_env={"env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}},  # else all are hidden
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
+        ).remote(*arguments): node
+        for node in nodes()
+    }
+    _, late = ray.wait(list(running), num_returns=len(running), timeout=timeout_s)
+    results: list[tuple[dict[str, Any], Any]] = []
+    for ref, node in running.items():
+        try:
+            if ref in late:
+                results.append((node, TimeoutError(f"no answer in {timeout_s:.0f} s")))
+            else:
+                results.append((node, ray.get(ref)))
+        except ray.exceptions.RayError as error:
+            cause = getattr(error, "cause", None)
+            results.append((node, cause if isinstance(cause, Exception) else error))
+    return results

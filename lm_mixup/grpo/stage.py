@@ -173,7 +173,8 @@ def _start_actors(
         started.callback(rollout.shutdown)
         if config.mode == "colocated" and placement.on_gpu:
             rollout.sleep()  # vLLM profiles GPU memory at start-up: the learner must not be there yet
-        workers = RewardWorkers(library, rewards, embedder, (placement.group, placement.first_reward_bundle))
+        places = placement.group, placement.reward_bundles, placement.reward_gpus
+        workers = RewardWorkers(library, rewards, embedder, places)
         started.callback(workers.shutdown)
         learner = Learner(policy, model, config, seed, placement)
         started.callback(learner.shutdown)

@@ -178,7 +178,7 @@ class RewardWorkers:
         library: StageDir,
         rewards: RewardsConfig,
         embedder: EmbedderConfig,
-        placement: tuple[PlacementGroup, int] | None = None,
+        placement: tuple[PlacementGroup, Sequence[int], float] | None = None,
     ) -> None:
         """Starts the actors; they load in the background.
 
@@ -186,7 +186,8 @@ class RewardWorkers:
             library: The stage's output.
             rewards: Components, weights and the pool's size.
             embedder: The embedder that made the library.
-            placement: A placement group and the bundle of the first actor, where resources were reserved.
+            placement: Where resources were reserved: the placement group, the bundle of each actor, and the
+                GPUs that an actor has there.
 
         Raises:
             InputError: There is no library, or another embedder made it.
@@ -248,9 +249,9 @@ class RewardWorkers:
 
         options: dict[str, Any] = {"num_cpus": self._config.num_cpus, "num_gpus": self._config.num_gpus}
         if self._placement is not None:
-            group, first_bundle = self._placement
+            group, bundles, options["num_gpus"] = self._placement
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
-                group, placement_group_bundle_index=first_bundle + slot
+                group, placement_group_bundle_index=bundles[slot]
             )
         remote: Any = ray.remote(_RewardActor)
         handle = remote.options(max_restarts=0, **options).remote(*self._arguments)

@@ -80,6 +80,9 @@ def deepspeed_config(
         "gradient_accumulation_steps": gradient_accumulation_steps,
         "gradient_clipping": max_grad_norm,
         "bf16": {"enabled": bf16},
+        # In bfloat16 a sum loses what is below 1/256 of it, so micro-batches are summed in float32. At
+        # stage 0 DeepSpeed refuses that.
+        "data_types": {"grad_accum_dtype": "bf16" if bf16 and zero_stage == 0 else "fp32"},
         "zero_optimization": zero,
         "checkpoint": {"load_universal": load_universal},
         # torch's AdamW on every device: DeepSpeed's CPU Adam would be compiled at first use.

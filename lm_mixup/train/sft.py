@@ -19,7 +19,9 @@ from lm_mixup.config import ModelConfig, SftConfig, TrackingConfig
 from lm_mixup.core.errors import InputError
 from lm_mixup.core.progress import say, track
 from lm_mixup.core.run_dir import Outcome, StageDir
+from lm_mixup.distributed.gpus import check_gpu_nodes
 from lm_mixup.distributed.map_parts import map_parts
+from lm_mixup.distributed.ray_cluster import has_gpu
 from lm_mixup.models.resolve import check_model_path
 from lm_mixup.train.checkpoint import SftJob, last_checkpoint, step_of
 from lm_mixup.train.tokenize import EVAL_SPLIT, TRAIN_SPLIT, base_model, make_encoder
@@ -108,12 +110,13 @@ def _split_counts(out: StageDir) -> dict[str, int]:
 
 def _run_workers(job: SftJob, total: int, tracking: TrackingConfig) -> None:
     """Runs the Ray Train workers while the driver follows their log."""
-    import ray
     from ray.train.torch import TorchConfig
     from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.torch.torch_trainer import TorchTrainer
 
-    use_gpu = ray.cluster_resources().get("GPU", 0) >= 1
+    use_gpu = has_gpu()
+    if use_gpu:
+        check_gpu_nodes()
     worker_env = {"TOKENIZERS_PARALLELISM": "false"} | ({} if use_gpu else {"DS_ACCELERATOR": "cpu"})
     storage = tempfile.mkdtemp(prefix="ray-train-", dir=job.out.local)
     trainer = TorchTrainer(

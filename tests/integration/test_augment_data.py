@@ -23,9 +23,10 @@ from lm_mixup.config import (
     EmbedderConfig,
     NeighborsConfig,
     RateConfig,
+    RateDistilledConfig,
     SelectConfig,
 )
-from lm_mixup.core import schemas
+from lm_mixup.core import schemas, task_types
 from lm_mixup.core.nearest import knn
 from lm_mixup.core.run_dir import Outcome, Receipt, RunDir, StageDir, summarise
 
@@ -248,10 +249,20 @@ def distilled_rows() -> list[dict]:
             prompt = f"What are the chemical symbol and the atomic number of {name}, and what do they mean?"
             key = schemas.content_id(prompt, completion)
             texts = {"prompt": prompt, "completion": completion, "cot": "", "raw": completion}
+            inputs = [task_types.write_input(prompt, completion), task_types.write_input(f"{name}?", symbol)]
             rows.append(
-                {"cluster_id": key, "task_type": "qa", "parent_ids": [f"{name}1", f"{name}2"], **texts}
+                {
+                    "cluster_id": key,
+                    "task_type": "qa",
+                    "parent_ids": [f"{name}1", f"{name}2"],
+                    "inputs": inputs,
+                    **texts,
+                }
             )
     return rows
+
+
+GATE = RateDistilledConfig(min_faithfulness=0.6, min_coverage=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +273,9 @@ def rated(ray_session, tmp_path_factory):
     for part, start in enumerate(range(0, len(rows), 8)):
         piece = schemas.table(rows[start : start + 8], schemas.DISTILLED)
         put_part(distill, part, piece)
-    outcome = rate_distilled(distill, out, RateConfig(), EmbedderConfig(num_cpus=0.5), 2, min_score=4)
+    outcome = rate_distilled(
+        distill, out, RateConfig(), EmbedderConfig(num_cpus=0.5), 2, min_score=4, gate=GATE
+    )
     return run, out, outcome
 
 
@@ -277,6 +290,13 @@ def test_distilled_rows_are_rated_and_the_poor_ones_refused(rated):
     manifest = summarise(out, "digest", {}, 1.0, outcome)
     assert manifest.rows_in == manifest.rows_out + manifest.rows_rejected == len(distilled_rows())
     assert manifest.rejected_by_reason == {"score_below_4": refused.num_rows}
+    yields = {name: manifest.metrics[name] for name in ("distilled", "faithful", "good")}
+    assert yields == {
+        "distilled": len(distilled_rows()),
+        "faithful": len(distilled_rows()),
+        "good": kept.num_rows,
+    }
+    assert min(kept["faithfulness"].to_pylist()) >= 0.6
 
 
 def test_long_tail_spans_all_parts_of_the_kept_rows(rated):

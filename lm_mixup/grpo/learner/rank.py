@@ -50,7 +50,8 @@ class LearnerRank:
         self._policy.config.use_cache = False
         if config.shared_prompt:
             use_shared_prompts(policy)
-        if config.gradient_checkpointing:
+        checkpointing = config.gradient_checkpointing
+        if self._device.type == "cuda" if checkpointing is None else checkpointing:
             self._policy.gradient_checkpointing_enable()
             if (
                 config.lora is not None

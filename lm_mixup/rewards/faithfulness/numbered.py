@@ -20,7 +20,7 @@ _NUMBER: Final = regex.compile(r"(?m)^[ \t]*(?P<number>\d{1,2})[.)][ \t]+")
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of a pair, and where it stands in `prompt\\ncompletion`."""
+    r"""A part of a pair, and where it stands in `prompt\ncompletion`."""
 
     text: str
     at: int

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from lm_mixup.config import GrpoConfig, RewardsConfig
 from lm_mixup.core.errors import InputError
-from lm_mixup.grpo.placement import plan_bundles
+from lm_mixup.grpo.placement import check_fits_a_node, plan_bundles, reward_bundles
 
 
 def test_bundles():
@@ -26,3 +29,61 @@ def test_bundles():
     assert first == 0
     with pytest.raises(InputError, match="tensor_parallel_size"):
         plan_bundles(cpu.model_copy(update={"tensor_parallel_size": 2}), rewards, on_gpu=True)
+
+
+def test_rewards_on_gpus_share_those_of_learner_and_engine():
+    config = GrpoConfig(learner_ranks=2, rollout_actors=2, cpus_per_actor=2, prompts_per_step=4)
+    rewards = RewardsConfig(num_actors=3, num_cpus=0.5, num_gpus=0.5)
+    bundles, first = plan_bundles(config, rewards, on_gpu=True)
+    assert (bundles, first) == ([{"CPU": 3.0, "GPU": 1.0}] * 2, 0)
+    assert reward_bundles(config, rewards, 2, on_gpu=True) == ([0, 1, 0], 0.05)
+    assert plan_bundles(config, rewards, on_gpu=False)[0] == [{"CPU": 2}] * 2 + [{"CPU": 0.5}] * 3
+    assert reward_bundles(config, rewards, 5, on_gpu=False) == ([2, 3, 4], 0.0)
+    apart = config.model_copy(update={"mode": "async"})
+    assert [b.get("GPU", 0) for b in plan_bundles(apart, rewards, on_gpu=True)[0]] == [1] * 4 + [0.5] * 3
+    assert reward_bundles(apart, rewards, 7, on_gpu=True) == ([4, 5, 6], 0.5)
+
+
+ONE_GPU = """
+import ray
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy as In
+import lm_mixup.grpo.placement as placement
+from lm_mixup.config import GrpoConfig, RewardsConfig
+
+placement.check_gpu_nodes = lambda: None  # the GPU is a number of Ray's alone
+ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=10**8)
+got = placement.reserve(
+    GrpoConfig(placement_timeout_s=20, cpus_per_actor=1), RewardsConfig(num_gpus=1, num_cpus=0.1)
+)
+
+@ray.remote
+class Actor:
+    def gpus(self):
+        return ray.get_gpu_ids()
+
+def start(options, bundle):
+    options = {key: value for key, value in options.items() if key != "runtime_env"}
+    return Actor.options(scheduling_strategy=In(got.group, bundle), **options).remote()
+
+actors = [
+    start(got.learner_options, 0),
+    start(got.rollout_options, got.first_rollout_bundle),
+    start({"num_cpus": 0.1, "num_gpus": got.reward_gpus}, got.reward_bundles[0]),
+]
+print(ray.get([actor.gpus.remote() for actor in actors], timeout=60))
+"""
+
+
+def test_learner_engine_and_rewards_are_placed_on_one_gpu():
+    ended = subprocess.run([sys.executable, "-c", ONE_GPU], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert ended.stdout.splitlines()[-1] == "[[0], [0], [0]]"
+
+
+def test_an_engine_wider_than_any_node_is_refused_at_once():
+    config = GrpoConfig(mode="async", tensor_parallel_size=4)
+    check_fits_a_node(config, [0.0, 4.0])
+    with pytest.raises(
+        InputError, match=r"tensor_parallel_size 4 .* largest node has 2; lower it to 2 or less"
+    ):
+        check_fits_a_node(config, [2.0, 2.0, 0.0])

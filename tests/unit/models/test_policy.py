@@ -43,6 +43,14 @@ def test_what_a_killed_writer_left_goes_when_the_model_is_written_again(nano, to
     assert {path.name for path in tmp_path.iterdir()} == {"best", ".model.123.tmp"}
 
 
+def test_loading_a_policy_switches_cudnn_attention_off(nano):
+    import torch
+
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    load_policy(nano, ModelConfig())
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
 def chat_ids(tokenizer, content, reply):
     messages = [{"role": "user", "content": content}, {"role": "assistant", "content": reply}]
     text = tokenizer.apply_chat_template(messages, tokenize=False)
