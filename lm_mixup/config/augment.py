@@ -160,8 +160,8 @@ class ClusterConfig(Section):
         0.2,
         ge=0,
         le=1,
-        description="Least cosine of two rows' rare words, so that a cluster has a subject and not a form alone; "
-        "0: not compared.",
+        description="Least cosine of two rows' rare words, so that a cluster has a subject and not a form "
+        "alone; 0: not compared.",
     )
     low_below: ScoreCutSetting = Field(
         4, description='Rows with a curated score below this are clustered; or "top 10%": all rows but those.'
@@ -207,8 +207,8 @@ class RateDistilledConfig(Section):
         0.8,
         ge=0,
         le=1,
-        description="Of a row that asks in numbered parts, each of which must have its answer: least share of a "
-        "source's question that its part keeps, since one without its text cannot be answered; 0: not checked.",
+        description="Of a row that asks in numbered parts, each of which must have its answer: least share "
+        "of a source's question that its part keeps; without its text it cannot be answered. 0: not checked.",
     )
 
 
