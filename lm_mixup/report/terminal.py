@@ -59,6 +59,12 @@ def show_results(results: Mapping[str, tuple[Manifest, bool]], run: RunDir) -> N
 def losses(manifests: Mapping[str, Manifest | None]) -> list[str]:
     """One line per stage that rejected rows or left them unrated: how many, and the most frequent reasons."""
     lines = [_unrated(name, manifest) for name, manifest in manifests.items() if manifest is not None]
+    ignored = {name: int(m.metrics.get("files_ignored", 0)) for name, m in manifests.items() if m is not None}
+    lines += [
+        f"{name}: {count:,} files not read (hidden, or of a format that is not known)"
+        for name, count in ignored.items()
+        if count
+    ]
     lines += [_unread(name, manifest) for name, manifest in manifests.items() if manifest is not None]
     lines = [line for line in lines if line]
     for name, manifest in manifests.items():
