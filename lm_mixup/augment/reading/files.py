@@ -52,6 +52,7 @@ _SUFFIXES: dict[str, Format] = {
 }
 _KNOWN = ", ".join(_SUFFIXES)
 _SHARD = re.compile(r"[-_.]?(?:part|shard)?[-_.]?\d+(?:[-_]of[-_]\d+)?$", re.IGNORECASE)
+_GZIP = b"\x1f\x8b"
 _BOM = b"\xef\xbb\xbf"
 _HEAD = 1 << 16  # bytes in which a file shows whether it is one array
 
@@ -191,6 +192,9 @@ def _cut(fs: Any, path: str, uri: str, size: int, split_bytes: int, source: str)
     if kind == "json":
         with fs.open(path, "rb") as file:
             kind = "json" if _is_array(file.read(_HEAD)) else "jsonl"
+    elif kind == "jsonl":
+        with fs.open(path, "rb") as file:
+            kind = _kind_of_lines(file.read(_HEAD), uri)
     if kind == "parquet":
         with fs.open(path, "rb") as file:
             groups = pq.ParquetFile(file).num_row_groups
@@ -199,6 +203,22 @@ def _cut(fs: Any, path: str, uri: str, size: int, split_bytes: int, source: str)
         starts = range(0, size, max(1, split_bytes))
         return [Unit(uri, "jsonl", start, min(start + starts.step, size), source) for start in starts]
     return [Unit(uri, cast("Format", kind), 0, 0, source)]
+
+
+def _kind_of_lines(head: bytes, uri: str) -> Format:
+    """What a file that is named JSONL really is, by its first bytes.
+
+    Raises:
+        InputError: It is in UTF-16 or UTF-32, in which lines cannot be told apart by bytes.
+    """
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise InputError(f"file {uri}: is in UTF-16; convert it, e.g. with iconv -f UTF-16 -t UTF-8")
+    if head.startswith(_GZIP):
+        return "compressed"
+    bare = head.removeprefix(_BOM).lstrip()
+    first = bare.split(b"\n", 1)[0].strip()
+    # An array of objects, or an object over several lines; an array as one line among others is a bad row.
+    return "json" if re.match(rb"\[\s*[{\]]", bare) or first == b"{" else "jsonl"
 
 
 def source_name(path: str) -> str:
@@ -240,8 +260,12 @@ def read_unit(unit: Unit, max_line_bytes: int) -> list[Any]:
 
 
 def _unpacked(file: IO[bytes], uri: str) -> io.BufferedReader:
-    if uri.lower().endswith(".gz"):
+    if file.read(2) == _GZIP:
+        file.seek(0)
         return io.BufferedReader(gzip.GzipFile(fileobj=file), _HEAD)
+    if uri.lower().endswith(".gz"):
+        raise OSError("not gzip")
+    file.seek(0)
     return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd"), _HEAD)
 
 
@@ -274,8 +298,16 @@ def _lines(file: IO[bytes], limit: int, position: float = 0, end: float = math.i
 
 
 def _array(content: bytes) -> list[Any]:
-    values = json.loads(content.removeprefix(_BOM))
-    return values if isinstance(values, list) else [values]
+    text = content.removeprefix(_BOM).decode("utf-8").strip()
+    values: list[Any] = []
+    place = 0
+    while place < len(text):  # one value, or several behind each other
+        value, end = json.JSONDecoder().raw_decode(text, place)
+        values += value if isinstance(value, list) else [value]
+        while end < len(text) and text[end].isspace():
+            end += 1
+        place = end
+    return values
 
 
 def _delimited(content: bytes, delimiter: str) -> list[Any]:

@@ -222,7 +222,7 @@ def test_folders_globs_and_uris(tmp_path):
     ("name", "content", "says"),
     [
         ("missing.jsonl", None, "no such file"),
-        ("table.csv", b"a,b", "ends in one of"),
+        ("table.xlsx", b"a,b", "ends in one of"),
         ("bad.parquet", b"PAR1 and then nothing", "not readable"),
         ("bad.jsonl.gz", gzip.compress(b"x" * 10_000, mtime=0)[:40], "damaged"),
         ("garbled.jsonl.gz", gzip.compress(b"x" * 10_000, mtime=0)[:10] + b"\xff" * 30, "damaged"),

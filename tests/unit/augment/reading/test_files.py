@@ -1,5 +1,6 @@
 """Files of a pool: linked folders, CSV and TSV, and what is passed over."""
 
+import gzip
 import json
 
 import pytest
@@ -57,3 +58,26 @@ def test_what_is_passed_over_is_counted(tmp_path):
     for name in (".hidden.jsonl", "_tmp/x.jsonl", "notes.txt", "a.jsonl"):
         lines(tmp_path / name, "p")
     assert prompts(tmp_path)[1]["files_ignored"] == 3
+
+
+ROWS = [{"prompt": "p1", "completion": "c"}, {"prompt": "p2", "completion": "c"}]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
+MISNAMED = {
+    "gzip": gzip.compress(LINES.encode()),
+    "an array": json.dumps(ROWS).encode(),
+    "an indented array": json.dumps(ROWS, indent=2).encode(),
+    "indented objects": "\n".join(json.dumps(row, indent=2) for row in ROWS).encode(),
+    "lines": LINES.encode(),
+}
+
+
+@pytest.mark.parametrize("content", MISNAMED.values(), ids=MISNAMED)
+def test_what_is_named_jsonl_is_read_as_what_it_is(tmp_path, content):
+    (tmp_path / "x.jsonl").write_bytes(content)
+    assert prompts(tmp_path)[0] == ["p1", "p2"]
+
+
+def test_utf_16_is_refused_with_the_way_out(tmp_path):
+    (tmp_path / "x.jsonl").write_bytes(LINES.encode("utf-16"))
+    with pytest.raises(InputError, match=r"UTF-16; convert it, e.g. with iconv"):
+        list_units(str(tmp_path), 1 << 20)
