@@ -108,7 +108,7 @@ def _killed(stage: StageDir, pending: Sequence[int], num_actors: int) -> str:
     done = stage.receipts()
     begun = [index for index in pending if index not in done][:num_actors]
     return (
-        f"{stage.name}: a worker died {_ATTEMPTS} times of the same part, one of {', '.join(map(str, begun))}; "
+        f"{stage.name}: a worker died {_ATTEMPTS} times of one part, {' or '.join(map(str, begun))}; "
         "a process killed by the system usually ran out of memory: lower data.rows_per_part or num_actors"
     )
 
