@@ -1,10 +1,10 @@
-"""Whether the faithfulness measure tells planted faults from references, in the closed world and on real text.
+"""Whether faithfulness tells planted faults from references, in the closed world and on real text.
 
     python benchmarks/faithfulness.py [--quick] [--run RUN_DIR] [--data DIR] [--json OUT]
 
-For each fault the area under the ROC curve of the score, and the share that is flagged at the score that 5% of
-the references lie below, and by the default gate of `rate_distilled` (fidelity and coverage). Closed-world rows
-come from the stage `mixture` of a run, real text from the files of --data.
+For each fault the area under the ROC curve of the score, and the share that is flagged at the score that 5%
+of the references lie below, and by the default gate of `rate_distilled` (fidelity and coverage). Closed-world
+rows come from the stage `mixture` of a run, real text from the files of --data.
 """
 
 from __future__ import annotations

@@ -104,7 +104,9 @@ class Vowels:
         from lm_mixup.rewards.workers import RewardScores
 
         total = np.array([vowels(text) for text in batch.completions])
-        return RewardScores(total, {"quality": total, "alignment": 0 * total, "format": 0 * total, "faithfulness": 0 * total})
+        return RewardScores(
+            total, {"quality": total, "alignment": 0 * total, "format": 0 * total, "faithfulness": 0 * total}
+        )
 
 
 def run_ours(args: argparse.Namespace) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """Whether GRPO learns: held-out reward, format and facts before and after it, over seeds.
 
     python benchmarks/grpo_gain.py [--config configs/quickstart.yaml] [--seeds 0 1 2] [--steps 24] [--flip]
+        [--without-faithfulness]
 
 Every seed is a whole run of its own: other samples, other SFT, other rollouts. With --flip each seed's GRPO
 is run again from the same SFT model with the sign of the quality weight turned: if the reward is what moves
-the policy, quality then falls. Answers are drawn as the config says (`grpo.eval_temperature`), to prompts of
-the test split, whose entities and wordings training never saw.
+the policy, quality then falls. With --without-faithfulness it is run again with the weight of faithfulness at
+0: what is gained in facts without it is not its doing. Answers are drawn as the config says
+(`grpo.eval_temperature`), to prompts of the dev split, whose entities and wordings training never saw.
 Intervals are Student's, 95%, over seeds. A killed benchmark goes on where it stopped.
 """
 
@@ -31,6 +33,7 @@ SHOWN = (
     "rewards/quality/mean",
     "rewards/alignment/mean",
     "rewards/format/mean",
+    "rewards/faithfulness/mean",
     "format/compliance",
     "facts/recall",
     "facts/other",
@@ -45,6 +48,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="GRPO steps; default: the config's")
     parser.add_argument("--prompts", type=int, default=256, help="held-out prompts")
     parser.add_argument("--flip", action="store_true", help="also with the quality weight's sign turned")
+    parser.add_argument(
+        "--without-faithfulness", action="store_true", help="also with the weight of faithfulness at 0"
+    )
     parser.add_argument(
         "--work", type=Path, default=Path("runs/grpo-gain"), help="where the runs are written"
     )
@@ -75,6 +81,17 @@ def flipped_weights(args: argparse.Namespace) -> list[str]:
     return [*flipped, f"rewards.task_weights={json.dumps(turned)}"] if turned else flipped
 
 
+def without_faithfulness(args: argparse.Namespace) -> list[str]:
+    """The overrides that set every weight of faithfulness to 0."""
+    rewards = load_config(args.config, args.set).rewards
+    sets = {
+        task: weights.model_copy(update={"faithfulness": 0.0}).model_dump()
+        for task, weights in rewards.task_weights.items()
+    }
+    overrides = ["rewards.weights.faithfulness=0.0"]
+    return [*overrides, f"rewards.task_weights={json.dumps(sets)}"] if sets else overrides
+
+
 def interval(values: list[float]) -> tuple[float, float]:
     """Mean and half the width of its 95% interval; of a single value, nan."""
     if len(values) < 2:
@@ -102,17 +119,28 @@ def main() -> None:
     args = arguments()
     if args.quick:
         args.seeds, args.steps = args.seeds[:1], min(args.steps or 8, 8)
-    results, turned = [], []
+    others = {
+        "flipped": flipped_weights(args) if args.flip else None,
+        "without_faithfulness": without_faithfulness(args) if args.without_faithfulness else None,
+    }
+    results: dict[str, list[dict[str, dict[str, float]]]] = {"reward": []}
     for seed in args.seeds:
-        run, other = args.work / f"seed-{seed}", args.work / f"seed-{seed}-flipped"
-        results.append(train(args, seed, run, []))
-        if args.flip:
+        run = args.work / f"seed-{seed}"
+        results["reward"].append(train(args, seed, run, []))
+        for name, overrides in others.items():
+            if overrides is None:
+                continue
+            other = args.work / f"seed-{seed}-{name.replace('_', '-')}"
             if not other.is_dir():
-                shutil.copytree(run, other, ignore=shutil.ignore_patterns("grpo", "library", "report"))
-            turned.append(train(args, seed, other, flipped_weights(args)))
-    found = {"reward": table(f"GRPO over {len(results)} seeds", results)}
-    if turned:
-        found["flipped"] = table("with the quality weight's sign turned", turned)
+                left_out = shutil.ignore_patterns("grpo", "library", "report", "lease.json")
+                shutil.copytree(run, other, ignore=left_out)
+            results.setdefault(name, []).append(train(args, seed, other, overrides))
+    titles = {
+        "reward": f"GRPO over {len(args.seeds)} seeds",
+        "flipped": "with the quality weight's sign turned",
+        "without_faithfulness": "with the weight of faithfulness at 0",
+    }
+    found = {name: table(titles[name], of_seeds) for name, of_seeds in results.items()}
     if args.json:
         config = {"config": args.config, "seeds": args.seeds, "steps": args.steps, "prompts": args.prompts}
         config["set"] = args.set

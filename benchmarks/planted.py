@@ -1,4 +1,4 @@
-"""Faults planted in good samples: the useless outputs that a reward or a measure has to tell from the reference."""
+"""Faults planted in good samples: useless outputs that a reward has to tell from the reference."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ _VERB = re.compile(
     r"\b(is|was|are|were|can|will|should|could|would|has|have|had|holds|lies|covers|stands|uses|speaks|belongs|"
     r"carries)\b(?! not|n't)"
 )
-_TAKES_NOT = frozenset("is was are were can will should could would has have had".split())
+_TAKES_NOT = frozenset(
+    ("is", "was", "are", "were", "can", "will", "should", "could", "would", "has", "have", "had")
+)
 _NAME = re.compile(r"(?<=[a-z,] )[A-Z][a-z]{3,}\b")
 _INVENTED = ("Lisbon", "Kenya", "Marlowe", "Andersen", "Toronto", "Hercules", "Quito", "Osaka")
 _SEPARATOR = re.compile(r"(, and |, | and |; |(?<=[.?!]) )")
-_GARBAGE = "garbage blue Horse table runs lamp under seven 41 quickly Zed and the".split()
+_GARBAGE = ("garbage", "blue", "Horse", "table", "runs", "lamp", "under", "seven", "41", "Zed", "and", "the")
 
 Fault = Callable[[str, Random], str | None]
 
@@ -130,7 +132,7 @@ def invent_name(text: str, rng: Random) -> str | None:
 
 
 def drop_facts(text: str, rng: Random) -> str | None:
-    """Without a third of its sentences, at least one; of a single sentence without one part that has a fact."""
+    """Without a third of its sentences; of one or two sentences without one part that has a fact."""
     places = sentences(text)
     if len(places) > 2:
         gone = set(rng.sample(range(len(places)), len(places) // 3))

@@ -1,4 +1,4 @@
-"""MIXTURE-like rows of real text: references as people or a strong model wrote them, and poor inputs cut from them."""
+"""MIXTURE-like rows of real text: good references, and poor inputs cut from them."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ Row = dict[str, Any]
 def real_rows(folder: Path, limit: int, seed: int = 0) -> list[Row]:
     """Rows of all five task types: `task_type`, `output`, `inputs`, and `poor`, a poor answer on the same.
 
-    The inputs of a row are 2 to 4 poor rows, each with some of the reference's sentences, all of them together.
-    Merged rows ask two questions and answer both.
+    The inputs of a row are 2 to 4 poor rows, each with some of the reference's sentences, all of them
+    together. Merged rows ask two questions and answer both.
 
     Args:
         folder: Holds `pairs_600.jsonl`, `passages_wiki.jsonl`, `mmlu_dev.jsonl` and `creak_dev.jsonl`.
@@ -52,7 +52,7 @@ def real_rows(folder: Path, limit: int, seed: int = 0) -> list[Row]:
 
 
 def shares(text: str, count: int, rng: Random) -> list[str]:
-    """A text's sentences dealt out to some poorer texts: each to one, some to others too; their order kept."""
+    """A text's sentences dealt out to poorer texts: each to one, some to others too; their order kept."""
     places = sentences(text)
     owners = [{rng.randrange(count)} | {j for j in range(count) if rng.random() < 0.3} for _ in places]
     gap = "\n" if "\n" in text else " "

@@ -2,10 +2,10 @@
 
     python benchmarks/reward_hacks.py [--quick] [--run RUN_DIR] [--data DIR] [--json OUT]
 
-Real reward functions, real MiniLM, the default weights (or those of --config). The closed world's rows and its
-library come from a run with the stages `mixture` and `library`; without --run one is made. Real text comes
-from the files of --data, its library from half of them. Exit status 1 where a useless output comes within
-`MARGIN` of the reference, over the rows that it could be planted in.
+Real reward functions, real MiniLM, the default weights (or those of --config). The closed world's rows and
+its library come from a run with the stages `mixture` and `library`; without --run one is made. Real text
+comes from the files of --data, its library from half of them. Exit status 1 where a useless output comes
+within `MARGIN` of the reference, over the rows that it could be planted in.
 """
 
 from __future__ import annotations

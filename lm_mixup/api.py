@@ -156,7 +156,7 @@ def run(**options: Any) -> Run:
     Args:
         options: `config`, a `Config`, a YAML file or nothing; `recipe`, the packaged recipe where there is no
             config (default: quickstart); `run_dir` (default: runs/default); `set`, a mapping of dotted keys
-            to values; `until`, `only` and `fresh` as on the command line.
+            to values; `until`, `only`, `fresh` and `take_over` as on the command line.
 
     Returns:
         The run, its finished stages skipped if they were done before.
@@ -170,7 +170,7 @@ def run(**options: Any) -> Run:
 def _run(verb: str, options: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Run:
     from lm_mixup.pipeline import Options, run_verb
 
-    known = ("config", "recipe", "run_dir", "set", "until", "only", "fresh")
+    known = ("config", "recipe", "run_dir", "set", "until", "only", "fresh", "take_over")
     if unknown := options.keys() - set(known):
         raise TypeError(f"{verb}: unknown options {sorted(unknown)}; there are {', '.join(known)}")
     config = options.get("config")
@@ -179,7 +179,12 @@ def _run(verb: str, options: Mapping[str, Any], overrides: Mapping[str, Any] | N
     chosen = {**(overrides or {}), **options.get("set", {})}
     config = with_values(config, {key: value for key, value in chosen.items() if value is not None})
     opened = RunDir(options.get("run_dir", "runs/default"))
-    wanted = Options(until=options.get("until"), only=options.get("only"), fresh=options.get("fresh", False))
+    wanted = Options(
+        options.get("until"),
+        options.get("only"),
+        options.get("fresh", False),
+        options.get("take_over", False),
+    )
     run_verb(verb, config, opened, wanted)
     return Run(opened.uri)
 

@@ -5,6 +5,7 @@ Results go to stdout; progress, notes and errors go to stderr.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import sys
@@ -46,6 +47,9 @@ DemoPolicyOption = Annotated[
     bool,
     typer.Option("--demo-policy", help="Allow the demonstration model on your own pool."),
 ]
+TakeOverOption = Annotated[
+    bool, typer.Option("--take-over", help="Take the run directory from a run that holds it; that one stops.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _RUN_DIR = "runs/default"
 
@@ -72,13 +76,14 @@ def _add_verb(verb: str, summary: str) -> None:
         fresh: FreshOption = False,
         max_cost: MaxCostOption = None,
         demo_policy: DemoPolicyOption = False,
+        take_over: TakeOverOption = False,
     ) -> None:
         overrides = [*(set_ or ())]
         if max_cost is not None:
             overrides.append(f"rate.max_cost={max_cost}")
         if demo_policy:
             overrides.append("augment.demo_policy=true")
-        _run(verb, config, run_dir, overrides, until, only, fresh)
+        _run(verb, config, run_dir, overrides, until, only, fresh, take_over)
 
 
 for _verb, _summary in _VERBS.items():
@@ -277,6 +282,7 @@ def _run(
     until: str | None,
     only: str | None,
     fresh: bool,
+    take_over: bool,
 ) -> None:
     with _Errors(run_dir):
         from lm_mixup.config.load import load_config
@@ -286,7 +292,7 @@ def _run(
         from lm_mixup.pipeline import Options, run_verb
         from lm_mixup.report.terminal import show_results
 
-        options = Options(until=until, only=only, fresh=fresh, command=tuple(sys.argv))
+        options = Options(until, only, fresh, take_over, command=tuple(sys.argv))
         run = RunDir(run_dir)
         results = run_verb(verb, resolved, run, options)
         show_results({name: (result.manifest, result.skipped) for name, result in results.items()}, run)
@@ -316,7 +322,7 @@ class _Errors:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, KeyboardInterrupt):  # Ctrl-C, or SIGTERM
-            _ignore_further_signals()
+            atexit.register(_ignore_further_signals)  # runs before what Ray registered earlier
             again = "; the same command again goes on where it stopped" if self._run_dir else ""
             say(f"[bold red]stopped[/]{again}")
             raise typer.Exit(1)

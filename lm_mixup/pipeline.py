@@ -11,13 +11,15 @@ import errno
 import importlib.metadata
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from lm_mixup import __version__
 from lm_mixup.config import Config
 from lm_mixup.core.errors import InputError
+from lm_mixup.core.lease import hold_lease
 from lm_mixup.core.progress import say
 from lm_mixup.core.redact import redact
 from lm_mixup.core.run_dir import Manifest, RunDir, fingerprint, summarise
@@ -56,6 +58,7 @@ class Options:
     until: str | None = None
     only: str | None = None
     fresh: bool = False
+    take_over: bool = False
     command: Sequence[str] = field(default_factory=tuple)
 
 
@@ -72,17 +75,21 @@ def run_verb(verb: str, config: Config, run: RunDir, options: Options) -> dict[s
         The stages by name, in order.
 
     Raises:
-        InputError: An unknown stage, or an input stage that has not been run.
+        InputError: An unknown stage, an input stage that has not been run, or another run owns the directory.
+        LeaseLost: Another run has taken the directory over.
     """
     stages = chosen_stages(verb, config, options)
     refuse_relative(run, config.ray)
     _check_inputs(stages, config, run)
     _tell_unused(config)
-    _write_run_json(run, config, options.command)
     results: dict[str, StageResult] = {}
-    for name, stage in stages.items():
-        results[name] = run_stage(stage, config, run, fresh=options.fresh)
-    write_report(run, config)
+    with ExitStack() as held:
+        with _writable(run):
+            held.enter_context(hold_lease(run, take_over=options.take_over))
+            _write_run_json(run, config, options.command)
+        for name, stage in stages.items():
+            results[name] = run_stage(stage, config, run, fresh=options.fresh)
+        write_report(run, config)
     return results
 
 
@@ -210,8 +217,18 @@ def _write_run_json(run: RunDir, config: Config, command: Sequence[str]) -> None
         "command": _mask(list(command)),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+    run.write_json("run.json", value)
+
+
+@contextmanager
+def _writable(run: RunDir) -> Iterator[None]:
+    """What a run directory is first written in.
+
+    Raises:
+        InputError: It cannot be written.
+    """
     try:
-        run.write_json("run.json", value)
+        yield
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise

@@ -18,7 +18,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lm_mixup.augment.clustering.cohesion import Bounds, centre_cosines, clusters_of
-from lm_mixup.augment.clustering.size_bounded import bounded_clusters, residual_reasons
+from lm_mixup.augment.clustering.content import (
+    BUCKETS,
+    CONTENT,
+    content_of,
+    content_similarity,
+    document_frequencies,
+    word_weights,
+)
+from lm_mixup.augment.clustering.size_bounded import REASONS, bounded_clusters, residual_reasons
 from lm_mixup.augment.embed import vectors_for, vectors_of
 from lm_mixup.augment.selection.score_cut import ScoreCut, columns_for, find_cut, is_above
 from lm_mixup.augment.vector_search.kmeans import split_cell
@@ -65,13 +73,13 @@ def cluster(
     """
     import ray
 
-    blocks, rows_by_group, left_out = _load(curated, embed, config)
-    solved, residual, listed = _cluster_all(blocks, rows_by_group, config, seed, "cluster")
+    blocks, rows_by_group, left_out, weights = _load(curated, embed, config)
+    solved, residual, listed = _cluster_all(blocks, rows_by_group, weights, config, seed, "cluster")
     # Cell borders separate similar rows, so the residual of every divided group is clustered once more.
     divided = {group for group, rows in rows_by_group.items() if cell_count(rows, config.cell_rows) > 1}
     again = Counter(group for group in listed["group"].to_pylist() if group in divided)
     if again:
-        more, _, still = _cluster_all(residual, again, config, seed, "cluster the rest")
+        more, _, still = _cluster_all(residual, again, weights, config, seed, "cluster the rest")
         solved += more
         whole = pc.invert(pc.is_in(listed["group"], pa.array(sorted(divided))))
         listed = pa.concat_tables([listed.filter(whole), still])
@@ -85,14 +93,15 @@ def cluster(
 
 def _load(
     curated: StageDir, embed: StageDir, config: ClusterConfig
-) -> tuple[list[Any], Counter[str], Counter[str]]:
-    """Blocks of poor rows in the object store, their number by group, and the rows left out by reason."""
+) -> tuple[list[Any], Counter[str], Counter[str], Any]:
+    """Blocks of poor rows in the object store, their number by group, the rows left out by reason, and a
+    reference to the weights of words, float32 [BUCKETS], or None where content is not compared."""
     import ray
 
     cut, high, rated = find_cut(curated, config.low_below)
     say(f"  cluster: low_below {config.low_below} leaves {rated - high} of {rated} rated rows")
     chunks = in_blocks(curated.parts())
-    task = ray.remote(load_block).options(num_returns=2)
+    task = ray.remote(load_block).options(num_returns=3)
     with track("poor rows", total=len(chunks)) as advance:
         loaded = run_tasks(
             [partial(task.remote, curated, embed, chunk, config, cut) for chunk in chunks],
@@ -101,27 +110,42 @@ def _load(
         )
     rows_by_group: Counter[str] = Counter()
     left_out: Counter[str] = Counter(high=0, unrated=0)
-    for groups, reasons in ray.get([tally for _, tally in loaded]):
+    for groups, reasons in ray.get([tally for _, tally, _ in loaded]):
         rows_by_group.update(groups)
         left_out.update(reasons)
-    return [block for block, _ in loaded], rows_by_group, left_out
+    weights = None
+    if config.min_content_similarity > 0:
+        frequencies = np.zeros(BUCKETS, dtype=np.int64)
+        for _, _, counts in loaded:  # one at a time: 1 MB of each block
+            frequencies += ray.get(counts)
+        weights = ray.put(word_weights(frequencies, rows_by_group.total()))
+    return [block for block, _, _ in loaded], rows_by_group, left_out, weights
 
 
 def load_block(
     curated: StageDir, embed: StageDir, parts: Sequence[str], config: ClusterConfig, cut: ScoreCut
-) -> tuple[pa.Table, tuple[Counter[str], Counter[str]]]:
-    """The poor rows {id, source, task_type, group, reason, embedding} of some parts, and what was counted."""
+) -> tuple[pa.Table, tuple[Counter[str], Counter[str]], np.ndarray | None]:
+    """The poor rows {id, source, task_type, group, reason, embedding} of some parts, and what was counted.
+
+    Where content is compared the rows have it in the column `content`, and their document frequencies are
+    returned, int32 [BUCKETS].
+    """
+    by_content = config.min_content_similarity > 0
+    texts = ["prompt", "completion"] if by_content else []
     tables: list[pa.Table] = []
     groups: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
     for part in parts:
-        rows = curated.read_part(part, ["source", "task_type", *columns_for(config.low_below)])
+        rows = curated.read_part(part, ["source", "task_type", *texts, *columns_for(config.low_below)])
         score = rows["curated_score"]
         low = pc.and_(pc.is_valid(score), pc.invert(is_above(rows, cut)))
         left_out.update(
             unrated=score.null_count, high=rows.num_rows - score.null_count - (pc.sum(low).as_py() or 0)
         )
-        rows = rows.filter(low).select(["id", "source", "task_type"])
+        rows = rows.filter(low).select(["id", "source", "task_type", *texts])
+        if by_content:
+            content = content_of(rows["prompt"].to_pylist(), rows["completion"].to_pylist())
+            rows = rows.drop_columns(texts).append_column("content", content)
         keys = ["source", "task_type"] if config.by_source else ["task_type"]
         joined = pc.binary_join_element_wise(*(rows[key] for key in keys), "\t", null_handling="replace")
         rows = rows.append_column("group", joined)
@@ -129,17 +153,24 @@ def load_block(
         groups.update(rows["group"].to_pylist())
         if rows.num_rows:
             tables.append(rows.append_column("embedding", vectors_for(rows["id"], embed, part)))
-    return pa.concat_tables(tables) if tables else _empty_block(), (groups, left_out)
+    block = pa.concat_tables(tables) if tables else _empty_block(by_content)
+    return block, (groups, left_out), document_frequencies(block["content"]) if by_content else None
 
 
-def _empty_block() -> pa.Table:
+def _empty_block(by_content: bool) -> pa.Table:
     names = ["id", "source", "task_type", "group", "reason"]
+    columns = [(name, pa.string()) for name in names] + ([("content", CONTENT)] if by_content else [])
     empty = pa.FixedSizeListArray.from_arrays(pa.array([], pa.float16()), 1)
-    return pa.schema([(name, pa.string()) for name in names]).empty_table().append_column("embedding", empty)
+    return pa.schema(columns).empty_table().append_column("embedding", empty)
 
 
 def _cluster_all(
-    blocks: Sequence[Any], rows_by_group: Mapping[str, int], config: ClusterConfig, seed: int, label: str
+    blocks: Sequence[Any],
+    rows_by_group: Mapping[str, int],
+    weights: Any,
+    config: ClusterConfig,
+    seed: int,
+    label: str,
 ) -> tuple[list[Any], list[Any], pa.Table]:
     """Clusters rows cell by cell: references to clusters and to the residual, and the residual listed."""
     import ray
@@ -151,7 +182,7 @@ def _cluster_all(
     task = ray.remote(cluster_bucket).options(num_returns=3)
     with track(label, total=len(buckets)) as advance:
         solved = run_tasks(
-            [partial(task.remote, config, seed, *pieces) for pieces in buckets],
+            [partial(task.remote, config, seed, weights, *pieces) for pieces in buckets],
             config.num_tasks,
             advance,
         )
@@ -160,12 +191,16 @@ def _cluster_all(
 
 
 def cluster_bucket(
-    config: ClusterConfig, seed: int, *pieces: pa.Table
+    config: ClusterConfig, seed: int, weights: np.ndarray | None, *pieces: pa.Table
 ) -> tuple[pa.Table, pa.Table, pa.Table]:
-    """Clusters the cells of one bucket: the clusters, the residual with its vectors, and without them."""
+    """Clusters the cells of one bucket: the clusters, the residual with its vectors, and without them.
+
+    Args:
+        weights: float32 [BUCKETS], of words; None where content is not compared.
+    """
     filled = [piece for piece in pieces if piece.num_rows]
     if not filled:
-        return _CLUSTERED.empty_table(), _empty_block(), _RESIDUAL.empty_table()
+        return _CLUSTERED.empty_table(), _empty_block(weights is not None), _RESIDUAL.empty_table()
     rows = pa.concat_tables(filled).combine_chunks()
     rows = rows.take(pc.sort_indices(rows, sort_keys=[("cell", "ascending"), ("id", "ascending")]))
     cells = rows["cell"].to_numpy()
@@ -178,7 +213,7 @@ def cluster_bucket(
             schemas.content_id(str(seed), cell["group"][0].as_py(), cell["id"][0].as_py())[:15], 16
         )
         for inner in split_cell(vectors, config.cell_rows, cell_seed):
-            found, left = cluster_cell(cell.take(pa.array(inner)), vectors[inner], config)
+            found, left = cluster_cell(cell.take(pa.array(inner)), vectors[inner], config, weights)
             clusters += found
             residual |= {start + int(inner[row]): reason for row, reason in left.items()}
     left_rows = rows.take(pa.array(sorted(residual), pa.int64())).drop_columns(["cell", "reason"])
@@ -193,19 +228,23 @@ def _runs(cells: np.ndarray) -> list[tuple[int, int]]:
 
 
 def cluster_cell(
-    rows: pa.Table, vectors: np.ndarray, config: ClusterConfig
+    rows: pa.Table, vectors: np.ndarray, config: ClusterConfig, weights: np.ndarray | None = None
 ) -> tuple[list[dict[str, Any]], dict[int, str]]:
     """Clusters one cell.
 
     Args:
         rows: {id, source, task_type, reason, …}, sorted by id; `reason` is why an earlier cell left the row.
         vectors: float32 [n, d] of these rows.
+        weights: float32 [BUCKETS], of the words in the column `content`; None: content is not compared.
 
     Returns:
         The clusters as rows, and the reason of each row of the residual.
     """
     bounds = Bounds(config.min_size, config.max_size, config.min_similarity)
-    labels = bounded_clusters(vectors, bounds)
+    mergeable = None
+    if weights is not None:
+        mergeable = content_similarity(rows["content"], weights) >= config.min_content_similarity
+    labels = bounded_clusters(vectors, bounds, mergeable)
     cosines = centre_cosines(vectors, labels)
     ids, earlier = rows["id"].to_pylist(), rows["reason"].to_pylist()
     sources, task_types = rows["source"].to_pylist(), rows["task_type"].to_pylist()
@@ -225,10 +264,11 @@ def cluster_cell(
                 "cosines": cosines[order].tolist(),
             }
         )
-    # A row with similar rows in its first cell keeps that reason, even if none of them is in the residual.
-    reasons = residual_reasons(vectors, labels, bounds)
-    had_kin = "cluster_too_small"
-    return clusters, {r: had_kin if earlier[r] == had_kin else reason for r, reason in reasons.items()}
+    # A row keeps the reason of its first cell if that is the stronger: its kin may be in no residual.
+    reasons = residual_reasons(vectors, labels, bounds, mergeable)
+    return clusters, {
+        row: max(reason, earlier[row] or reason, key=REASONS.index) for row, reason in reasons.items()
+    }
 
 
 def sort_with_wide_offsets(table: pa.Table, key: str) -> pa.Table:

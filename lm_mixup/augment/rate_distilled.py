@@ -22,6 +22,7 @@ from lm_mixup.distributed.map_parts import PartResult, map_parts
 from lm_mixup.models.embedder import Embedder
 from lm_mixup.models.resolve import embedder_folder
 from lm_mixup.rewards.faithfulness import Source, measure
+from lm_mixup.rewards.faithfulness.numbered import answers_each_part, parts_keep_their_text
 
 
 def rate_distilled(
@@ -36,10 +37,12 @@ def rate_distilled(
     """Measures and rates distilled rows and scores the kept ones by their distance to each other.
 
     Input columns: schemas.DISTILLED. Output columns: those, id (content hash), schemas.FAITHFULNESS,
-    schemas.RATING and `long_tail` (float32, mean cosine distance to the k nearest other kept rows). Rejected,
-    with their columns: `faithfulness_below_<min_faithfulness>` and `coverage_below_<min_coverage>`, which are not
-    rated, so that no rating is paid for them; `unrated` and `score_below_<min_score>`. What `unsupported` lists
-    is why a row is not faithful. Metrics: `distilled`, `faithful` and `good` rows, the yield step by step.
+    schemas.RATING, schemas.SOURCE_RATING (a chat judge is shown the inputs) and `long_tail` (float32, mean
+    cosine distance to the k nearest other kept rows). Rejected, with their columns:
+    `faithfulness_below_<min_faithfulness>`, `coverage_below_<min_coverage>`, and of rows that ask in numbered
+    parts `not_one_answer_per_question` and `question_words_below_<min_question_words>`; none of these is
+    rated, so no rating is paid for them; `unrated` and `score_below_<min_score>`. What `unsupported` lists is
+    why a row is not faithful. Metrics: `distilled`, `faithful` and `good` rows, the yield step by step.
     Part i holds the rows of part i of the distilled ones.
 
     Two passes over the parts, since long tail needs the vectors of all kept rows: the first rates and embeds
@@ -135,17 +138,28 @@ def keep_faithful(rows: pa.Table, gate: RateDistilledConfig) -> tuple[pa.Table, 
     measured = [_measured(row) for row in rows.to_pylist()]
     for field in schemas.FAITHFULNESS:
         rows = rows.append_column(field, pa.array([row[field.name] for row in measured], field.type))
-    reasons = [
-        f"faithfulness_below_{gate.min_faithfulness:g}"
-        if row["faithfulness"] < gate.min_faithfulness
-        else f"coverage_below_{gate.min_coverage:g}"
-        if row["coverage"] < gate.min_coverage
-        else None
-        for row in measured
-    ]
-    reason = pa.array(reasons, pa.string())
+    reason = pa.array(
+        [_refusal(row, found, gate) for row, found in zip(rows.to_pylist(), measured, strict=True)],
+        pa.string(),
+    )
     refused = rows.append_column("reason", reason).filter(pc.is_valid(reason))
     return rows.filter(pc.is_null(reason)), refused
+
+
+def _refusal(row: dict[str, Any], measured: dict[str, Any], gate: RateDistilledConfig) -> str | None:
+    """Why the gate refuses a row, or None."""
+    if measured["faithfulness"] < gate.min_faithfulness:
+        return f"faithfulness_below_{gate.min_faithfulness:g}"
+    if measured["coverage"] < gate.min_coverage:
+        return f"coverage_below_{gate.min_coverage:g}"
+    if not gate.min_question_words:
+        return None
+    if not answers_each_part(row["prompt"], row["completion"]):
+        return "not_one_answer_per_question"
+    sources = [task_types.read_input(text) for text in row["inputs"]]
+    if not parts_keep_their_text(row["prompt"], sources, gate.min_question_words):
+        return f"question_words_below_{gate.min_question_words:g}"
+    return None
 
 
 def _measured(row: dict[str, Any]) -> dict[str, Any]:
@@ -167,8 +181,8 @@ def _measured(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def keep_rated(rows: pa.Table, judge: Judge, min_score: int) -> PartResult:
-    """The rows rated at `min_score` or above; the others rejected, with the reason."""
-    rated = rate_table(rows, judge, rows["inputs"].to_pylist() if "inputs" in rows.column_names else None)
+    """The rows rated at `min_score` or above by a judge that is shown their inputs; the others rejected."""
+    rated = rate_table(rows, judge, rows["inputs"].to_pylist())
     rows = rated.rows
     pairs = zip(rows["prompt"].to_pylist(), rows["completion"].to_pylist(), strict=True)
     ids = pa.array([schemas.content_id(prompt, completion) for prompt, completion in pairs], pa.string())

@@ -8,12 +8,13 @@ server (`openai_server`) or in this process (`vllm_engine`). Every reply is stor
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from lm_mixup.chat.rate_limits import Limits, spent
+from lm_mixup.chat.read_reply import Unreadable, read_reply
 from lm_mixup.chat.response_cache import ReplyLog
 from lm_mixup.chat.types import ChatFailure, Message, Reply, Request, escaped
 from lm_mixup.config import ChatConfig
@@ -21,6 +22,8 @@ from lm_mixup.core.errors import InputError
 from lm_mixup.core.schemas import content_id
 
 Answer = TypeVar("Answer", bound=BaseModel)
+
+Problem = Callable[[Request, str], str]
 
 _TRIES = 2  # replies to one question, where the first is not valid
 _SHOWN = 100  # characters of a reply that its failure quotes
@@ -37,8 +40,17 @@ class Transport(Protocol):
     identity: str
     answered: bool
 
-    def complete(self, requests: Sequence[Request], schema: dict[str, Any]) -> list[Reply | ChatFailure]:
-        """The replies in order, each held to a JSON schema if the model can be."""
+    def complete(
+        self, requests: Sequence[Request], schema: dict[str, Any], problem: Problem
+    ) -> list[Reply | ChatFailure]:
+        """The replies in order, each held to a JSON schema if the model can be.
+
+        Args:
+            problem: What is wrong about a reply; the empty text if nothing is.
+
+        Raises:
+            InputError: Too many replies in succession have a problem.
+        """
         ...
 
 
@@ -86,7 +98,11 @@ class Chat:
                 self._log.count(cache_hits=hits)
             if not pending:
                 break
-            replies = self._transport.complete(pending, schema)
+
+            def problem(request: Request, text: str) -> str:
+                return _problem(text, answer, wanted[request.key])
+
+            replies = self._transport.complete(pending, schema, problem)
             for request, reply in zip(pending, replies, strict=True):
                 if isinstance(reply, ChatFailure):
                     outcomes[request.key] = reply
@@ -103,9 +119,9 @@ def _next(
     problem = ""
     for text in texts:
         try:
-            return answer.model_validate_json(text), None
-        except ValidationError as error:
-            problem = _problem(error)
+            return read_reply(text, answer, messages), None
+        except Unreadable as error:
+            problem = str(error)
     if len(texts) >= _TRIES:
         return ChatFailure(f"invalid_reply: {problem}: {texts[-1][:_SHOWN]!r}"), None
     if texts and texts[-1].strip():
@@ -118,12 +134,12 @@ def _next(
     return None, Request(key, len(texts), messages)
 
 
-def _problem(error: ValidationError) -> str:
-    fault = error.errors()[0]
-    # The name of an extra field is untrusted text of the reply and must not enter our turn.
-    path = fault["loc"][:-1] if fault["type"] == "extra_forbidden" else fault["loc"]
-    where = ".".join(str(part) for part in path)
-    return f"{where}: {fault['msg']}" if where else str(fault["msg"])
+def _problem(text: str, answer: type[Answer], messages: Sequence[Message]) -> str:
+    try:
+        read_reply(text, answer, messages)
+    except Unreadable as error:
+        return str(error)
+    return ""
 
 
 def make_chat(

@@ -157,7 +157,8 @@ class OfflineJudge:
             cosines = self._relevance.cosines([rows[index] for index in asked])
         verdicts: list[Verdict] = [RatingFailure("empty_completion")] * len(rows)
         for index, cosine in zip(asked, cosines, strict=True):
-            ratings, expected = rate_row(*rows[index], cosine)
+            found, expected = rate_row(*rows[index], cosine)
+            ratings: dict[str, Any] = dict(found)
             verdicts[index] = Rating(**ratings, expected=expected)
         return verdicts
 

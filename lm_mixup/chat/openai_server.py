@@ -18,8 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from lm_mixup.chat.rate_limits import Ticket, caller, cost_of
+from lm_mixup.chat.reply_body import NotACompletion, read_body
+from lm_mixup.chat.request_fields import Fields
 from lm_mixup.chat.response_cache import ReplyLog
-from lm_mixup.chat.types import ChatFailure, Reply, Request
+from lm_mixup.chat.types import MOST_INVALID, ChatFailure, Reply, Request
 from lm_mixup.config import ChatConfig, CustomReward
 from lm_mixup.core.errors import InputError
 from lm_mixup.core.redact import hide, redact, url_secrets
@@ -54,21 +56,25 @@ class Server:
         self._url = config.base_url or _OPENAI  # by itself the client would read OPENAI_BASE_URL
         url = redact(self._url, *self._secrets)
         fields = {"max_tokens": config.max_tokens, "temperature": 0.0} | config.request
-        self._fields = {name: value for name, value in fields.items() if value is not None}
+        asked = {name: value for name, value in fields.items() if value is not None}
         dropped = sorted(name for name, value in config.request.items() if value is None)
-        self.identity = json.dumps(["openai", url, config.model, self._fields, dropped], sort_keys=True)
+        self._fields = Fields(asked, config.request)
+        self.identity = json.dumps(["openai", url, config.model, asked, dropped], sort_keys=True)
         self._where = f"{section}.base_url {url}"
         self.answered = False
         self._stop: InputError | None = None
         self._stopping = asyncio.Event()
 
-    def complete(self, requests: Sequence[Request], schema: dict[str, Any]) -> list[Reply | ChatFailure]:
+    def complete(
+        self, requests: Sequence[Request], schema: dict[str, Any], problem: Callable[[Request, str], str]
+    ) -> list[Reply | ChatFailure]:
         """Sends requests, several at a time; see `Transport`.
 
         Raises:
-            InputError: The server refuses every request, does not answer any more, or the budget is spent.
-                Requests under way are let finish first, and their replies are kept.
+            InputError: The server refuses every request, does not answer any more, replies what nobody asked
+                for, or the budget is spent. Requests under way are let finish first; their replies are kept.
         """
+        self._problem = problem
         return _run(self._complete(requests, schema))
 
     async def _complete(
@@ -149,6 +155,10 @@ class Server:
                 await asyncio.to_thread(self._log.add, request.key, reply.text, *tokens, cost)
                 kept = self.answered = True
                 await self._call("leave", claim, *tokens)
+                fault = self._problem(request, reply.text)
+                if fault and request.attempt:  # second replies come in a row where first ones were invalid
+                    return reply
+                await self._call("judged", fault and f"({fault}), the last one {reply.text[:100]!r}")
             return reply
         finally:
             if not kept:
@@ -198,6 +208,12 @@ class Server:
                 "the next request would go beyond); all that was paid for is kept: the same command with a "
                 f"higher limit ({option}) goes on"
             )
+        if ticket.answer == "invalid":
+            return InputError(
+                f"{self._where}: the last {MOST_INVALID} replies of model {self._config.model!r} are not what "
+                f"was asked for {ticket.reason}; no more are paid for. Choose a model that can, or raise "
+                f"{self._section}.max_tokens if replies are cut off"
+            )
         return InputError(
             f"{self._where}: every request fails, the last one with {ticket.reason!r}. What was answered is "
             "kept: the same command goes on once that is mended"
@@ -206,10 +222,7 @@ class Server:
     async def _send(self, client: Any, request: Request, schema: dict[str, Any]) -> Reply | ChatFailure:
         import openai
 
-        form = {"name": "reply", "strict": True, "schema": schema}
-        fields = {"response_format": {"type": "json_schema", "json_schema": form}} | self._fields
-        if self._config.request.get("response_format", form) is None:
-            del fields["response_format"]
+        fields = self._fields.of_request(schema)
         try:
             async with asyncio.timeout(self._config.timeout_s):  # of the whole reply, however slowly it drips
                 raw = await client.chat.completions.with_raw_response.create(
@@ -219,6 +232,9 @@ class Server:
         except TimeoutError:
             raise _Transient(f"no reply within {self._config.timeout_s:g} s") from None
         except openai.APIStatusError as error:
+            if self._fields.without_unknown(error.status_code, str(error), fields):
+                self._log.count(retries=1)
+                return await self._send(client, request, schema)
             return await self._refused(error)
         except (openai.OpenAIError, OSError, ValueError) as error:
             raise _Transient(self._line(error)) from None
@@ -251,27 +267,40 @@ class Server:
     def _read(self, body: str, request: Request) -> Reply:
         """The reply in a body. No choice, or one without text, is an empty reply: it may be paid for."""
         try:
-            value = json.loads(body)
-            choices = value["choices"]
-            message = choices[0]["message"] if choices else {}
-            text = message.get("content") or ""
-            used = value.get("usage") or {}
-            tokens = [int(used.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
-            if not isinstance(text, str):
-                raise TypeError
-        except (ValueError, LookupError, TypeError, AttributeError):
-            shown = " ".join(redact(body, *self._secrets)[:100].split())
-            raise _Transient(f"the body is not a chat completion: {shown!r}") from None
+            text, tokens = read_body(body)
+        except NotACompletion as error:
+            raise _Transient(" ".join(redact(str(error), *self._secrets).split())) from None
         if not any(tokens):  # the server does not count: four bytes a token
             sent = sum(len(message["content"]) for message in request.messages)
-            tokens = [sent // 4 + 1, len(text) // 4 + 1]
+            tokens = (sent // 4 + 1, len(text) // 4 + 1)
         # A reply is the model's text: nothing in it but a key that the server echoes may be changed.
         return Reply(hide(text, *(s for s in self._secrets if len(s) >= _DUMMY)), *tokens)
 
     def _line(self, error: Exception) -> str:
-        """An error in one line, without keys."""
-        text = " ".join(redact(str(error), *self._secrets).split())
-        return f"{type(error).__name__}: {text:.200}"
+        """An error in one line, without keys: with what lies behind "Connection error.", and the proxy."""
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        text = str(error)
+        if cause is not error and str(cause) and str(cause) not in text:
+            text = f"{text} {cause}"
+        proxies = [] if hasattr(error, "status_code") else _proxies(self._url)
+        via = f" (through the proxy {proxies[0]})" if proxies else ""
+        hidden = [*self._secrets, *(secret for proxy in proxies for secret in url_secrets(proxy))]
+        text = " ".join(redact(text, *hidden).split())
+        return f"{type(error).__name__}: {text:.200}{redact(via, *hidden)}"
+
+
+def _proxies(url: str) -> list[str]:
+    """The proxy that the environment names for a URL, if any."""
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies, proxy_bypass
+
+    parts = urlsplit(url)
+    if proxy_bypass(parts.hostname or ""):
+        return []
+    known = getproxies()
+    return [known[name] for name in (parts.scheme, "all") if name in known][:1]
 
 
 def key_of(config: ChatConfig | CustomReward, section: str) -> str | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lm_mixup.chat.response_cache import ReplyLog
+from lm_mixup.chat.types import MOST_INVALID
 from lm_mixup.config import ChatConfig
 from lm_mixup.core.run_dir import RunDir
 
@@ -31,13 +32,13 @@ class Ticket:
 
     Attributes:
         answer: `go` after `wait_s`; ask again `later`; its reply was `seen` since, look it up; the budget is
-            `spent`; the server is `down`.
+            `spent`; the server is `down`; its replies are all `invalid`.
         wait_s: Seconds until it may go or ask again.
         spent: Money spent so far.
-        reason: What the last of the requests that were given up failed with.
+        reason: What the last of the requests that were given up failed with, or the last invalid reply.
     """
 
-    answer: Literal["go", "later", "seen", "spent", "down"]
+    answer: Literal["go", "later", "seen", "spent", "down", "invalid"]
     wait_s: float = 0.0
     spent: float = 0.0
     reason: str = ""
@@ -70,7 +71,7 @@ class Limits:
         self._next_request = self._next_token = self._held_until = self._calm_until = 0.0
         self._brake = 0.0  # gap between requests after a rate limit, seconds; fades as replies come
         self._lease = config.timeout_s + _LEASE_S
-        self._limited = self._given_up = 0  # in succession
+        self._limited = self._given_up = self._invalid = 0  # in succession
         self._reason = ""
         self._claims: dict[str, _InFlight] = {}
         self._seen: set[str] = set()
@@ -92,6 +93,8 @@ class Limits:
             return Ticket("later", _POLL_S)
         if self._given_up >= _GIVEN_UP:
             return Ticket("down", reason=self._reason)
+        if self._invalid >= MOST_INVALID:
+            return Ticket("invalid", reason=self._reason)
         tokens = self._estimate(prompt_bytes)
         cost = cost_of(self._config, tokens, self._longest)
         if self._config.max_cost is not None:
@@ -162,6 +165,15 @@ class Limits:
         """A request was given up: it failed in passing time and again, or as all may fail."""
         self._given_up += 1
         self._reason = reason
+
+    def judged(self, fault: str) -> None:
+        """A reply was read.
+
+        Args:
+            fault: What is wrong about it and how it begins; empty if it is what was asked for.
+        """
+        self._invalid = self._invalid + 1 if fault else 0
+        self._reason = fault or self._reason
 
     def _estimate(self, prompt_bytes: int) -> float:
         rate = self._read_tokens / self._read_bytes if self._read_bytes else _TOKENS_PER_BYTE

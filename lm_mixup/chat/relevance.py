@@ -59,17 +59,14 @@ def evidence(cosine: float, shared: int, length: int, asked: int) -> tuple[float
 def told(prompt: str, completion: str) -> str:
     """The completion without what is copied from the prompt, or all of it, if no more is left.
 
-    Copied are the prompt as a whole, and sentences of its word triples.
+    Copied are a prompt as a whole, if it has three words or more, and sentences of its word triples.
     """
-    whole = prompt.strip()
-    rest = completion.replace(whole, "\n", 1) if whole else completion
     theirs = triples(words.words(prompt))
+    if not theirs:
+        return completion
+    rest = completion.replace(prompt.strip(), "\n", 1)
     places = words.sentences(rest)
-    kept = [
-        rest[start:end]
-        for start, end in places
-        if not theirs or not _is_copied(words.words(rest[start:end]), theirs)
-    ]
+    kept = [rest[start:end] for start, end in places if not _is_copied(words.words(rest[start:end]), theirs)]
     if not kept or (rest == completion and len(kept) == len(places)):
         return completion
     return "\n".join(kept)

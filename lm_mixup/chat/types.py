@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 Message = dict[str, str]
 
+MOST_INVALID = 100
+"""Replies in succession that are not what was asked for, after which no more are paid for."""
+
 
 # What chat templates may read as control tokens, and lone surrogates, which UTF-8 cannot encode.
 _ESCAPED = re.compile(r"<(?=[|｜/<!a-zA-Z_])|\[(?=/?[A-Z_]+\])|[\ud800-\udfff]")

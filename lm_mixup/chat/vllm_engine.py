@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from lm_mixup.chat.response_cache import ReplyLog
-from lm_mixup.chat.types import ChatFailure, Message, Reply, Request
+from lm_mixup.chat.types import MOST_INVALID, ChatFailure, Message, Reply, Request
 from lm_mixup.config import ChatConfig, ModelConfig
 from lm_mixup.core.errors import InputError
 
@@ -48,13 +48,28 @@ class LocalModel:
             tensor_parallel_size=config.tensor_parallel_size,
         )
         self.answered = True
+        self._invalid = 0  # replies in succession
         self.identity = identity_of(config, self._engine.dtype, self._max_len)
 
-    def complete(self, requests: Sequence[Request], schema: dict[str, Any]) -> list[Reply | ChatFailure]:
+    def complete(
+        self, requests: Sequence[Request], schema: dict[str, Any], problem: Callable[[Request, str], str]
+    ) -> list[Reply | ChatFailure]:
         """Generates replies in batches, greedily unless `request` has a temperature; see `Transport`."""
         results: list[Reply | ChatFailure] = []
         for first in range(0, len(requests), _BATCH):
-            results += self._complete_batch(requests[first : first + _BATCH], schema)
+            batch = requests[first : first + _BATCH]
+            replies = self._complete_batch(batch, schema)
+            for request, reply in zip(batch, replies, strict=True):
+                if isinstance(reply, Reply):
+                    fault = problem(request, reply.text)
+                    if not fault or not request.attempt:  # second replies follow on invalid ones alone
+                        self._invalid = self._invalid + 1 if fault else 0
+            if self._invalid >= MOST_INVALID:
+                raise InputError(
+                    f"{self._section}.model {self._config.model}: the last {self._invalid} replies are not "
+                    f"what was asked for ({fault}), the last one {reply.text[:100]!r}; choose a model that can"
+                )
+            results += replies
         return results
 
     def _complete_batch(

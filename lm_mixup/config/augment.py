@@ -156,6 +156,13 @@ class ClusterConfig(Section):
     min_similarity: float = Field(
         0.3, ge=-1, le=1, description="Least mean cosine of a row to the other rows of its cluster."
     )
+    min_content_similarity: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="Least cosine of two rows' rare words, so that a cluster has a subject and not a form alone; "
+        "0: not compared.",
+    )
     low_below: ScoreCutSetting = Field(
         4, description='Rows with a curated score below this are clustered; or "top 10%": all rows but those.'
     )
@@ -191,10 +198,17 @@ class RateDistilledConfig(Section):
     """The gate that distilled rows pass before they are rated."""
 
     min_faithfulness: float = Field(
-        0.6, ge=0, le=1, description="Least faithfulness to the inputs; one unsupported fact gives 0.5 at most."
+        0.6, ge=0, le=1, description="Least faithfulness to the inputs; one unsupported fact halves it."
     )
     min_coverage: float = Field(
         0.5, ge=0, le=1, description="Least share of the inputs' information that a distilled row carries."
+    )
+    min_question_words: float = Field(
+        0.8,
+        ge=0,
+        le=1,
+        description="Of a row that asks in numbered parts, each of which must have its answer: least share of a "
+        "source's question that its part keeps, since one without its text cannot be answered; 0: not checked.",
     )
 
 

@@ -120,7 +120,7 @@ class BuildConfig(Section):
     split_seed: int = Field(
         0,
         description="Decides which entities are held out. Apart from `seed`, so that what a model was never "
-        "trained on stays the same: with the default, `nano` has not seen the test split of the closed world.",
+        "trained on stays the same: with the default, `nano` has not seen the closed world's test split.",
     )
     num_actors: int = resources(1, ge=1, description="Actors that assemble MIXTURE.")
 

@@ -83,8 +83,8 @@ DISTILLED = pa.schema(
     ]
 )
 
-# How far a distilled row's inputs bear it out, and the spans of prompt and completion that they do not, each with
-# its kind (`rewards.faithfulness.Span`).
+# How far a distilled row's inputs bear it out, and the spans of prompt and completion that they do not, each
+# with its kind (`rewards.faithfulness.Span`).
 FAITHFULNESS = pa.schema(
     [
         ("faithfulness", pa.float32()),

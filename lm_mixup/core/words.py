@@ -1,12 +1,13 @@
 r"""Words, sentences and comparison keys of text in any script: the one tokeniser for all text comparison.
 
-Python's `\w` leaves out combining marks and format characters, so a word breaks at a vowel sign (Hindi, Tamil,
-vocalised Arabic) or at a soft hyphen. Here a word is a run of letters, marks and digits of any script, with the
-format characters and the apostrophes inside it. Keys are NFKC, without format characters, case folded.
+Python's `\w` leaves out combining marks and format characters, so a word breaks at a vowel sign (Hindi,
+Tamil, vocalised Arabic) or at a soft hyphen. Here a word is a run of letters, marks and digits of any script,
+with the format characters and the apostrophes inside it. Keys are NFKC, without format characters, case
+folded.
 
-Scripts that are written without spaces (Han, kana, Thai, Lao, Khmer, Burmese, …) are not segmented into words,
-which needs a dictionary for each: every grapheme is a token of its own. So word counts of such texts are counts
-of graphemes, and n-grams of tokens are n-grams of graphemes.
+Scripts that are written without spaces (Han, kana, Thai, Lao, Khmer, Burmese, …) are not segmented into
+words, which needs a dictionary for each: every grapheme is a token of its own. So word counts of such texts
+are counts of graphemes, and n-grams of tokens are n-grams of graphemes.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def tokens(text: str) -> Iterator[Token]:
 
 
 def words(text: str) -> list[str]:
-    """The keys of a text's tokens, in order: equal for texts that differ in case, width or invisible marks."""
+    """The keys of a text's tokens: equal for texts that differ in case, width or invisible characters."""
     return [token.key for token in tokens(text)]
 
 
@@ -91,7 +92,8 @@ def sentences(text: str) -> list[tuple[int, int]]:
     """The places (start, end) of a text's sentences, without the space around them.
 
     A sentence ends at a line's end, at a full stop that space follows (not behind an abbreviation, an
-    initial or the number of a list item), or at a stop that needs no space (。 । ။). Thai and Lao have no stops: their sentences are lines.
+    initial or the number of a list item), or at a stop that needs no space (。 । ။). Thai and Lao have no
+    stops: their sentences are lines.
     """
     places, start = [], 0
     for found in _BREAK.finditer(text):

@@ -69,15 +69,17 @@ def truth(text: str, entity: Entity) -> Truth:
 def answer_is_true(answer: str) -> bool:
     """Whether an answer states facts of the closed world, all of them true and none of them twice.
 
+    What is marked as false is one statement, of however many entities: one wrong claim makes it false.
+
     Args:
         answer: The text between the `<answer>` tags, of any task type.
     """
     entities = named_entities(answer)
-    checked = [truth(answer, entity) for entity in entities]
+    checked = [found for entity in entities if (found := truth(answer, entity)).claimed]
     stated = [(entity.name if entity else "", claim) for entity, claim in _claims(answer)]
     return (
-        any(found.claimed for found in checked)
-        and all(found.holds for found in checked if found.claimed)
+        bool(checked)
+        and any(found.denied for found in checked) == any(found.wrong for found in checked)
         and len(stated) == len(set(stated))
     )
 

@@ -60,31 +60,38 @@ def _shuffled(rows: Iterable[Row], rng: Random) -> Iterator[Row]:
 
 
 def _rows(rows: int, seed: int, entities: Sequence[Entity]) -> Iterator[Row]:
-    made = group = 0
+    """Groups, one for each entity and task type before any has a second one."""
+    made = cycle = 0
     while made < rows:
-        rng = Random(f"pool/{seed}/{group}")
-        group += 1
-        entity, task_type = rng.choice(entities), rng.choice(TASK_TYPES)
-        for pair in _rows_about(entity, task_type, min(rng.randint(2, 6), rows - made), rng):
-            made += 1
-            yield _with_missing_field(entity, task_type, pair, rng)
+        cells = [(entity, task_type) for entity in entities for task_type in TASK_TYPES]
+        Random(f"pool-cells/{seed}/{cycle}").shuffle(cells)
+        for group, (entity, task_type) in enumerate(cells):
+            rng = Random(f"pool/{seed}/{cycle}/{group}")
+            for pair in _rows_about(entity, task_type, rows - made, rng):
+                made += 1
+                yield _with_missing_field(entity, task_type, pair, rng)
+        cycle += 1
 
 
-def _rows_about(entity: Entity, task_type: TaskType, count: int, rng: Random) -> Iterator[tuple[str, str]]:
-    """Rows on one entity and task type. Most state one of the facts of one good sample."""
+def _rows_about(entity: Entity, task_type: TaskType, most: int, rng: Random) -> Iterator[tuple[str, str]]:
+    """Rows on one entity and task type. Most state one of the facts of one good sample, each another one.
+
+    What is told twice in other words would make clusters of one fact, and of one fact nothing can be merged.
+    """
     draft = write_sample(entity, task_type, load_entities(), rng)
-    for number in range(count):
-        if rng.random() < GOOD_RATE:
+    told = 0
+    for _ in range(min(rng.randint(2, 6), most)):
+        if told == len(draft.claims) or rng.random() < GOOD_RATE:
             yield write_sample(entity, task_type, load_entities(), rng).pair
         else:
-            yield _low_quality_pair(entity, task_type, draft, number, rng)
+            yield _low_quality_pair(entity, task_type, draft, told, rng)
+            told += 1
 
 
 def _low_quality_pair(
-    entity: Entity, task_type: TaskType, draft: Draft, number: int, rng: Random
+    entity: Entity, task_type: TaskType, draft: Draft, at: int, rng: Random
 ) -> tuple[str, str]:
     fault = rng.choice(_FAULTS)
-    at = number % len(draft.claims)
     claims = draft.claims[at : at + 1] if fault != "vague" else ()
     sample = draft.sample
     poor = low_quality_row(

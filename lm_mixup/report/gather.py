@@ -298,8 +298,11 @@ def _examples(run: RunDir, limit: int, kind: Kind = "data") -> list[Example]:
     if stage is None:
         return []
     columns = ["cluster_id", "task_type", "prompt", "completion", "cot", "parent_ids", "score", "long_tail"]
-    columns += ["faithfulness", "coverage", "unsupported", "reason"]
-    turns = [row for row in _sample(stage, columns, "cluster_id", limit, kind) if row.get("parent_ids")]
+    columns += ["faithfulness", "coverage", "unsupported", "reason", "member_ids", "raw"]
+    turns = _sample(stage, columns, "cluster_id", limit, kind)
+    for row in turns:  # what `distill` rejected was never a pair
+        row["parent_ids"] = row.get("parent_ids") or row.get("member_ids") or []
+        row["completion"] = row.get("completion") or (row.get("raw") if row.get("prompt") is None else "")
     parents = _parents(run, {parent for row in turns for parent in row["parent_ids"]})
     return [_example(row, parents) for row in turns]
 
@@ -323,9 +326,9 @@ def _example(row: Mapping[str, Any], parents: Mapping[str, Parent]) -> Example:
     known = [parents[parent] for parent in row["parent_ids"] if parent in parents]
     return Example(
         task_type=row["task_type"],
-        prompt=row["prompt"] or "",
+        prompt=row.get("prompt") or "",
         completion=row["completion"] or "",
-        cot=row["cot"] or "",
+        cot=row.get("cot") or "",
         score=row.get("score"),
         long_tail=row.get("long_tail"),
         parents=known,
@@ -347,6 +350,7 @@ def _truth(run: RunDir) -> TruthShare | None:
     for kind in ("data", "rejected"):
         chosen, _ = _spread(stage, kind, MOST_PARTS)
         rows = [row for part in _iter(stage, chosen, columns) for row in part.to_pylist()]
+        rows = [row for row in rows if row.get("raw")]  # what was never written cannot be checked
         answers = [answer_of(row["task_type"], row["raw"]) for row in rows]
         found[kind] = [
             (row.get("id"), answer is not None and answer_is_true(answer))

@@ -57,8 +57,9 @@ def show_results(results: Mapping[str, tuple[Manifest, bool]], run: RunDir) -> N
 
 
 def losses(manifests: Mapping[str, Manifest | None]) -> list[str]:
-    """One line per stage that rejected rows: how many, and the most frequent reasons."""
-    lines = []
+    """One line per stage that rejected rows or left them unrated: how many, and the most frequent reasons."""
+    lines = [_unrated(name, manifest) for name, manifest in manifests.items() if manifest is not None]
+    lines = [line for line in lines if line]
     for name, manifest in manifests.items():
         if manifest is None or not manifest.rows_rejected:
             continue
@@ -70,6 +71,16 @@ def losses(manifests: Mapping[str, Manifest | None]) -> list[str]:
             f"see {name}/rejected/"
         )
     return lines
+
+
+def _unrated(name: str, manifest: Manifest) -> str:
+    """How many rows of a stage that rates have no rating, and why; empty where all have one."""
+    unrated = int(manifest.metrics.get("unrated", 0))
+    if not unrated:
+        return ""
+    codes = {key.removeprefix("unrated_"): int(n) for key, n in manifest.metrics.items() if "unrated_" in key}
+    listed = ", ".join(f"{code} {n:,}" for code, n in sorted(codes.items(), key=lambda item: -item[1]))
+    return f"{name}: {unrated:,} of {manifest.rows_in:,} rows not rated ({listed}); see column `error`"
 
 
 def stage_table(manifests: Mapping[str, Manifest | None], skipped: Collection[str]) -> Table:

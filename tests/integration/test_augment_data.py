@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -21,9 +23,10 @@ from lm_mixup.config import (
     EmbedderConfig,
     NeighborsConfig,
     RateConfig,
+    RateDistilledConfig,
     SelectConfig,
 )
-from lm_mixup.core import schemas
+from lm_mixup.core import schemas, task_types
 from lm_mixup.core.nearest import knn
 from lm_mixup.core.run_dir import Outcome, Receipt, RunDir, StageDir, summarise
 
@@ -78,7 +81,7 @@ def run_cluster(folder, rows_per_part=64, order=None, **settings) -> tuple[Stage
     run = RunDir(folder)
     curated, embedded = stage_pair(run, rows_per_part, order)
     out = run.stage("cluster")
-    config = ClusterConfig(**{"cell_rows": 32, "num_tasks": 2, **settings})
+    config = ClusterConfig(**{"cell_rows": 32, "num_tasks": 2, "min_content_similarity": 0.0, **settings})
     return out, cluster(curated, embedded, out, config, DataConfig(rows_per_part=50), seed=3)
 
 
@@ -142,6 +145,30 @@ def test_clusters_do_not_depend_on_workers_parts_or_order(clustered, tmp_path, l
     assert out.read().equals(first.read())
     assert out.read(kind="rejected").equals(first.read(kind="rejected"))
     assert outcome == first_outcome
+
+
+def test_clusters_with_a_common_subject_do_not_depend_on_workers_parts_or_order(ray_session, tmp_path):
+    """The number of the topic is the one word that rows of a topic have in common, and it is rare."""
+    settings = {"min_content_similarity": 0.1, "max_size": 2}
+    out, outcome = run_cluster(tmp_path / "first", **settings)
+    rows = {row["id"]: row for row in pool()[0]}
+    numbers = [
+        [set(re.findall(r"\d+", rows[key]["prompt"])) for key in cluster]
+        for cluster in out.read()["member_ids"].to_pylist()
+    ]
+    assert len(numbers) > 20
+    assert all(first & second for first, second in numbers)
+    assert outcome.left_out["kin_in_form_only"] > 0
+    again, again_outcome = run_cluster(
+        tmp_path / "again",
+        rows_per_part=7,
+        order=np.random.default_rng(9).permutation(ROWS),
+        num_tasks=1,
+        **settings,
+    )
+    assert again.read().equals(out.read())
+    assert again.read(kind="rejected").equals(out.read(kind="rejected"))
+    assert again_outcome == outcome
 
 
 def test_clusters_may_cross_sources_but_never_task_types(ray_session, tmp_path):
@@ -222,10 +249,20 @@ def distilled_rows() -> list[dict]:
             prompt = f"What are the chemical symbol and the atomic number of {name}, and what do they mean?"
             key = schemas.content_id(prompt, completion)
             texts = {"prompt": prompt, "completion": completion, "cot": "", "raw": completion}
+            inputs = [task_types.write_input(prompt, completion), task_types.write_input(f"{name}?", symbol)]
             rows.append(
-                {"cluster_id": key, "task_type": "qa", "parent_ids": [f"{name}1", f"{name}2"], **texts}
+                {
+                    "cluster_id": key,
+                    "task_type": "qa",
+                    "parent_ids": [f"{name}1", f"{name}2"],
+                    "inputs": inputs,
+                    **texts,
+                }
             )
     return rows
+
+
+GATE = RateDistilledConfig(min_faithfulness=0.6, min_coverage=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +273,9 @@ def rated(ray_session, tmp_path_factory):
     for part, start in enumerate(range(0, len(rows), 8)):
         piece = schemas.table(rows[start : start + 8], schemas.DISTILLED)
         put_part(distill, part, piece)
-    outcome = rate_distilled(distill, out, RateConfig(), EmbedderConfig(num_cpus=0.5), 2, min_score=4)
+    outcome = rate_distilled(
+        distill, out, RateConfig(), EmbedderConfig(num_cpus=0.5), 2, min_score=4, gate=GATE
+    )
     return run, out, outcome
 
 
@@ -251,6 +290,13 @@ def test_distilled_rows_are_rated_and_the_poor_ones_refused(rated):
     manifest = summarise(out, "digest", {}, 1.0, outcome)
     assert manifest.rows_in == manifest.rows_out + manifest.rows_rejected == len(distilled_rows())
     assert manifest.rejected_by_reason == {"score_below_4": refused.num_rows}
+    yields = {name: manifest.metrics[name] for name in ("distilled", "faithful", "good")}
+    assert yields == {
+        "distilled": len(distilled_rows()),
+        "faithful": len(distilled_rows()),
+        "good": kept.num_rows,
+    }
+    assert min(kept["faithfulness"].to_pylist()) >= 0.6
 
 
 def test_long_tail_spans_all_parts_of_the_kept_rows(rated):

@@ -46,7 +46,8 @@ class CountsLetters:
     def score(self, batch: RewardBatch) -> RewardScores:
         share = [sum(map(text.count, "aeiou")) / max(1, len(text)) for text in batch.completions]
         total = self.sign * np.array(share)
-        return RewardScores(total, {"quality": total, "alignment": 0 * total, "format": 0 * total, "faithfulness": 0 * total})
+        others = dict.fromkeys(("alignment", "format", "faithfulness"), 0 * total)
+        return RewardScores(total, {"quality": total} | others)
 
 
 @pytest.fixture(scope="module")

@@ -58,7 +58,9 @@ def sources_of(name: str) -> list[str]:
     return [
         write_input(f"what is {name}", f"It is {kind}."),
         write_input(f"symbol of {name}?", symbol),
-        write_input(f"atomic number of {name}", f"{number}, each of its atoms has {number} protons in the nucleus"),
+        write_input(
+            f"atomic number of {name}", f"{number}, each of its atoms has {number} protons in the nucleus"
+        ),
     ]
 
 

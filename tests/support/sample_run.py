@@ -143,7 +143,18 @@ def _distil(run: RunDir, curated: list[dict], rng: random.Random) -> None:
     _write(run.stage("cluster"), [PartResult(table(clusters, CLUSTER))], 6.2, outcome)
     rows = [_distilled(cluster, number) for number, cluster in enumerate(clusters)]
     good, bad = rows[len(rows) // 20 :], rows[: len(rows) // 20]
-    failed = _rejected([{"id": r["cluster_id"], "raw": r["raw"][:60], "reason": REASONS[2]} for r in bad])
+    failed = pa.Table.from_pylist(
+        [
+            {
+                "cluster_id": r["cluster_id"],
+                "task_type": r["task_type"],
+                "member_ids": r["parent_ids"],
+                "reason": REASONS[2],
+                "raw": r["raw"][:60],
+            }
+            for r in bad
+        ]
+    )
     _write(run.stage("distill"), [PartResult(table(good, DISTILLED), failed, len(rows))], 48.0)
     rated = [r | _rating(rng.choice([7, 8, 9, 9, 9])) | {"long_tail": rng.random()} for r in good]
     schema = extend(DISTILLED, RATING, pa.schema([("long_tail", pa.float32())]))

@@ -36,20 +36,6 @@ def test_python_version(bootstrap, version, fits):
     assert bootstrap.is_suitable(version) is fits
 
 
-def test_version_tuple(bootstrap):
-    assert bootstrap.version_tuple("3.11.7") == (3, 11, 7)
-    assert bootstrap.version_tuple("") == ()
-
-
-def test_version_of_something_that_does_not_run(bootstrap, tmp_path):
-    broken = tmp_path / "python3.12"
-    broken.write_text("#!/bin/sh\nexit 1\n")
-    broken.chmod(0o755)
-    assert bootstrap.version_of(str(broken)) == ""
-    assert bootstrap.version_of(str(tmp_path / "absent")) == ""
-    assert bootstrap.version_of(sys.executable).startswith("3.")
-
-
 def test_an_old_python_looks_for_a_newer_one_on_the_path(bootstrap, monkeypatch, tmp_path):
     monkeypatch.setattr(bootstrap.sys, "version_info", (3, 9, 2))
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -58,30 +44,6 @@ def test_an_old_python_looks_for_a_newer_one_on_the_path(bootstrap, monkeypatch,
     link = tmp_path / f"python{sys.version.split()[0].rpartition('.')[0]}"
     link.symlink_to(sys.executable)
     assert bootstrap.find_python() == str(link)
-
-
-def test_compiler(bootstrap):
-    with pytest.raises(bootstrap.SetupError, match=r"g\+\+ is not on PATH"):
-        bootstrap.check_compiler(None, None)
-    with pytest.raises(bootstrap.SetupError, match=r"CXX=/gone/c\+\+ is no C\+\+ compiler"):
-        bootstrap.check_compiler(None, "/gone/c++")
-    bootstrap.check_compiler("/usr/bin/g++", None)
-    bootstrap.check_compiler("/opt/bin/clang++", "clang++")
-
-
-def test_headers(bootstrap, tmp_path):
-    with pytest.raises(bootstrap.SetupError, match=r"Python\.h of /usr/bin/python3 is missing"):
-        bootstrap.check_headers("/usr/bin/python3", tmp_path)
-    (tmp_path / "Python.h").touch()
-    bootstrap.check_headers("/usr/bin/python3", tmp_path)
-
-
-def test_disk(bootstrap):
-    with pytest.raises(bootstrap.SetupError, match=r"11\.9 GB free .* 12 GB needed"):
-        bootstrap.check_disk(11.9, "cpu")
-    bootstrap.check_disk(12.0, "cpu")
-    with pytest.raises(bootstrap.SetupError):
-        bootstrap.check_disk(12.0, "gpu")
 
 
 def test_platform(bootstrap):
@@ -106,24 +68,6 @@ def test_gpu_is_what_the_driver_lists(bootstrap, monkeypatch, tmp_path):
         program.write_text(f"#!/bin/sh\n{body}\n")
         program.chmod(0o755)
         assert bootstrap.has_gpu() is found
-
-
-def test_stamp_asks_again_when_something_changed_or_dev_is_wanted(bootstrap):
-    assert bootstrap.is_done({"key": "a", "dev": True}, "a", dev=False)
-    assert bootstrap.is_done({"key": "a", "dev": False}, "a", dev=False)
-    assert not bootstrap.is_done({"key": "a", "dev": False}, "a", dev=True)
-    assert not bootstrap.is_done({"key": "a", "dev": True}, "b", dev=True)
-    assert not bootstrap.is_done({}, "a", dev=False)
-
-
-def test_stamp_key_follows_requirements_and_accelerator(bootstrap, monkeypatch, tmp_path):
-    for name in ("pyproject.toml", "bootstrap.py"):
-        shutil.copy(ROOT / name, tmp_path)
-    monkeypatch.setattr(bootstrap, "ROOT", tmp_path)
-    key = bootstrap.stamp_key("cpu")
-    assert key == bootstrap.stamp_key("cpu") != bootstrap.stamp_key("gpu")
-    (tmp_path / "pyproject.toml").write_text("# another")
-    assert bootstrap.stamp_key("cpu") != key
 
 
 def test_pins_are_those_of_the_project(bootstrap):

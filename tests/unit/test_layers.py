@@ -30,7 +30,10 @@ LEVEL = {folder: level for level, layer in enumerate(LAYERS) for folder in layer
 # run are defined where its metrics are.
 READERS = ("export", "report")
 READERS_MAY_IMPORT = ("core", "config", "stages")
-ALSO_ALLOWED = {("lm_mixup.report.gather", "lm_mixup.grpo.metrics")}
+ALSO_ALLOWED = {
+    ("lm_mixup.report.gather", "lm_mixup.grpo.metrics"),
+    ("lm_mixup.report.gather", "lm_mixup.demo"),  # rows of the demo pool can be checked
+}
 HEAVY = ("torch", "vllm", "ray", "transformers", "deepspeed")
 
 

@@ -17,6 +17,10 @@ from lm_mixup.augment.clustering.cohesion import RESIDUAL, Bounds, Clusters, kin
 from lm_mixup.augment.clustering.linkage import bounded_linkage
 from lm_mixup.augment.clustering.refine import refine
 
+REASONS = ("no_kin", "kin_in_form_only", "cluster_too_small")
+"""Why a row is in the residual: no other row of the cell is as similar as the floor asks; of those that are none has
+a common subject with it; there is kin, but no cluster of the least size that keeps the floor, with room."""
+
 # Target size, as a position between the bounds. Larger targets mix neighbouring topics.
 _AIM = 2 / 3
 _ROUNDS = 4
@@ -26,7 +30,7 @@ _NEAREST = 16
 _PREFERENCE = np.float32(1e-4)
 
 
-def bounded_clusters(vectors: np.ndarray, bounds: Bounds) -> np.ndarray:
+def bounded_clusters(vectors: np.ndarray, bounds: Bounds, mergeable: np.ndarray | None = None) -> np.ndarray:
     """Clusters the rows of one cell.
 
     1. Average linkage forms clusters.
@@ -37,6 +41,8 @@ def bounded_clusters(vectors: np.ndarray, bounds: Bounds) -> np.ndarray:
 
     Args:
         vectors: float32 [n, d], of length 1. The order counts (it breaks ties): sort by id first.
+        mergeable: bool [n, n], symmetric: which two rows have a common subject; default: all. Of two that have
+            none the similarity counts as −1, so that they share a cluster only where most of its rows bind them.
 
     Returns:
         int64 [n]: cluster numbers 0, 1, …, or −1 for the residual.
@@ -44,6 +50,8 @@ def bounded_clusters(vectors: np.ndarray, bounds: Bounds) -> np.ndarray:
     if len(vectors) < bounds.min_size:
         return np.full(len(vectors), RESIDUAL, dtype=np.int64)
     gram = vectors @ vectors.T
+    if mergeable is not None:
+        gram[~(mergeable | np.eye(len(gram), dtype=bool))] = -1
     labels = _enforce_floor(gram, _linkage(gram, bounds), bounds)
     labels = _join(gram, labels, bounds, nearest_only=True)
     labels = _borrow(gram, _enforce_floor(gram, labels, bounds), bounds)
@@ -58,19 +66,17 @@ def bounded_clusters(vectors: np.ndarray, bounds: Bounds) -> np.ndarray:
     return renumber(refine(gram, labels, bounds))
 
 
-def residual_reasons(vectors: np.ndarray, labels: np.ndarray, bounds: Bounds) -> dict[int, str]:
-    """Why each row is in the residual, by row.
-
-    `no_kin`: no other row of the cell is as similar as the floor asks; `cluster_too_small`: there is kin, but
-    no cluster of the least size that keeps the floor, with room.
-    """
+def residual_reasons(
+    vectors: np.ndarray, labels: np.ndarray, bounds: Bounds, mergeable: np.ndarray | None = None
+) -> dict[int, str]:
+    """Why each row is in the residual, by row: one of `REASONS`, the last that holds."""
     rows = np.flatnonzero(labels < 0)
     similar = vectors[rows] @ vectors.T
     similar[np.arange(len(rows)), rows] = -np.inf
-    has_kin = similar.max(axis=1, initial=-np.inf) >= bounds.min_similarity
-    return {
-        int(row): "cluster_too_small" if kin else "no_kin" for row, kin in zip(rows, has_kin, strict=True)
-    }
+    kin = similar >= bounds.min_similarity
+    with_subject = kin if mergeable is None else kin & mergeable[rows]
+    place = kin.any(axis=1).astype(np.int64) + with_subject.any(axis=1)
+    return {int(row): REASONS[reason] for row, reason in zip(rows, place.tolist(), strict=True)}
 
 
 def greedy_capacity(cosines: np.ndarray, room: np.ndarray, nearest: int = _NEAREST) -> np.ndarray:

@@ -10,6 +10,7 @@ from lm_mixup.rewards.faithfulness.sources import SourceReading, verdict_of
 from lm_mixup.rewards.faithfulness.support import Pool, is_held, pool_of, unsupported_words
 
 _MOST: Final = 0.75
+_SAME_OPTIONS: Final = 2
 
 
 def is_right_option(chosen: str, options: dict[str, str], sources: Sequence[SourceReading]) -> bool:
@@ -19,10 +20,13 @@ def is_right_option(chosen: str, options: dict[str, str], sources: Sequence[Sour
     and no other option better.
     """
     fold = str.casefold
-    picked = {fold(source.picked) for source in sources if source.picked and source.rejected}
-    rejected = {fold(text) for source in sources for text in source.rejected} - picked
     offered = {fold(text) for text in options.values()}
-    if picked & offered:
+    asked = [source for source in sources if source.picked and source.rejected]
+    picked = {fold(source.picked) for source in asked if source.picked}
+    rejected = {fold(text) for source in sources for text in source.rejected} - picked
+    # Its other options tell the question where the pick itself was miscopied ("Vanuatu" of "Vanuatu vatu").
+    others = (len({fold(text) for text in source.rejected} & offered) for source in asked)
+    if picked & offered or any(count >= _SAME_OPTIONS for count in others):
         return fold(chosen) in picked
     if fold(chosen) in rejected:
         return False
@@ -52,8 +56,8 @@ def is_right_verdict(statement: str, completion: str, sources: Sequence[SourceRe
 def expected_verdict(statement: Reading, sources: Sequence[SourceReading]) -> bool:
     """The verdict on a statement that the sources' verdicts give.
 
-    It is false where the statement holds what a source denies: all numbers of that claim and half of its names
-    (typing errors make names of words), or most of its words where it has neither.
+    It is false where the statement holds what a source denies: all numbers of that claim and half of its
+    names (typing errors make names of words), or most of its words where it has neither.
     """
     keys = {f.key for f in statement.facts} | set(statement.keys)
     stems = {w.stem for w in statement.words}

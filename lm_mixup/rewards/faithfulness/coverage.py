@@ -106,9 +106,9 @@ def _distinct_runs(told: Reading, size: int) -> list[tuple[str, ...]]:
 def _told_again(completion: Reading, sources: Sequence[SourceReading]) -> list[Fact]:
     """Facts that a completion gives more often than the sources have things to give them of.
 
-    A short source has one thing for a fact, though it says it twice; a long one as many as it has contexts. Names
-    and small whole numbers recur by nature (`1 cup`, steps of a list): they are told again only where a word
-    beside them is too, and names of what the sources ask about never are.
+    A short source has one thing for a fact, though it says it twice; a long one as many as it has contexts.
+    Names and small whole numbers recur by nature (`1 cup`, steps of a list): they are told again only where a
+    word beside them is too, and names of what the sources ask about never are.
     """
     allowed: Counter[str] = Counter()
     subjects: dict[str, set[frozenset[str]]] = {}
@@ -116,7 +116,7 @@ def _told_again(completion: Reading, sources: Sequence[SourceReading]) -> list[F
     for source in sources:
         names = frozenset(f.key for r in (source.asked, source.told) for f in r.facts if f.kind == "name")
         topics |= {f.key for f in source.asked.facts if f.kind == "name"}
-        topics |= set(source.claim.keys[:_SUBJECT])
+        topics |= _subject(source.claim)
         long = len(source.told.keys) > _SHORT
         around: dict[str, set[frozenset[str]]] = {}
         for item in placed_of(source, ()):
@@ -140,6 +140,13 @@ def _told_again(completion: Reading, sources: Sequence[SourceReading]) -> list[F
         ):
             again.append(fact)
     return again
+
+
+def _subject(claim: Reading) -> set[str]:
+    """What a claim is about: its first words up to its first name or number; what follows it tells."""
+    opening = set(claim.keys[:_SUBJECT])
+    facts = [fact for fact in claim.facts if fact.kind in ("number", "name", "code") and fact.key in opening]
+    return opening - {fact.key for fact in facts[1:]}
 
 
 def _listed_twice(prompt: Reading) -> float:

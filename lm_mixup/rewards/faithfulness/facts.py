@@ -1,7 +1,7 @@
 """What a text states, as comparable items: numbers, names, codes, units, quoted strings and content words.
 
-All keys are exact after normalisation: `1,200`, `1200`, `１２００` and `twelve hundred` are one number, `2nd` is
-`second`, `2020-03-05` is 5 March 2020. Content words are compared by a light stem.
+All keys are exact after normalisation: `1,200`, `1200`, `１２００` and `twelve hundred` are one number, `2nd`
+is `second`, `2020-03-05` is 5 March 2020. Content words are compared by a light stem.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ _QUOTED: Final = regex.compile(r"[\"“«「『](?P<text>[^\"“”«»「」『
 _CLAUSE_MARK: Final = regex.compile(r"[,;:()\[\]—–。，；：、،؛]|\.(?=\s|$)|\n")
 _OPENS: Final = regex.compile(r"[\"“«'‘(\[:>*_#|]\s*$|^\s*$|\n\s*$")
 _UNIT_AFTER: Final = regex.compile(
-    r"[ \u00a0-]?(?P<unit>%|(?:sq|square)\.?[ \u00a0]\p{L}+|°\s?[CFK]?|€|£|\$|[\p{L}µ]+(?:/[\p{L}]+[23²³]?|[23²³])?)(?![\p{L}\p{N}])"
+    r"[ \u00a0-]?(?P<unit>%|(?:sq|square)\.?[ \u00a0]\p{L}+|°\s?[CFK]?|€|£|\$"
+    r"|[\p{L}µ]+(?:/[\p{L}]+[23²³]?|[23²³])?)(?![\p{L}\p{N}])"
 )
 _CURRENCY_BEFORE: Final = regex.compile(r"(?:US|A|C)?[$€£¥]\s?$")
 _LETTERS: Final = frozenset("abcdef")
@@ -322,7 +323,7 @@ def _is_month(token: Token, text: str, listed: list[Token], index: int) -> bool:
 
 
 def _spelled(listed: list[Token], index: int, text: str) -> tuple[int, int]:
-    """A number in words that begins at a token, and the index of its last token: `twenty-one`, `two hundred`."""
+    """A number in words that begins at a token (`twenty-one`), and the index of its last token."""
     key = listed[index].key
     total = NUMBER_WORDS.get(key, ORDINALS.get(key, 0))
     while index + 1 < len(listed) and _touch(listed[index], listed[index + 1], text):

@@ -1,4 +1,4 @@
-"""Closed word classes that the faithfulness measure needs: function words, fillers, numbers, units, negations."""
+"""The closed word classes that faithfulness needs: function words, fillers, numbers, units, negations."""
 
 from __future__ import annotations
 
@@ -12,24 +12,28 @@ def _split(text: str) -> list[str]:
 
 
 FUNCTION_WORDS: Final = frozenset(
-    _split("""a an the this that these those some any each every either both all most more less few many much such own
-    same other another
-    i me my mine myself you your yours yourself he him his himself she her hers herself it its itself we us our
-    ours ourselves they them their theirs themselves one ones who whom whose which what where when why how
+    _split("""a an the this that these those some any each every either both all most more less few many much
+    such own same other another
+    i me my mine myself you your yours yourself he him his himself she her hers herself it its itself we us
+    our ours ourselves they them their theirs themselves one ones who whom whose which what where when why how
     there here then than so as if whether though although because since while whereas unless until till
-    and or but nor not no yes true false yet for of in on at by to from with without within into onto upon about above below
-    over under between among through during before after against per via toward towards along across around
-    off out up down again further once only just also too very quite rather even still ever never always often
-    is am are was were be been being has have had having do does did doing done can could shall should will would
-    may might must ought let lets let's isn't aren't wasn't weren't don't doesn't didn't can't cannot couldn't
-    won't wouldn't shouldn't hasn't haven't hadn't mustn't it's that's there's what's whats he's she's who's
-    you're they're we're
+    and or but nor not no yes true false yet for of in on at by to from with without within into onto upon
+    about above below over under between among through during before after against per via toward towards
+    along across around off out up down again further once only just also too very quite rather even still
+    ever never always often is am are was were be been being has have had having do does did doing done can
+    could shall should will would may might must ought let lets let's
+    isn't aren't wasn't weren't don't doesn't didn't can't cannot
+    couldn't won't wouldn't shouldn't hasn't haven't hadn't mustn't it's that's there's what's whats he's
+    she's who's you're they're we're
     please tell give say know pls thing things something anything everything nothing someone anyone everyone
     etc e g i.e ie eg vs however therefore thus hence moreover furthermore additionally overall
-    lol umm um uh hmm ok okay yeah hey well kind sort sure guess think maybe perhaps idea question depends lot said good
+    lol umm um uh hmm ok okay yeah hey well kind sort sure guess think maybe perhaps idea question depends lot
+    said good
     """)
 )
-"""English function words, and the fillers of chat. Those of other languages count as content: they stand in the
+"""English function words, and the fillers of chat.
+
+Those of other languages count as content: they stand in the
 sources as in the output."""
 
 CLAUSE_WORDS: Final = frozenset(_split("and while with which who whose whereas but where because although"))
@@ -50,7 +54,8 @@ ORDINALS: Final[Mapping[str, int]] = {
     word: value
     for value, word in enumerate(
         _split(
-            "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth "
+            "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth "
+            "fourteenth "
             "fifteenth sixteenth seventeenth eighteenth nineteenth twentieth"
         ),
         start=1,
@@ -88,7 +93,8 @@ UNITS: Final[Mapping[str, str]] = {
         "mile": "mile miles mi",
         "foot": "foot feet ft",
         "inch": "inch inches",
-        "km2": "km2 sq\u00a0km square\u00a0kilometre square\u00a0kilometres square\u00a0kilometer square\u00a0kilometers",
+        "km2": "km2 sq\u00a0km square\u00a0kilometre square\u00a0kilometres "
+        "square\u00a0kilometer square\u00a0kilometers",
         "mi2": "sq\u00a0mi square\u00a0mile square\u00a0miles",
         "m2": "m2 square\u00a0metre square\u00a0metres square\u00a0meter square\u00a0meters",
         "kg": "kg kilogram kilograms kilo kilos",
@@ -133,9 +139,9 @@ UNITS: Final[Mapping[str, str]] = {
 
 NEGATIONS: Final = frozenset(
     _split("""not no never none neither nor cannot without hardly nobody nowhere
-    isn't aren't wasn't weren't don't doesn't didn't can't couldn't won't wouldn't shouldn't hasn't haven't hadn't
-    mustn't ain't isnt arent wasnt werent dont doesnt didnt cant couldnt wont wouldnt shouldnt hasnt havent hadnt
-    nicht kein keine keinen keiner nie niemals ohne
+    isn't aren't wasn't weren't don't doesn't didn't can't couldn't won't wouldn't shouldn't hasn't haven't
+    hadn't mustn't ain't isnt arent wasnt werent dont doesnt didnt cant couldnt wont wouldnt shouldnt hasnt
+    havent hadnt nicht kein keine keinen keiner nie niemals ohne
     pas jamais aucun aucune sans
     nunca jamás ningún ninguna sin
     não nem nunca sem
@@ -157,4 +163,4 @@ NEGATIONS: Final = frozenset(
     """)
 )
 NEGATION_MARKS: Final = ("不", "没", "沒", "无", "無", "未", "非", "ない", "ません", "ไม่", "မ", "មិន", "ບໍ່")
-"""Negations of scripts without spaces, looked for anywhere in the text (Burmese မ is left to word boundaries)."""
+"""Negations of scripts without spaces, looked for wherever a token begins."""

@@ -1,4 +1,4 @@
-"""The measure: support, coverage, binding, repetition and answering of a distilled pair, joined into one score.
+"""The measure: support, coverage, binding, repetition and answering of a distilled pair in one score.
 
 Everything is a pure function of texts: no model, no corpus.
 """
@@ -14,7 +14,7 @@ from lm_mixup.core.task_types import TaskType
 from lm_mixup.rewards.faithfulness.answering import answering
 from lm_mixup.rewards.faithfulness.closed_answers import is_right_option, is_right_verdict
 from lm_mixup.rewards.faithfulness.coverage import coverage, repetition
-from lm_mixup.rewards.faithfulness.facts import Reading, read
+from lm_mixup.rewards.faithfulness.facts import Fact, Reading, read
 from lm_mixup.rewards.faithfulness.numbered import Piece, numbered_parts, sources_of_parts
 from lm_mixup.rewards.faithfulness.polarity import polarity_faults
 from lm_mixup.rewards.faithfulness.sources import (
@@ -49,7 +49,7 @@ _REPETITION_POWER: Final = 3
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """How faithful a distilled pair is to its sources; every number is in [0, 1], 1 is best.
+    r"""How faithful a distilled pair is to its sources; every number is in [0, 1], 1 is best.
 
     Attributes:
         score: All of it in one number: what a reward is made of. `measure` says how.
@@ -60,7 +60,7 @@ class Faithfulness:
         repetition: Share of it that it has said before; 0 is best.
         answering: Whether the prompt asks what the completion tells and the other way round; 0 where the
             letter or the verdict is wrong.
-        unsupported: The spans that the sources do not bear out, in `f"{prompt}\\n{completion}"`.
+        unsupported: The spans that the sources do not bear out, in `f"{prompt}\n{completion}"`.
     """
 
     score: float
@@ -76,14 +76,14 @@ class Faithfulness:
 def measure(prompt: str, completion: str, sources: Sequence[Source], task_type: TaskType) -> Faithfulness:
     """Measures a distilled pair against the sources that it was distilled from.
 
-    fidelity = words · 0.5^f · a · (1 − repetition)³, score = fidelity · coverage². Here `words` is the share of
-    content words that the sources hold, scaled so that `_FREE_WORDS` of other wording are free; f is the number
-    of facts that are unsupported, misbound or negated against the sources, and of invented sentences; a is
-    `answering`, or 0.1 where a letter or a verdict is wrong.
+    fidelity = words · 0.5^f · a · (1 − repetition)³, score = fidelity · coverage². Here `words` is the share
+    of content words that the sources hold, scaled so that `_FREE_WORDS` of other wording are free; f is the
+    number of facts that are unsupported, misbound or negated against the sources, and of invented sentences;
+    a is `answering`, or 0.1 where a letter or a verdict is wrong.
 
     A pair that asks and answers in numbered parts is measured part by part, each against the sources whose
-    question it is most like; a part that asks "true or false" or lists options is a closed answer. The fidelity
-    of the whole is the product of the parts'.
+    question it is most like; a part that asks "true or false" or lists options is a closed answer. The
+    fidelity of the whole is the product of the parts'.
 
     Args:
         prompt: What the pair asks (`task_types.to_pair`); a multiple-choice prompt with its options, a
@@ -163,8 +163,13 @@ class _Tally:
     spans: list[Span] = field(default_factory=list)
 
     def add(
-        self, piece: Piece, reading: Reading, pool: Pool, wrong: Sequence, sources: Sequence[SourceReading]
-    ) -> None:  # type: ignore[type-arg]
+        self,
+        piece: Piece,
+        reading: Reading,
+        pool: Pool,
+        wrong: Sequence[Fact],
+        sources: Sequence[SourceReading],
+    ) -> None:
         """Counts one text: `wrong` are its misbound facts."""
         missing = unsupported_facts(reading, pool)
         flipped = polarity_faults(reading, sources)

@@ -9,6 +9,7 @@ from typing import Final
 
 import regex
 
+from lm_mixup.core.words import words
 from lm_mixup.rewards.faithfulness.facts import Reading
 from lm_mixup.rewards.faithfulness.facts import read as read_text
 from lm_mixup.rewards.faithfulness.sources import SourceReading
@@ -19,7 +20,7 @@ _NUMBER: Final = regex.compile(r"(?m)^[ \t]*(?P<number>\d{1,2})[.)][ \t]+")
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of a pair, and where it stands in `prompt\\ncompletion`."""
+    r"""A part of a pair, and where it stands in `prompt\ncompletion`."""
 
     text: str
     at: int
@@ -81,3 +82,35 @@ def _terms(reading: Reading) -> set[str]:
     return {word.stem for word in reading.words} | {
         fact.key for fact in reading.facts if fact.kind != "quoted"
     }
+
+
+def answers_each_part(prompt: str, completion: str) -> bool:
+    """Whether a prompt in numbered parts, 2 or more, has an answer of as many; true for any other prompt.
+
+    An answer that itself holds a numbered list fails: nothing says which number begins a part, and a model that
+    numbers both loses its place there, drops items or tells them twice.
+    """
+    asked = len(_numbered(prompt))
+    return asked < 2 or len(_numbered(completion)) == asked
+
+
+def parts_keep_their_text(prompt: str, sources: Sequence[tuple[str, str]], least: float) -> bool:
+    """Whether each numbered part of a prompt still has the words of the question it was made of.
+
+    A part that says "Given some ingredients, generate a recipe." and leaves out the ingredients cannot be answered.
+    The question of a part is that of the source which shares the most words with it.
+
+    Args:
+        prompt: The prompt; one that is not in numbered parts passes.
+        sources: The pairs that it was made of.
+        least: Least share of the different words of the question in the part.
+    """
+    parts = [set(words(prompt[start:end])) for start, end in _numbered(prompt)]
+    questions = [set(words(question)) for question, _ in sources]
+    if len(parts) < 2:
+        return True
+    for part in parts:
+        question = max(questions, key=lambda asked: len(asked & part) / max(len(asked | part), 1))
+        if len(question & part) < least * len(question):
+            return False
+    return True

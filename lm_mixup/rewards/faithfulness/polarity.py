@@ -8,7 +8,7 @@ from typing import Final
 
 import regex
 
-from lm_mixup.core.words import tokens
+from lm_mixup.core.words import Token, tokens
 from lm_mixup.rewards.faithfulness.facts import Reading, read, stem
 from lm_mixup.rewards.faithfulness.lexicon import FUNCTION_WORDS, NEGATION_MARKS, NEGATIONS
 from lm_mixup.rewards.faithfulness.sources import SourceReading
@@ -52,7 +52,7 @@ def negations(text: str) -> list[Negation]:
     return found
 
 
-def _around(listed: Sequence, index: int) -> tuple[frozenset[str], frozenset[str]]:  # type: ignore[type-arg]
+def _around(listed: Sequence[Token], index: int) -> tuple[frozenset[str], frozenset[str]]:
     def content(step: int) -> list[str]:
         words: list[str] = []
         at = index + step

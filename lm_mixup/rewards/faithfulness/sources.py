@@ -17,7 +17,8 @@ _OPTION: Final = regex.compile(
     r"(?=\s*$|\s*\n|[,;]?\s+\(?[B-Fb-f][).:][ \t])"
 )
 _TRUE_FALSE: Final = regex.compile(
-    r"(?i)(?:^|[,.:]?\s*)(?:quiz,\s*)?(?:is (?:this|that|it) )?(?:please )?(?:say |tell |state )?(?:whether )?"
+    r"(?i)(?:^|[,.:]?\s*)(?:quiz,\s*)?(?:is (?:this|that|it) )?(?:please )?"
+    r"(?:say |tell |state )?(?:whether )?"
     r"(?:(?:this|that|it) is )?\btrue\s*(?:or|/)\s*false\b[?:.,]?"
 )
 _VERDICT: Final = regex.compile(
@@ -88,20 +89,22 @@ class SourceReading:
 
 
 def options_of(prompt: str) -> tuple[str, dict[str, str]]:
-    """A prompt without its options, and its options by letter (capital); none if fewer than two stand there."""
+    """A prompt without its options, and the options by letter; none where fewer than two stand."""
     found = list(_OPTION.finditer(prompt))
     if len(found) < 2:
         return prompt, {}
     options = {m["letter"].upper(): m["text"].strip() for m in found}
     bare = "".join(
         prompt[a:b]
-        for a, b in zip([0, *(m.end() for m in found)], [*(m.start() for m in found), len(prompt)])
+        for a, b in zip(
+            [0, *(m.end() for m in found)], [*(m.start() for m in found), len(prompt)], strict=True
+        )
     )
     return bare.strip(), options
 
 
 def picked_letter(completion: str, options: dict[str, str]) -> str | None:
-    """The letter of the option that a completion picks: by letter, else by the option's text; None if none."""
+    """The letter of the option that a completion picks, by letter or else by text; None if none."""
     found = _LETTER_PICK.search(completion)
     if found is not None and found["letter"] in options:
         return found["letter"]
@@ -121,7 +124,7 @@ def verdict_of(text: str) -> bool | None:
 
 
 def rest_of_verdict(completion: str) -> str:
-    """What a completion adds behind its verdict: `False. Soup is liquid.` → `Soup is liquid.`"""
+    """What a completion adds behind its verdict: of `False. Soup is liquid.` the second sentence."""
     found = _VERDICT.search(completion)
     return completion if found is None else completion[found.end() :].lstrip(" .,:;!\n").strip()
 
@@ -199,7 +202,7 @@ def placed_of(source: SourceReading, topics: Collection[str]) -> Iterator[Placed
 
 
 def topics_of(source: SourceReading, names: Collection[str]) -> set[str]:
-    """The names of what a source is about: those it asks about, or that the sentences of a mere text name first.
+    """The names of what a source is about: those asked about, or those that a mere text names first.
 
     Args:
         source: The source.
@@ -246,7 +249,7 @@ def contexts(reading: Reading, topics: Collection[str]) -> Iterator[tuple[Fact, 
     subject: set[str] = set()
     sentence = -1
     carried: set[str] = set()
-    for number, (start, end, of) in enumerate(reading.clauses):
+    for number, (start, _, of) in enumerate(reading.clauses):
         if of != sentence:
             sentence, carried = of, set()
             if number and "\n" in reading.text[reading.clauses[number - 1][1] : start]:

@@ -27,8 +27,10 @@ class Span:
         start: Where it begins in the text that was measured (`measure` says which).
         end: Where it ends.
         text: The span.
-        kind: `number`, `name`, `code`, `unit`, `quoted`, `word`, `statement` (a sentence): not in the sources;
-            `binding`: there, but of something else; `polarity`: a negation too many or too few; `answer`: the wrong letter or verdict;
+        kind: `number`, `name`, `code`, `unit`, `quoted`, `word`, `statement` (a sentence): not in the
+            sources;
+            `binding`: there, but of something else; `polarity`: a negation too many or too few; `answer`: the
+                wrong letter or verdict;
             `repeated`: said before; `unasked`: not what the prompt asks.
     """
 
@@ -104,8 +106,9 @@ def _topics(sources: Sequence[SourceReading], output: Sequence[Reading]) -> froz
     """The names of what the sources are about.
 
     A capitalised word that begins a sentence is a name where any text has it as one, or where the output and
-    the sources have it and none in small letters. A name asked for beside another one in all its sources, where
-    the other is asked for elsewhere too, is part of a label: `English name of Libra`, `capital of Libra`.
+    the sources have it and none in small letters. A name asked for beside another one in all its sources,
+    where the other is asked for elsewhere too, is part of a label: `English name of Libra`, `capital of
+    Libra`.
     """
     texts = [*output, *(reading for source in sources for reading in (source.asked, source.told))]
     names = {f.key for reading in texts for f in reading.facts if f.kind == "name" and f.certain}
@@ -124,7 +127,7 @@ def _topics(sources: Sequence[SourceReading], output: Sequence[Reading]) -> froz
         for name in topics_of(source, names):
             asked.setdefault(name, set()).add(number)
     found = _widest(asked)
-    # names that share the sources out between them are topics beside what all sources name (`category Geography`)
+    # names that share the sources out between them are topics beside what all name (`category Geography`)
     parted = {name: mine for name, mine in asked.items() if len(mine) < len(sources)}
     if set().union(*parted.values()) == set(range(len(sources))):
         found |= _widest(parted)
@@ -160,8 +163,8 @@ def _common_nouns(sources: Sequence[SourceReading]) -> set[str]:
 def is_held(fact: Fact, pool: Pool) -> bool:
     """Whether the sources hold a fact.
 
-    A unit that no source uses is not compared, unless they give the number in another one: they may leave it to
-    the question what is counted.
+    A unit that no source uses is not compared, unless they give the number in another one: they may leave it
+    to the question what is counted.
     """
     if fact.kind == "quoted":
         return f" {fact.key} " in pool.keys
@@ -189,15 +192,15 @@ def misbound(readings: Sequence[Reading], pool: Pool, question: Collection[str] 
 
     Topics must agree: a fact that the sources tell of other topics than the output names there is misbound.
     Else each fact f is compared with the facts g of its kind, of the same topic where that is known, by the
-    words that stand with one of the two in the sources and not with the other. Where the words around f in the
-    output are rather g's, f stands in the wrong place (`period 14` of `group 14` and `period 4`), unless g
-    stands with its own words in the output. Words that no source uses say nothing, so other wording costs
+    words that stand with one of the two in the sources and not with the other. Where the words around f in
+    the output are rather g's, f stands in the wrong place (`period 14` of `group 14` and `period 4`), unless
+    g stands with its own words in the output. Words that no source uses say nothing, so other wording costs
     nothing. Topics are part of the context of what is said of them: see `_stands_between`.
     """
     around: dict[str, list[frozenset[str]]] = {}
     kinds: dict[str, bool] = {}
-    for key, kind, context in pool.placed:
-        around.setdefault(key, []).append(context)
+    for key, kind, held in pool.placed:
+        around.setdefault(key, []).append(held)
         kinds[key] = kind == "number"
     placed = [
         (number, fact, context | (set(question) - {fact.key} if number == len(readings) - 1 else set()))
@@ -205,28 +208,28 @@ def misbound(readings: Sequence[Reading], pool: Pool, question: Collection[str] 
         for fact, context in contexts(reading, pool.topics)
     ]
     here: dict[str, set[str]] = {}
-    for _, fact, context in placed:
-        here.setdefault(fact.key, set()).update(context)
+    for _, fact, words in placed:
+        here.setdefault(fact.key, set()).update(words)
     wrong: list[list[Fact]] = [[] for _ in readings]
-    for number, fact, context in placed:
+    for number, fact, words in placed:
         if fact.key not in around or not fact.certain:
             continue
         if fact.key in pool.topics:
-            if _stands_between(fact.key, context, around) or _is_own_value(fact, readings[number], pool.most):
+            if _stands_between(fact.key, words, around) or _is_own_value(fact, readings[number], pool.most):
                 wrong[number].append(fact)
             continue
-        subject = context & pool.topics
+        subject = words & pool.topics
         mine = around[fact.key]
-        with_subject = [words for words in mine if words & subject]
-        if subject and not with_subject and all(words & pool.topics for words in mine):
+        with_subject = [there for there in mine if there & subject]
+        if subject and not with_subject and all(there & pool.topics for there in mine):
             wrong[number].append(fact)
             continue
-        own = set().union(*(with_subject or mine))
+        own: set[str] = set().union(*(with_subject or mine))
         for key, others in around.items():
             if key == fact.key or kinds[key] != (fact.kind == "number") or key in pool.topics:
                 continue
-            theirs = set().union(*(words for words in others if not with_subject or words & subject))
-            if _stands_for(context, own, theirs, here.get(key)):
+            theirs = set().union(*(there for there in others if not with_subject or there & subject))
+            if _stands_for(words, own, theirs, here.get(key)):
                 wrong[number].append(fact)
                 break
     return wrong
@@ -245,15 +248,18 @@ def _stands_between(topic: str, context: set[str], around: Mapping[str, Sequence
 
 
 def _is_own_value(fact: Fact, reading: Reading, most: Mapping[str, int]) -> bool:
-    """Whether a topic is said of itself: `Morocco is part of Morocco`, as no source has it twice in a sentence.
+    """Whether a topic is said of itself (`Morocco is part of Morocco`) where no source has it twice.
 
     At the start of a clause it is the subject again: `Chad has … and Chad lies …`.
     """
     sentence = reading.clauses[fact.clause][2]
     before = [
-        f for f in reading.facts
-        if f.key == fact.key and f.kind == "name" and f.start < fact.start and reading.clauses[f.clause][2] == sentence
-    ]  # fmt: skip
+        f
+        for f in reading.facts
+        if (f.key, f.kind) == (fact.key, "name")
+        and f.start < fact.start
+        and reading.clauses[f.clause][2] == sentence
+    ]
     lead = reading.text[reading.clauses[fact.clause][0] : fact.start].split()
     return len(before) >= max(1, most.get(fact.key, 1)) and len(lead) > _LEAD
 
@@ -277,7 +283,7 @@ def _stands_for(context: set[str], own: set[str], theirs: set[str], there: set[s
 
 
 def unsupported_words(reading: Reading, pool: Pool) -> tuple[int, list[tuple[int, int]]]:
-    """How many content words an output has, and the places of those that no source holds, each time they stand."""
+    """How many content words an output has, and where those stand that no source holds."""
     names = {fact.start for fact in reading.facts if fact.kind in ("name", "code") and is_held(fact, pool)}
     missing = [
         (word.start, word.end)

@@ -37,7 +37,7 @@ def test_a_failed_rating_is_null_and_kept():
     assert result.rows["error"].to_pylist() == [None, "request_failed: x", None]
     assert result.rows["id"] == ROWS["id"] and result.rejected is None and result.rows_in == 3
     counts = {f"score_{i}": int(i in (0, 5)) for i in range(6)}
-    assert result.metrics == {"rated": 2, "failed": 1, **counts}
+    assert result.metrics == {"rated": 2, "unrated": 1, "unrated_request_failed": 1, **counts}
 
 
 def test_rating_again_replaces_the_columns():

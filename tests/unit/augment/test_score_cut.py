@@ -115,11 +115,12 @@ def test_all_rows_but_the_best_share_are_low(tmp_path):
         (3, ["r4"]),
         ("top 25%", ["r0", "r1", "r4"]),
     ):
-        config = ClusterConfig(low_below=low_below)
+        config = ClusterConfig(low_below=low_below, min_content_similarity=0)
         cut, _, _ = find_cut(full, low_below)
-        rows, (groups, left_out) = load_block(full, embed, full.parts(), config, cut)
+        rows, (groups, left_out), counts = load_block(full, embed, full.parts(), config, cut)
         assert rows["id"].to_pylist() == expected
         assert groups.total() == len(expected)
+        assert counts is None
         assert left_out == {"unrated": 1, "high": 4 - len(expected)}
 
 

@@ -1,4 +1,4 @@
-"""The statistics of the GRPO gain, and the config that turns the quality reward's sign."""
+"""The statistics of the GRPO gain, and the configs that GRPO is run again with."""
 
 from __future__ import annotations
 
@@ -34,3 +34,15 @@ def test_the_sign_of_every_quality_weight_is_turned_and_nothing_else(grpo_gain):
         assert turned.task_weights[task] == weights.model_copy(update={"quality": -weights.quality})
     kept = {"weights", "task_weights"}
     assert turned.model_dump(exclude=kept) == plain.model_dump(exclude=kept)
+
+
+def test_faithfulness_loses_its_weight_in_every_set_and_nothing_else_changes(grpo_gain):
+    sets = 'rewards.task_weights={"mcq": {"quality": 1, "alignment": 0, "format": 0, "faithfulness": 2}}'
+    plain = load_config(CONFIG, [sets]).rewards
+    overrides = grpo_gain.without_faithfulness(argparse.Namespace(config=CONFIG, set=[sets]))
+    without = load_config(CONFIG, [sets, *overrides]).rewards
+    assert plain.weights.faithfulness > 0
+    assert without.weights == plain.weights.model_copy(update={"faithfulness": 0.0})
+    assert without.task_weights["mcq"].model_dump() == {
+        "quality": 1, "alignment": 0, "format": 0, "faithfulness": 0
+    }  # fmt: skip

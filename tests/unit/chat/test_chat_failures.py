@@ -99,7 +99,7 @@ def test_a_setting_that_the_server_refuses_stops_the_run():
     refusal = Answer("Unsupported parameter: max_tokens", 400)
     with serving(lambda _: refusal) as server, pytest.raises(InputError, match="Unsupported parameter"):
         server.judge().rate([("p", str(n)) for n in range(300)])
-    assert 100 <= len(server.seen) < 120
+    assert 100 <= len(server.seen) < 150  # a field left out, up to 16 requests under way are sent again
 
 
 @pytest.mark.parametrize("status", [400, 403, 413, 422])

@@ -99,7 +99,7 @@ def marks_in(content):
 
 REPEATED = {
     "in prose": lambda text: f"The row says: {text}",
-    "as a name": lambda text: json.dumps(json.loads(GOOD) | {text: 1}),
+    "as a name": lambda text: json.dumps({"rarity": 3, text: 1}),
 }
 
 
@@ -128,15 +128,13 @@ INVALID = {
     "zero": reply_with(overall=0),
     "eleven": reply_with(rarity=11),
     "half": reply_with(overall=8.5),
-    "float": GOOD.replace("8", "8.0"),
-    "text": reply_with(overall="8"),
+    "text": reply_with(overall="eight"),
     "true": reply_with(overall=True),
     "null": reply_with(overall=None),
     "missing": '{"overall": 8}',
-    "more": reply_with(note="fine"),
-    "list": f"[{GOOD}]",
+    "list": f"[{GOOD}, {reply_with(overall=2)}]",
     "cut": GOOD[:-3],
-    "two": GOOD + GOOD,
+    "two": GOOD + reply_with(overall=2),
     "nothing": "",
     "nan": GOOD.replace("8", "NaN"),
 }

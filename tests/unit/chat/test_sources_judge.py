@@ -74,7 +74,7 @@ def test_a_row_is_asked_about_once_for_the_same_sources_and_anew_for_others(tmp_
         assert len(server.seen) == 3
         make_judge(server.config(), stage).rate([ROW], [[*SOURCES, "One more."]])
         make_judge(server.config(), stage).rate([ROW])
-    assert len(server.seen) == 6  # other sources; and without sources, a reply of the wrong form, asked twice
+    assert len(server.seen) == 5  # other sources; and without sources
 
 
 @pytest.mark.parametrize(
@@ -83,12 +83,12 @@ def test_a_row_is_asked_about_once_for_the_same_sources_and_anew_for_others(tmp_
         GOOD,
         reply_with(faithfulness=0),
         reply_with(faithfulness=11),
-        reply_with(faithfulness="8"),
+        reply_with(faithfulness="high"),
         reply_with(unsupported="in 1890"),
         reply_with(unsupported=[1]),
         reply_with(unsupported=None),
         reply_with(unsupported=["x"] * (MOST_QUOTES + 1)),
-        reply_with(note="fine"),
+        reply_with(faithfulness=7.5),
         SHOWN[:-3],
     ],
 )

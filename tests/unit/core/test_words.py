@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -73,7 +74,7 @@ def test_width_and_ligatures_are_folded():
 @given(st.text(max_size=200))
 def test_tokens_lie_in_the_text_in_order_and_never_overlap(text: str):
     listed = list(tokens(text))
-    assert all(a.end <= b.start for a, b in zip(listed, listed[1:], strict=False))
+    assert all(a.end <= b.start for a, b in pairwise(listed))
     assert all(
         0 <= t.start < t.end <= len(text) and comparable(text[t.start : t.end]) == t.key for t in listed
     )

@@ -17,7 +17,7 @@ from lm_mixup.core.claims import Claim
 from lm_mixup.core.draws import split_of
 from lm_mixup.core.schemas import compress_score
 from lm_mixup.demo.entities import capitalized
-from lm_mixup.demo.fact_check import named_entities, truth
+from lm_mixup.demo.fact_check import answer_is_true, named_entities, truth
 from lm_mixup.demo.facts import entities_by_name, load_entities
 from lm_mixup.demo.pool import demo_pool
 from lm_mixup.demo.sentence_templates import HELD_OUT, SEEN
@@ -269,6 +269,19 @@ def test_truth_of_a_denied_statement():
     assert truth(false, entity("France")).holds
     assert not truth(false.replace("False", "True"), entity("France")).holds
     assert not truth("France has the capital Paris.\nAnswer: False", entity("France")).holds
+
+
+@pytest.mark.parametrize(
+    ("statement", "verdict", "is_true"),
+    [
+        ("As for Mozambique, it has the capital Ankara. As for Mongolia, it lies in Asia.", "False", True),
+        ("As for Mozambique, it has the capital Ankara. As for Mongolia, it lies in Asia.", "True", False),
+        ("As for Mozambique, it has the capital Maputo. As for Mongolia, it lies in Asia.", "False", False),
+        ("As for Mozambique, it has the capital Maputo. As for Mongolia, it lies in Asia.", "True", True),
+    ],
+)
+def test_one_wrong_claim_makes_a_statement_on_two_entities_false(statement, verdict, is_true):
+    assert answer_is_true(f"{statement}\nAnswer: {verdict}") is is_true
 
 
 def test_truth_of_a_multiple_choice_question_is_its_pick():

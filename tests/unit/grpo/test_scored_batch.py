@@ -189,3 +189,12 @@ def test_refills_are_other_draws_the_same_ones_each_time():
     assert drawn == refill_prompts(range(50), 3, 1, 5, seed=0) and len(set(drawn)) == 5
     assert drawn != refill_prompts(range(50), 3, 2, 5, seed=0) != refill_prompts(range(50), 4, 2, 5, seed=0)
     assert sorted(refill_prompts(range(3), 1, 1, 9, seed=0)) == [0, 1, 2]
+
+
+def test_what_is_logged_is_the_weighted_sum_under_any_composition():
+    total = np.array([-0.5, 0.5])
+    weighted = np.array([0.2, 0.6])
+    scores = RewardScores(total, dict.fromkeys(WEIGHTS.weights.model_dump(), weighted), weighted)
+    batch = make_batch([group("a")], scores, WEIGHTS, CONFIG)
+    assert rollout_metrics(batch, [], 1)["reward"] == pytest.approx(0.4)
+    assert RewardScores(total).reported is total

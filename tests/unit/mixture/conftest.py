@@ -9,8 +9,7 @@ from lm_mixup.chat.judge import make_judge
 from lm_mixup.config import DataConfig, RateConfig
 from lm_mixup.core.run_dir import RunDir
 from lm_mixup.mixture.assemble import mixture_part
-from lm_mixup.mixture.degrade import degrade_part
-from lm_mixup.mixture.generate import generate_part
+from lm_mixup.mixture.offline_writer import write_samples, write_variants
 from lm_mixup.mixture.passages import passages
 
 
@@ -23,14 +22,14 @@ def listed(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def generated(listed):
-    return generate_part(
+    return write_samples(
         listed, range(len(listed)), 0, make_judge(RateConfig(relevance=False)), build(), seed=0
     )
 
 
 @pytest.fixture(scope="session")
 def degraded(generated):
-    return degrade_part(generated.rows, make_judge(RateConfig(relevance=False)), build(), seed=0)
+    return write_variants(generated.rows, make_judge(RateConfig(relevance=False)), build(), seed=0)
 
 
 @pytest.fixture(scope="session")

@@ -17,8 +17,8 @@ from lm_mixup.core.task_types import LETTERS, parse_answer
 from lm_mixup.demo.fact_check import truth
 from lm_mixup.demo.facts import entities_by_name
 from lm_mixup.mixture.assemble import bundles_of
-from lm_mixup.mixture.degrade import degrade_part
-from lm_mixup.mixture.generate import generate_part, plan
+from lm_mixup.mixture.generate import plan
+from lm_mixup.mixture.offline_writer import write_samples, write_variants
 from lm_mixup.mixture.variant_plan import slots
 
 # generate
@@ -55,20 +55,20 @@ def test_samples_are_kept_by_score_and_none_is_lost(generated):
 
 def test_samples_do_not_depend_on_the_parts(listed, generated):
     about = list(range(100, 160))
-    alone = generate_part(listed, about, 100, make_judge(RateConfig(relevance=False)), build(), seed=0)
+    alone = write_samples(listed, about, 100, make_judge(RateConfig(relevance=False)), build(), seed=0)
     ids = set(alone.rows["id"].to_pylist())
     assert len(ids) > 40
     assert ids <= set(generated.rows["id"].to_pylist())
 
 
 def test_another_seed_writes_other_samples(listed, generated):
-    other = generate_part(listed, range(60), 0, make_judge(RateConfig(relevance=False)), build(), seed=1)
+    other = write_samples(listed, range(60), 0, make_judge(RateConfig(relevance=False)), build(), seed=1)
     assert not set(other.rows["answer"].to_pylist()) & set(generated.rows["answer"].to_pylist())
 
 
 def test_the_task_mix_is_kept(listed):
     config = build(task_mix={"qa": 3, "tfq": 1})
-    kinds = generate_part(listed, [0, 150] * 100, 0, FixedJudge(Rating(9, 9, 9, 9)), config, 0).rows[
+    kinds = write_samples(listed, [0, 150] * 100, 0, FixedJudge(Rating(9, 9, 9, 9)), config, 0).rows[
         "task_type"
     ]
     counts = Counter(kinds.to_pylist())
@@ -77,14 +77,14 @@ def test_the_task_mix_is_kept(listed):
 
 
 def test_a_sample_is_written_once(listed):
-    part = generate_part(listed, [5] * 400, 0, FixedJudge(Rating(9, 9, 9, 9)), build(), seed=0)
+    part = write_samples(listed, [5] * 400, 0, FixedJudge(Rating(9, 9, 9, 9)), build(), seed=0)
     answers = part.rows["answer"].to_pylist()
     assert len(answers) == len(set(answers))
     assert part.rows_in == 400 == part.rows.num_rows + part.rejected.num_rows
 
 
 def test_unrated_samples_are_rejected_with_nulls(listed):
-    part = generate_part(
+    part = write_samples(
         listed, range(5), 0, FixedJudge(RatingFailure("request_failed: 500")), build(), seed=0
     )
     assert part.rows.num_rows == 0
@@ -125,7 +125,7 @@ def test_sizes_and_faults_are_those_of_the_config(generated):
 @pytest.mark.parametrize("least", [2, 3, 6])
 def test_options_are_dealt_out_to_two_inputs_that_show_all_together(generated, least):
     config = build(min_inputs=least, max_inputs=least, fault_mix={"incomplete": 1, "options": 1e6})
-    part = degrade_part(generated.rows, FixedJudge(Rating(4, 4, 4, 4)), config, seed=0)
+    part = write_variants(generated.rows, FixedJudge(Rating(4, 4, 4, 4)), config, seed=0)
     by_target = {}
     for row in part.rows.to_pylist():
         by_target.setdefault(row["target_id"], []).append(row)
@@ -178,13 +178,13 @@ def test_variants_are_poor_pool_rows(degraded):
 
 def test_variants_that_never_come_out_poor_are_rejected(generated):
     few = generated.rows.slice(0, 10)
-    part = degrade_part(few, FixedJudge(Rating(9, 9, 9, 9)), build(), seed=0)
+    part = write_variants(few, FixedJudge(Rating(9, 9, 9, 9)), build(), seed=0)
     assert part.rows.num_rows == 0
     assert part.rejected.num_rows == part.rows_in > 0
     assert set(part.rejected["reason"].to_pylist()) == {"score_not_below_4"}
 
 
 def test_unrated_variants_are_rejected(generated):
-    part = degrade_part(generated.rows.slice(0, 3), FixedJudge(RatingFailure("no")), build(), seed=0)
+    part = write_variants(generated.rows.slice(0, 3), FixedJudge(RatingFailure("no")), build(), seed=0)
     assert set(part.rejected["reason"].to_pylist()) == {"unrated"}
     assert part.rejected["score"].null_count == part.rejected.num_rows == part.rows_in

@@ -77,9 +77,24 @@ def folder(tmp_path):
 def read(folder, tmp_path, rows_per_part=2048, name="run", **build):
     out = RunDir(tmp_path / name).stage("mixture")
     outcome = published(
-        out, BuildConfig(mixture=str(folder), **build), DataConfig(rows_per_part=rows_per_part)
+        out,
+        BuildConfig(mixture=str(folder), **{"dev_fraction": 0.0, **build}),
+        DataConfig(rows_per_part=rows_per_part),
     )
     return out, outcome
+
+
+def test_a_part_of_the_sft_targets_is_held_for_dev_whatever_the_parts(folder, tmp_path):
+    out, _ = read(folder, tmp_path, dev_fraction=0.3)
+    again, _ = read(folder, tmp_path, rows_per_part=7, name="again", dev_fraction=0.3)
+    rows, none = out.read().to_pylist(), read(folder, tmp_path, name="none")[0].read().to_pylist()
+    assert {r["id"]: r["split"] for r in rows} == {r["id"]: r["split"] for r in again.read().to_pylist()}
+    assert {r["id"] for r in rows} == {r["id"] for r in none}
+    moved = {r["id"] for r in rows if r["split"] == "dev"}
+    assert 0.1 < len(moved) / sum(r["split"] == "sft" for r in none) < 0.5
+    assert {r["split"] for r in none if r["id"] in moved} == {"sft"}
+    targets = {split: {r["output"] for r in rows if r["split"] == split} for split in ("sft", "dev")}
+    assert not targets["sft"] & targets["dev"]
 
 
 def test_every_row_becomes_a_mixture_row_of_its_split(folder, tmp_path):
@@ -188,7 +203,7 @@ def test_a_resumed_read_ends_as_one_that_was_not_stopped(folder, tmp_path):
     first = whole.parts()[:3]
     for number, (relative, receipt) in enumerate(zip(first, sorted(whole.receipts().items()), strict=False)):
         out.write_part(number, whole.read_part(relative), None, receipt[1])
-    published(out, BuildConfig(mixture=str(folder)), DataConfig(rows_per_part=20))
+    published(out, BuildConfig(mixture=str(folder), dev_fraction=0.0), DataConfig(rows_per_part=20))
     assert out.read().equals(whole.read())
 
 

@@ -105,7 +105,7 @@ def test_vague_inputs_need_no_covering():
     assert qa(GOOD, sources=vague).score == 1
 
 
-@pytest.mark.parametrize("order", permutations(range(3)))
+@pytest.mark.parametrize("order", list(permutations(range(3))))
 def test_the_order_of_the_inputs_does_not_matter(order: tuple[int, ...]):
     for answer in (GOOD, GOOD.replace("67", "68"), "The capital of France is Paris."):
         assert qa(answer, sources=tuple(FRANCE[at] for at in order)) == qa(answer)
@@ -180,7 +180,10 @@ EURO = (
     Source("Vatican City: currency\nA) euro\nB) dinar\nC) dollar\nD) rand", "A) euro"),
     Source("Vatican City is part of Europe?\nA) yes\nB) no\nC) maybe\nD) both", "A) yes."),
 )
-MCQ = "Vatican City is part of Europe. Which currency does Vatican City have?\nA) dinar\nB) euro\nC) rand\nD) dollar"
+MCQ = (
+    "Vatican City is part of Europe. Which currency does Vatican City have?\n"
+    "A) dinar\nB) euro\nC) rand\nD) dollar"
+)
 
 
 def test_the_letter_has_to_point_to_the_option_that_the_inputs_pick():
@@ -188,6 +191,14 @@ def test_the_letter_has_to_point_to_the_option_that_the_inputs_pick():
     for wrong in ("A) dinar", "C) rand", "D) dollar"):
         found = measure(MCQ, wrong, EURO, "mcq")
         assert found.score <= 0.1 and "answer" in kinds(found)
+
+
+def test_a_miscopied_pick_among_the_inputs_options_is_wrong():
+    asked = "What is the currency of Vanuatu?\nA) Georgian lari\nB) Yemeni rial\nC) Vanuatu vatu\nD) euro"
+    sources = (Source(asked, "C) Vanuatu vatu"), Source("Vanuatu is governed from Port Vila?", "yes"))
+    assert measure(asked, "C) Vanuatu vatu", sources, "mcq").fidelity == 1
+    cut = asked.replace("Vanuatu vatu", "Vanuatu")
+    assert measure(cut, "C) Vanuatu", sources, "mcq").fidelity <= 0.1
 
 
 def test_options_may_be_invented_but_not_the_chosen_one():
@@ -228,7 +239,8 @@ def test_numbered_parts_are_measured_against_their_own_inputs():
         Source("Which planet is red?\nA) Mars\nB) Venus\nC) Earth\nD) Pluto", "A) Mars"),
         Source("Calculate 5 + 4", "5 + 4 = 9"),
     )
-    question = "1. True or false? Soup is a solid.\n2. Which planet is red?\nA) Mars\nB) Venus\nC) Earth\nD) Pluto\n3. Calculate 5 + 4"
+    options = "A) Mars\nB) Venus\nC) Earth\nD) Pluto"
+    question = f"1. True or false? Soup is a solid.\n2. Which planet is red?\n{options}\n3. Calculate 5 + 4"
     answer = "1. False. Soup is mainly liquid.\n2. A) Mars\n3. 5 + 4 = 9"
     assert qa(answer, question, sources).score > 0.95
     for old, new in (("False", "True"), ("A) Mars", "B) Venus"), ("= 9", "= 8")):

@@ -214,7 +214,7 @@ def test_a_part_reads_the_passages_it_is_about_and_no_other(tmp_path):
     config = build(passages=str(source), passage_min_words=1, samples=7)
     passages(out, config, DataConfig(rows_per_part=6), seed=0)
     sizes = [receipt.rows_out for _, receipt in sorted(out.receipts().items())]
-    chosen = [_chosen(out, sizes, config, item) for item in plan(50, 7, 3)]
+    chosen = [_chosen(out, sizes, 7, item) for item in plan(50, 7, 3)]
     ids = [rows[place]["id"] for rows, about in chosen for place in about]
     assert ids == [str(n * 50 // 7) for n in range(7)]
     assert sum(len(rows) for rows, _ in chosen) == 7
