@@ -59,15 +59,17 @@ class LocalModel:
         for first in range(0, len(requests), _BATCH):
             batch = requests[first : first + _BATCH]
             replies = self._complete_batch(batch, schema)
+            fault, last = "", ""
             for request, reply in zip(batch, replies, strict=True):
                 if isinstance(reply, Reply):
+                    last = reply.text
                     fault = problem(request, reply.text)
                     if not fault or not request.attempt:  # second replies follow on invalid ones alone
                         self._invalid = self._invalid + 1 if fault else 0
             if self._invalid >= MOST_INVALID:
                 raise InputError(
                     f"{self._section}.model {self._config.model}: the last {self._invalid} replies are not "
-                    f"what was asked for ({fault}), the last one {reply.text[:100]!r}; choose another"
+                    f"what was asked for ({fault}), the last one {last[:100]!r}; choose another"
                 )
             results += replies
         return results

@@ -61,6 +61,11 @@ def deaths() -> tuple[type[Exception], ...]:
     return RayActorError, OutOfMemoryError, NodeDiedError
 
 
+def deaths_and_hangs() -> tuple[type[Exception], ...]:
+    """`deaths`, and the timeout of an actor that hangs: it is as good as dead, and is replaced likewise."""
+    return (*deaths(), TimeoutError)
+
+
 def failed_to_start(error: Exception) -> bool:
     """Whether an actor failed in its constructor: a new one would fail again."""
     return bool(getattr(error, "actor_init_failed", False))

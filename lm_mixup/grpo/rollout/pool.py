@@ -10,7 +10,7 @@ import numpy as np
 
 from lm_mixup.config import GrpoConfig, ModelConfig
 from lm_mixup.core.progress import say
-from lm_mixup.distributed.ray_wait import Incidents, deaths, failed_to_start, lost, wait_for
+from lm_mixup.distributed.ray_wait import Incidents, deaths, deaths_and_hangs, failed_to_start, lost, wait_for
 from lm_mixup.grpo.rollout.actor import RolloutActor
 from lm_mixup.grpo.types import Group, Prompt
 from lm_mixup.grpo.weights.transport import DeviceWeights, StoredWeights, kill_actors
@@ -143,7 +143,7 @@ class RolloutPool:
         for index, calls in enumerate(started):
             try:
                 results.append(self._wait(index, calls, what)[-1])
-            except (*deaths(), TimeoutError) as error:  # one that hangs is as good as dead
+            except deaths_and_hangs() as error:  # one that hangs is as good as dead
                 results.append(self._replace(index, error))
         return results
 
@@ -201,7 +201,7 @@ class RolloutPool:
             try:
                 calls = self._load(self.actors[index], weights)
                 state: EngineState = self._wait(index, calls, "load weights")[-1]
-            except (*deaths(), TimeoutError) as again:
+            except deaths_and_hangs() as again:
                 error = again
                 continue
             self._check(index, state)
@@ -282,7 +282,7 @@ class RolloutPool:
             (groups,) = wait_for(
                 [call.groups], f"rollout actor {call.index} to generate", self._config.timeout_s
             )
-        except (*deaths(), TimeoutError) as error:  # one that hangs is as good as dead
+        except deaths_and_hangs() as error:  # one that hangs is as good as dead
             if self.actors[call.index] is call.actor:  # replace it once, not once per call
                 self._replace(call.index, error)
             return {}
