@@ -94,8 +94,10 @@ def cluster(
 def _load(
     curated: StageDir, embed: StageDir, config: ClusterConfig
 ) -> tuple[list[Any], Counter[str], Counter[str], Any]:
-    """Blocks of poor rows in the object store, their number by group, the rows left out by reason, and a
-    reference to the weights of words, float32 [BUCKETS], or None where content is not compared."""
+    """Blocks of poor rows in the object store, their number by group, those left out by reason, weights.
+
+    The weights of words are a reference to float32 [BUCKETS], or None where content is not compared.
+    """
     import ray
 
     cut, high, rated = find_cut(curated, config.low_below)

@@ -83,6 +83,11 @@ class IngestConfig(Section):
         default_factory=dict,
         description="Our column → the pool's, e.g. {prompt: question}; recognised if empty.",
     )
+    turns: Literal["first", "last", "all", "reject"] = Field(
+        "last",
+        description="Which answer of a conversation is the row, what was said before being its prompt: the "
+        "first, the last, each (a row for each), or none (conversations are refused as `multi_turn`).",
+    )
     split_mib: float = Field(
         8.0, gt=0, description="JSONL files are read in pieces of this size, a piece a part."
     )
@@ -160,8 +165,8 @@ class ClusterConfig(Section):
         0.2,
         ge=0,
         le=1,
-        description="Least cosine of two rows' rare words, so that a cluster has a subject and not a form alone; "
-        "0: not compared.",
+        description="Least cosine of two rows' rare words, so that a cluster has a subject and not a form "
+        "alone; 0: not compared.",
     )
     low_below: ScoreCutSetting = Field(
         4, description='Rows with a curated score below this are clustered; or "top 10%": all rows but those.'
@@ -207,8 +212,8 @@ class RateDistilledConfig(Section):
         0.8,
         ge=0,
         le=1,
-        description="Of a row that asks in numbered parts, each of which must have its answer: least share of a "
-        "source's question that its part keeps, since one without its text cannot be answered; 0: not checked.",
+        description="Of a row that asks in numbered parts, each of which must have its answer: least share "
+        "of a source's question that its part keeps; without its text it cannot be answered. 0: not checked.",
     )
 
 

@@ -1,12 +1,12 @@
 """Similarity of what rows are about, computed from their words: which rows have a common subject to merge.
 
-The embedding of a short row says much of its form ("Name three …", "Rewrite the sentence: …"). Two rows of one
-form and two subjects are near each other, and their only merge is a row that asks two questions. Rare words say
-what a row is about, and they need no second model.
+The embedding of a short row says much of its form ("Name three …", "Rewrite the sentence: …"). Two rows of
+one form and two subjects are near each other, and their only merge is a row that asks two questions. Rare
+words say what a row is about, and they need no second model.
 
-A row is a bag of hashed words. A word weighs by its inverse document frequency among the rows to be clustered,
-counted from the same hashes; words of the prompt weigh double, since they name the subject. Both passes hold
-numbers only: 1 MB of counts for each block of parts, and the words of a row beside its vector.
+A row is a bag of hashed words. A word weighs by its inverse document frequency among the rows to be
+clustered, counted from the same hashes; words of the prompt weigh double, since they name the subject. Both
+passes hold numbers only: 1 MB of counts for each block of parts, and the words of a row beside its vector.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ import pyarrow as pa
 from lm_mixup.core.words import words
 
 BUCKETS = 1 << 18
-"""Words are counted by hash: two rows share a bucket by chance about once in a hundred pairs."""
+"""Words are counted by hash: two rows of 40 words each share one by chance once in 160 pairs."""
 
 CONTENT = pa.list_(pa.int32())
 """A row's words, ascending: twice the bucket, plus 1 where the prompt holds the word."""
 
-# Words in more of the rows than this say nothing of the subject: "the", but also "sentence" in a pool of exercises.
+# Words in more of the rows than this say nothing of the subject: "the", but also "sentence" in a pool of
+# exercises.
 _COMMON = 1 / 8
 _PROMPT_WEIGHT = 2.0
 _MOST_WORDS = 256  # a row's first ones: what a long text is about stands in its beginning
@@ -63,12 +64,12 @@ def document_frequencies(content: pa.ChunkedArray | pa.Array) -> np.ndarray:
 
 
 def word_weights(frequencies: np.ndarray, rows: int) -> np.ndarray:
-    """float32 [BUCKETS]: ln(common rows / rows with the word), where an eighth of the rows is common; at least 0."""
+    """float32 [BUCKETS]: ln(an eighth of the rows / rows with the word), at least 0."""
     return np.log(np.maximum(rows * _COMMON / (1.0 + frequencies), 1.0)).astype(np.float32)
 
 
 def content_similarity(content: pa.ChunkedArray | pa.Array, weights: np.ndarray) -> np.ndarray:
-    """float32 [n, n]: the cosine of the weighted words of every two rows; 0 for a row of common words alone."""
+    """float32 [n, n]: the cosine of the weighted words of every two rows; 0 for one of common words alone."""
     from scipy.sparse import csr_matrix
 
     column = content.combine_chunks() if isinstance(content, pa.ChunkedArray) else content

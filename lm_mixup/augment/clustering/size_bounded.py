@@ -18,8 +18,9 @@ from lm_mixup.augment.clustering.linkage import bounded_linkage
 from lm_mixup.augment.clustering.refine import refine
 
 REASONS = ("no_kin", "kin_in_form_only", "cluster_too_small")
-"""Why a row is in the residual: no other row of the cell is as similar as the floor asks; of those that are none has
-a common subject with it; there is kin, but no cluster of the least size that keeps the floor, with room."""
+"""Why a row is in the residual: no other row of the cell is as similar as the floor asks; of those that are
+none has a common subject with it; there is kin, but no cluster of the least size that keeps the floor, with
+room."""
 
 # Target size, as a position between the bounds. Larger targets mix neighbouring topics.
 _AIM = 2 / 3
@@ -41,8 +42,8 @@ def bounded_clusters(vectors: np.ndarray, bounds: Bounds, mergeable: np.ndarray 
 
     Args:
         vectors: float32 [n, d], of length 1. The order counts (it breaks ties): sort by id first.
-        mergeable: bool [n, n], symmetric: which two rows have a common subject; default: all. Of two that have
-            none the similarity counts as −1, so that they share a cluster only where most of its rows bind them.
+        mergeable: bool [n, n], symmetric: which two rows have a common subject; default: all. Of two that
+            have none the similarity counts as −1: they share a cluster only where most of its rows bind them.
 
     Returns:
         int64 [n]: cluster numbers 0, 1, …, or −1 for the residual.

@@ -87,8 +87,8 @@ def _terms(reading: Reading) -> set[str]:
 def answers_each_part(prompt: str, completion: str) -> bool:
     """Whether a prompt in numbered parts, 2 or more, has an answer of as many; true for any other prompt.
 
-    An answer that itself holds a numbered list fails: nothing says which number begins a part, and a model that
-    numbers both loses its place there, drops items or tells them twice.
+    An answer that itself holds a numbered list fails: nothing says which number begins a part, and a model
+    that numbers both loses its place there, drops items or tells them twice.
     """
     asked = len(_numbered(prompt))
     return asked < 2 or len(_numbered(completion)) == asked
@@ -97,8 +97,8 @@ def answers_each_part(prompt: str, completion: str) -> bool:
 def parts_keep_their_text(prompt: str, sources: Sequence[tuple[str, str]], least: float) -> bool:
     """Whether each numbered part of a prompt still has the words of the question it was made of.
 
-    A part that says "Given some ingredients, generate a recipe." and leaves out the ingredients cannot be answered.
-    The question of a part is that of the source which shares the most words with it.
+    A part that says "Given some ingredients, generate a recipe." and leaves out the ingredients cannot be
+    answered. The question of a part is that of the source which shares the most words with it.
 
     Args:
         prompt: The prompt; one that is not in numbered parts passes.

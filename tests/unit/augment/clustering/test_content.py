@@ -73,7 +73,7 @@ def test_a_row_that_says_nothing_is_like_no_other(text):
 
 
 def test_rows_of_one_form_and_two_subjects_share_no_cluster():
-    """Four rows as near as can be by their embeddings: two subjects, and one row that is alone with its own."""
+    """Five rows as near as can be by their embeddings: two subjects, and a row alone with its own."""
     vectors = np.tile(np.array([[1.0, 0.0]], np.float32), (5, 1))
     subjects = np.array([0, 1, 0, 1, 2])
     mergeable = subjects[:, None] == subjects
