@@ -210,6 +210,35 @@ def config(
 
 
 @app.command()
+def doctor(
+    config: Annotated[Path, typer.Argument(help="YAML file or packaged recipe.")] = Path("quickstart"),
+    run_dir: RunDirOption = _RUN_DIR,
+    set_: SetOption = None,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Examine every node of the Ray cluster in RAY_ADDRESS.")
+    ] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Say what a machine, or a cluster, lacks for a run, and what to do; exit status 1 if anything does."""
+    with _Errors(None):
+        from lm_mixup.config.load import load_config
+        from lm_mixup.core.run_dir import RunDir
+        from lm_mixup.doctor import examine
+
+        checks = []
+        for check in examine(load_config(config, set_ or ()), RunDir(run_dir), cluster=cluster):
+            checks.append(check)
+            if not json_:
+                where = f" [{check.node}]" if check.node else ""
+                typer.echo(f"{'ok    ' if check.ok else 'FAILED'} {check.name}{where}: {check.detail}")
+        ok = all(check.ok for check in checks)
+        if json_:
+            _print_json({"ok": ok, "checks": [asdict(check) for check in checks]})
+    if not ok:
+        raise typer.Exit(1)
+
+
+@app.command()
 def init(
     file: Annotated[Path, typer.Argument(help="The config to write.")] = Path("lm-mixup.yaml"),
     recipe: Annotated[

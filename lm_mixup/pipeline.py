@@ -23,6 +23,7 @@ from lm_mixup.core.lease import hold_lease
 from lm_mixup.core.progress import say
 from lm_mixup.core.redact import redact
 from lm_mixup.core.run_dir import Manifest, RunDir, fingerprint, summarise
+from lm_mixup.distributed.run_dir_probe import check_run_dir, refuse_relative
 from lm_mixup.stages import GROUPS, STAGES, Stage, open_inputs, required_inputs, stages_of
 
 _PACKAGES = (
@@ -78,6 +79,7 @@ def run_verb(verb: str, config: Config, run: RunDir, options: Options) -> dict[s
         LeaseLost: Another run has taken the directory over.
     """
     stages = chosen_stages(verb, config, options)
+    refuse_relative(run, config.ray)
     _check_inputs(stages, config, run)
     _tell_unused(config)
     results: dict[str, StageResult] = {}
@@ -149,6 +151,7 @@ def run_stage(stage: Stage, config: Config, run: RunDir, *, fresh: bool = False)
     if manifest is not None and manifest.fingerprint == digest and not fresh:
         return StageResult(manifest, skipped=True)
     _start_ray(config)
+    check_run_dir(run)
     say(f"[bold]{stage.name}[/]")
     if kept := out.begin(digest, fresh=fresh):
         say(f"  what {stage.name} trained under other settings is kept for their return: {run.uri}/{kept}")

@@ -33,7 +33,9 @@ from lm_mixup.augment.dedup.exact import (
 )
 from lm_mixup.augment.dedup.fuzzy_pass import Match, find_matches
 from lm_mixup.augment.reading.files import Unit, list_units, read_unit
-from lm_mixup.augment.reading.rows import PoolRow, Reason, Refused, line_limit, raw_text, read_item
+from lm_mixup.augment.reading.pairs import split_turns
+from lm_mixup.augment.reading.reasons import Reason, Refused
+from lm_mixup.augment.reading.rows import PoolRow, line_limit, parse_line, raw_text, read_item
 from lm_mixup.config import DataConfig, IngestConfig
 from lm_mixup.core.errors import InputError
 from lm_mixup.core.progress import track
@@ -44,6 +46,7 @@ from lm_mixup.distributed.ray_tasks import in_blocks
 
 REJECTED = pa.schema([(name, pa.string()) for name in ("reason", "where", "id", "match", "raw")])
 _WORLD = "world"
+_NAME_CHARS, _NAMES_KEPT = 60, 20  # of columns that are not read: a pool may have one for each row
 _BYTES_PER_BUCKET = 1 << 31
 
 
@@ -151,12 +154,25 @@ class Reader:
             from lm_mixup.demo import demo_pool
 
             return list(demo_pool(self._config.world_rows, self._seed))
-        return read_unit(unit, line_limit(self._config.max_chars))
+        raws = read_unit(unit, line_limit(self._config.max_chars))
+        if self._config.turns != "all":
+            return raws
+        return [item for raw in raws for item in self._exchanges(raw)]
+
+    def _exchanges(self, raw: Any) -> list[Any]:
+        """An item for each exchange of a conversation; the item itself where it has one."""
+        try:
+            record = parse_line(raw) if isinstance(raw, bytes) else raw
+        except Refused:
+            return [raw]
+        parts = split_turns(record, self._config.columns)
+        return [raw] if len(parts) == 1 else parts
 
     def row(self, raw: Any, unit: Unit) -> PoolRow | Reason:
         """An item's row, or why it is none."""
         try:
-            return read_item(raw, self._config.columns, unit.source, self._config.max_chars)
+            config = self._config
+            return read_item(raw, config.columns, unit.source, config.max_chars, config.turns)
         except Refused as refusal:
             return refusal.reason
 
@@ -292,6 +308,7 @@ def read_block(block: Block, raws: Sequence[Any], reader: Reader) -> PartResult:
     matches = {match.row: match for match in block.matches}
     rows: list[dict[str, str]] = []
     rejected: list[dict[str, str | None]] = []
+    unread: Counter[str] = Counter()
     for number, raw in enumerate(raws):
         row = reader.row(raw, block.unit)
         reason = row if isinstance(row, str) else None
@@ -303,6 +320,7 @@ def read_block(block: Block, raws: Sequence[Any], reader: Reader) -> PartResult:
             reason = match.reason
         if isinstance(row, PoolRow) and reason is None:
             rows.append({name: getattr(row, name) for name in INSTRUCTION.names})
+            unread.update(name[:_NAME_CHARS] for name in row.unread)
         else:
             where = f"{block.unit.uri}:{block.line + number}"
             known = row.id if isinstance(row, PoolRow) else None
@@ -311,6 +329,7 @@ def read_block(block: Block, raws: Sequence[Any], reader: Reader) -> PartResult:
                 {"reason": reason, "where": where, "id": known, "match": of, "raw": raw_text(raw)}
             )
     types = Counter(f"task_type/{row['task_type']}" for row in rows)
+    types.update({f"column_not_read/{name}": count for name, count in unread.most_common(_NAMES_KEPT)})
     return PartResult(
         table(rows, INSTRUCTION), pa.Table.from_pylist(rejected, REJECTED), rows_in=len(raws), metrics=types
     )

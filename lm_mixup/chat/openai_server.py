@@ -35,9 +35,9 @@ _LOOKED_UP = 20  # times that a reply of another actor is looked for, half a sec
 class _Transient(Exception):
     """An attempt failed in a way that may pass."""
 
-    def __init__(self, reason: str, limited: bool = False) -> None:
+    def __init__(self, reason: str, limited_s: float | None = None) -> None:
         super().__init__(reason)
-        self.limited = limited
+        self.limited_s = limited_s  # after a rate limit: what this request waits, beside what all are held
 
 
 class Server:
@@ -120,8 +120,9 @@ class Server:
 
         def wait(state: tenacity.RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome else None
-            # A rate limit holds back all requests, this one as well: `Limits` says for how long.
-            return 0.0 if isinstance(error, _Transient) and error.limited else backoff(state)
+            # A rate limit may hold back all requests, this one as well: `Limits` says for how long.
+            limited_s = error.limited_s if isinstance(error, _Transient) else None
+            return backoff(state) if limited_s is None else limited_s
 
         try:
             async for attempt in tenacity.AsyncRetrying(
@@ -210,7 +211,7 @@ class Server:
             )
         if ticket.answer == "invalid":
             return InputError(
-                f"{self._where}: the last {MOST_INVALID} replies of model {self._config.model!r} are not what "
+                f"{self._where}: the last {MOST_INVALID} replies of {self._config.model!r} are not what "
                 f"was asked for {ticket.reason}; no more are paid for. Choose a model that can, or raise "
                 f"{self._section}.max_tokens if replies are cut off"
             )
@@ -243,12 +244,11 @@ class Server:
         """Sorts a refusal: raises what may pass and what stops the run, returns what fails the request."""
         status = error.status_code
         if status == 429 and "insufficient_quota" not in str(error):
-            await self._call("hold", retry_after(error.response.headers))
-            raise _Transient(self._line(error), limited=True) from None
+            limited_s = await self._call("hold", retry_after(error.response.headers))
+            raise _Transient(self._line(error), limited_s) from None
         asked = retry_after(error.response.headers) if status >= 500 else None
         if asked:
-            await self._call("hold", asked)
-            raise _Transient(self._line(error), limited=True) from None
+            raise _Transient(self._line(error), await self._call("hold", asked)) from None
         if status in (408, 409) or status >= 500:
             raise _Transient(self._line(error)) from None
         if status in (401, 402, 404, 429) or (status == 403 and not self.answered):

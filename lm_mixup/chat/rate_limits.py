@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lm_mixup.chat.pace import Pace
 from lm_mixup.chat.response_cache import ReplyLog
 from lm_mixup.chat.types import MOST_INVALID
 from lm_mixup.config import ChatConfig
@@ -69,7 +70,7 @@ class Limits:
         self._request_gap = 60 / config.requests_per_minute if config.requests_per_minute else 0.0
         self._token_gap = 60 / config.tokens_per_minute if config.tokens_per_minute else 0.0
         self._next_request = self._next_token = self._held_until = self._calm_until = 0.0
-        self._brake = 0.0  # gap between requests after a rate limit, seconds; fades as replies come
+        self._pace = Pace()
         self._lease = config.timeout_s + _LEASE_S
         self._limited = self._given_up = self._invalid = 0  # in succession
         self._reason = ""
@@ -110,7 +111,7 @@ class Limits:
     def _place(self, tokens: float) -> float:
         """When the next request with so many tokens may start; its place is taken."""
         start = max(time.monotonic(), self._held_until, self._next_request, self._next_token)
-        self._next_request = start + max(self._request_gap, self._brake)
+        self._next_request = start + max(self._request_gap, self._pace.gap)
         self._next_token = start + tokens * self._token_gap
         return start
 
@@ -128,26 +129,34 @@ class Limits:
             claim.expires = claim.start + self._lease
         return max(0.0, claim.start - time.monotonic())
 
-    def hold(self, seconds: float | None) -> None:
+    def hold(self, seconds: float | None) -> float:
         """The server's rate limit was hit: no request starts for so long.
+
+        Unless others are served all the while: then this request alone waits.
 
         Args:
             seconds: What the server asks for; None if it does not say, or no time at all: then it grows from
                 half a second on.
+
+        Returns:
+            Seconds that the request has to wait by itself; 0 where all are held.
         """
         now = time.monotonic()
+        self._pace.refused(now)
+        if self._pace.mostly_granted:
+            return min(seconds, MAX_HOLD_S) if seconds else random.uniform(0.5, 1.5)
         if now >= self._calm_until:  # the first of those that were under way together
             self._limited += 1
-            self._brake = min(10.0, max(0.05, 2 * self._brake))
             self._calm_until = now + 1.0
         if not seconds:
             seconds = min(60.0, 0.25 * 2**self._limited) * random.uniform(1.0, 1.5)
         self._held_until = max(self._held_until, now + min(seconds, MAX_HOLD_S))
+        return 0.0
 
     def leave(self, key: str, prompt_tokens: int, completion_tokens: int) -> None:
         """A reply has come and is kept."""
         self._limited = self._given_up = 0
-        self._brake = 0.0 if self._brake < 0.01 else 0.95 * self._brake
+        self._pace.granted(time.monotonic())
         self._seen.add(key)
         self._spent += cost_of(self._config, prompt_tokens, completion_tokens)
         claim = self._claims.pop(key, None)

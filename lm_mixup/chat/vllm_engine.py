@@ -67,7 +67,7 @@ class LocalModel:
             if self._invalid >= MOST_INVALID:
                 raise InputError(
                     f"{self._section}.model {self._config.model}: the last {self._invalid} replies are not "
-                    f"what was asked for ({fault}), the last one {reply.text[:100]!r}; choose a model that can"
+                    f"what was asked for ({fault}), the last one {reply.text[:100]!r}; choose another"
                 )
             results += replies
         return results

@@ -83,6 +83,11 @@ class IngestConfig(Section):
         default_factory=dict,
         description="Our column → the pool's, e.g. {prompt: question}; recognised if empty.",
     )
+    turns: Literal["first", "last", "all", "reject"] = Field(
+        "last",
+        description="Which answer of a conversation is the row, what was said before being its prompt: the "
+        "first, the last, each (a row for each), or none (conversations are refused as `multi_turn`).",
+    )
     split_mib: float = Field(
         8.0, gt=0, description="JSONL files are read in pieces of this size, a piece a part."
     )

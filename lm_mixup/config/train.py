@@ -257,8 +257,11 @@ class GrpoConfig(Section):
     max_failures: int = resources(
         3,
         ge=0,
-        description="How often a dead learner is restarted from the last checkpoint, and how often dead "
-        "rollout actors are replaced, before the run stops.",
+        description="How often, within failure_window_s, a dead learner is restarted from the last "
+        "checkpoint, and dead rollout actors are replaced, before the run stops. Actors that die together count as one.",
+    )
+    failure_window_s: float = resources(
+        3600.0, gt=0, description="Failures older than this no longer count against max_failures, in seconds."
     )
     placement_timeout_s: float = resources(
         300.0, gt=0, description="Maximum wait for the cluster's resources, in seconds."

@@ -81,7 +81,9 @@ def _rows_about(entity: Entity, task_type: TaskType, most: int, rng: Random) -> 
     draft = write_sample(entity, task_type, load_entities(), rng)
     told = 0
     for _ in range(min(rng.randint(2, 6), most)):
-        if told == len(draft.claims) or rng.random() < GOOD_RATE:
+        if told == len(draft.claims):
+            return
+        if rng.random() < GOOD_RATE:
             yield write_sample(entity, task_type, load_entities(), rng).pair
         else:
             yield _low_quality_pair(entity, task_type, draft, told, rng)

@@ -8,6 +8,7 @@ workers or their failures, and a part with a receipt is not computed again. Memo
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ import pyarrow as pa
 from lm_mixup.core.errors import InputError
 from lm_mixup.core.progress import track
 from lm_mixup.core.run_dir import Receipt, StageDir
+from lm_mixup.distributed.ray_wait import deaths
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class PartResult:
 
 
 Work = Callable[[Any], PartResult]
+_ATTEMPTS = 3  # of a part whose worker dies
+_SEEN_S = 30.0  # a mounted file system may show a file of another node only after its attribute cache expires
 
 
 def map_parts(
@@ -65,6 +69,7 @@ def map_parts(
     Raises:
         InputError: Raised by the work or by `make_work`; it is passed through Ray unchanged.
         ray.exceptions.RayTaskError: The work failed; parts finished before keep their receipts.
+        RuntimeError: A part's workers died three times.
     """
     import ray.data
 
@@ -83,12 +88,49 @@ def map_parts(
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(num_actors, len(pending))),
             num_cpus=num_cpus,
             num_gpus=num_gpus or None,
+            max_task_retries=_ATTEMPTS - 1,  # Ray Data alone would try for ever
             **remote_args,
         )
-        for row in dataset.iter_rows():
-            if row["error"]:
-                raise InputError(row["error"])
-            advance(1)
+        nodes: dict[int, str] = {}
+        try:
+            for row in dataset.iter_rows():
+                if row["error"]:
+                    raise InputError(row["error"])
+                nodes[row["part"]] = row["node"]
+                advance(1)
+        except deaths() as error:
+            raise RuntimeError(_killed(stage, pending, num_actors)) from error
+        _require_receipts(stage, nodes)
+
+
+def _killed(stage: StageDir, pending: Sequence[int], num_actors: int) -> str:
+    """One line on parts that killed their workers: those begun first and not finished are the likely ones."""
+    done = stage.receipts()
+    begun = [index for index in pending if index not in done][:num_actors]
+    return (
+        f"{stage.name}: a worker died {_ATTEMPTS} times of one part, {' or '.join(map(str, begun))}; "
+        "a process killed by the system usually ran out of memory: lower data.rows_per_part or num_actors"
+    )
+
+
+def _require_receipts(stage: StageDir, nodes: Mapping[int, str], patience_s: float = _SEEN_S) -> None:
+    """Refuses parts that a worker has written and this process does not see.
+
+    Args:
+        nodes: The node that wrote each part.
+
+    Raises:
+        InputError: The run directory of a node is another one than here; the message names the node.
+    """
+    until = time.monotonic() + patience_s
+    while unseen := nodes.keys() - stage.receipts().keys():
+        if time.monotonic() > until:
+            named = ", ".join(sorted({nodes[part] for part in unseen}))
+            raise InputError(
+                f"{stage.name}: node {named} wrote {len(unseen)} parts to {stage.run.uri}, and they are not "
+                "there for the driver; mount the same folder on every node, or use a URI such as s3://…"
+            )
+        time.sleep(min(1.0, patience_s / 10))
 
 
 @dataclass(frozen=True)
@@ -110,6 +152,8 @@ class _PartWorker:
             self._error = str(error)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        import ray
+
         part, item = int(batch["part"][0]), batch["item"][0].value
         # Returned as a value: Ray Data would wrap the exception and print a traceback.
         try:
@@ -118,7 +162,11 @@ class _PartWorker:
                 self._stage.write_part(part, result.rows, result.rejected, receipt_of(part, result))
         except InputError as error:
             self._error = str(error)
-        return {"part": np.array([part]), "error": np.array([self._error], dtype=object)}
+        return {
+            "part": np.array([part]),
+            "error": np.array([self._error], dtype=object),
+            "node": np.array([ray.util.get_node_ip_address()], dtype=object),
+        }
 
 
 def receipt_of(part: int, result: PartResult) -> Receipt:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from tenacity import Retrying, retry_if_exception_message, stop_after_attempt
 
 from lm_mixup.config import RayConfig
 from lm_mixup.core.errors import InputError
+from lm_mixup.core.progress import say
 
 _GIB = 1 << 30
 _accelerator = "auto"  # of the connection, as Ray's own is one for a process
@@ -40,8 +42,9 @@ def start_ray(config: RayConfig) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address:
         try:
+            _probe(address)
             ray.init(address=address, **options)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise InputError(
                 f"no Ray cluster answers at {address} ({_first_line(error)}); check the address and "
                 "RAY_AUTH_TOKEN, or unset RAY_ADDRESS to run on this machine"
@@ -57,8 +60,23 @@ def start_ray(config: RayConfig) -> None:
             include_dashboard=False,
             **options,
         )
+    if address:
+        nodes = sum(node["Alive"] for node in ray.nodes())
+        say(f"joined the Ray cluster at {ray.get_runtime_context().gcs_address}: {nodes} nodes")
     _quiet_ray_data()
     _stop_as_by_keyboard()
+
+
+def _probe(address: str) -> None:
+    """Refuses an address where nothing listens: Ray itself would try for a quarter of an hour.
+
+    Raises:
+        OSError: Nothing accepts a connection within 20 seconds.
+    """
+    place = address.partition("://")[2] or address
+    host, colon, port = place.rpartition(":")
+    if colon and port.isdigit():  # else `auto` or `local`
+        socket.create_connection((host.strip("[]"), int(port)), timeout=20).close()
 
 
 def _stop_as_by_keyboard() -> None:

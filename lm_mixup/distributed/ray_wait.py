@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 _ANSWER_S = 30.0  # the death of an actor is reported at once, that of its node when Ray notices it
@@ -26,6 +27,31 @@ def wait_for(refs: Sequence[Any], what: str, timeout_s: float) -> list[Any]:
             f"waited {timeout_s:.0f} s for {what} (grpo.timeout_s); it did not answer"
         ) from None
     return results
+
+
+class Incidents:
+    """Counts failures within a sliding window of time, those of one cause once.
+
+    Actors that die within a minute of each other count as one incident: a node that dies takes all its actors
+    with it. An actor that dies again is an incident of its own, so a crash that repeats is not hidden.
+    """
+
+    _TOGETHER_S = 60.0
+
+    def __init__(self, window_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._window_s, self._clock = window_s, clock
+        self._begun: list[float] = []
+        self._members: set[int] = set()
+
+    def add(self, actor: int) -> int:
+        """Counts the death of an actor, by its index; returns the incidents within the window."""
+        now = self._clock()
+        if not self._begun or now - self._begun[-1] > self._TOGETHER_S or actor in self._members:
+            self._begun.append(now)
+            self._members = set()
+        self._members.add(actor)
+        self._begun = [begun for begun in self._begun if now - begun <= self._window_s]
+        return len(self._begun)
 
 
 def deaths() -> tuple[type[Exception], ...]:

@@ -15,6 +15,7 @@ from lm_mixup.core.errors import InputError
 from lm_mixup.core.progress import say, track
 from lm_mixup.core.run_dir import Outcome, StageDir
 from lm_mixup.distributed.map_parts import PartResult, map_parts
+from lm_mixup.distributed.ray_wait import Incidents
 from lm_mixup.grpo import checkpoint
 from lm_mixup.grpo.checkpoint import Progress
 from lm_mixup.grpo.learner.learner import Learner
@@ -193,11 +194,11 @@ def _run(
     """Trains to the end; if learner ranks die, restarts the learner and resumes from the newest checkpoint.
 
     Raises:
-        RuntimeError: They died more than `grpo.max_failures` times.
+        RuntimeError: They died more than `grpo.max_failures` times within `grpo.failure_window_s`.
     """
     import ray
 
-    failures = 0
+    failures, incidents = 0, Incidents(config.failure_window_s)
     while True:
         try:
             if failures:
@@ -207,7 +208,7 @@ def _run(
             dead = actors.learner.dead_ranks()
             if not dead:
                 raise
-            failures += 1
+            failures = incidents.add(0)
             ranks = "learner rank " + ", ".join(map(str, dead))
             if failures > config.max_failures:
                 raise RuntimeError(

@@ -59,6 +59,13 @@ def show_results(results: Mapping[str, tuple[Manifest, bool]], run: RunDir) -> N
 def losses(manifests: Mapping[str, Manifest | None]) -> list[str]:
     """One line per stage that rejected rows or left them unrated: how many, and the most frequent reasons."""
     lines = [_unrated(name, manifest) for name, manifest in manifests.items() if manifest is not None]
+    ignored = {name: int(m.metrics.get("files_ignored", 0)) for name, m in manifests.items() if m is not None}
+    lines += [
+        f"{name}: {count:,} files not read (hidden, or of a format that is not known)"
+        for name, count in ignored.items()
+        if count
+    ]
+    lines += [_unread(name, manifest) for name, manifest in manifests.items() if manifest is not None]
     lines = [line for line in lines if line]
     for name, manifest in manifests.items():
         if manifest is None or not manifest.rows_rejected:
@@ -71,6 +78,16 @@ def losses(manifests: Mapping[str, Manifest | None]) -> list[str]:
             f"see {name}/rejected/"
         )
     return lines
+
+
+def _unread(name: str, manifest: Manifest) -> str:
+    """The pool's columns that went into no row; empty where there are none."""
+    prefix = "column_not_read/"
+    found = {k.removeprefix(prefix): int(n) for k, n in manifest.metrics.items() if k.startswith(prefix)}
+    columns = sorted(found.items(), key=lambda item: (-item[1], item[0]))
+    listed = ", ".join(f"{column} ({count:,} rows)" for column, count in columns[:5])
+    more = f" and {len(columns) - 5} more" if len(columns) > 5 else ""
+    return f"{name}: columns not read: {listed}{more}" if columns else ""
 
 
 def _unrated(name: str, manifest: Manifest) -> str:

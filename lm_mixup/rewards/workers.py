@@ -115,6 +115,13 @@ def in_actor(embedder: EmbedderConfig, rewards: RewardsConfig, threads: int) -> 
     return embedder.model_copy(update=place)
 
 
+def _cpus() -> float:
+    """CPUs of this process: those it may run on, and no more than its container has."""
+    from ray._private.utils import get_num_cpus
+
+    return min(len(os.sched_getaffinity(0)), get_num_cpus(override_docker_cpu_warning=True))
+
+
 class _RewardActor:
     """One process: an embedder, the libraries and the custom rewards, loaded at the first call."""
 
@@ -136,7 +143,7 @@ class _RewardActor:
 
             # the actor reserves a fraction of a CPU because it works while engine and learner wait for it;
             # then it may use its share of the machine
-            threads = max(1, len(os.sched_getaffinity(0)) // self._rewards.num_actors)
+            threads = max(1, int(_cpus()) // self._rewards.num_actors)
             info = check_library(self._library, self._config)
             model = Embedder(in_actor(self._config, self._rewards, threads))
             if (model.name, model.dimension) != (info.embedder, info.dimension):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lm_mixup.config import GrpoConfig
-from lm_mixup.distributed.ray_wait import lost
+from lm_mixup.distributed.ray_wait import Incidents, lost
 from lm_mixup.grpo.rollout.pool import RolloutPool
 from lm_mixup.grpo.types import Prompt
 from lm_mixup.grpo.weights.transport import StoredWeights
@@ -32,6 +32,8 @@ class Actor:
             return
         if self._cause == "exit":
             os._exit(1)
+        if self._cause == "hang":
+            time.sleep(600)
         from ray.exceptions import OutOfMemoryError
 
         raise OutOfMemoryError("killed by the memory monitor")
@@ -63,6 +65,7 @@ class Pool(RolloutPool):
         self._doomed = list(doomed)
         self._published = self._digests = None
         self._restarts = 0
+        self._incidents = Incidents(3600)
         self.actors = [self._start(index) for index in range(2)]
 
     def _start(self, index: int) -> Any:
@@ -97,8 +100,20 @@ def test_one_that_dies_as_it_replaces_another_is_replaced_too_but_not_for_ever(r
     assert pool._restarts == 2
     pool.shutdown()
     pool = Pool([("generate", "exit"), ("", ""), *[("load_weights", "exit")] * 3], max_failures=3)
-    with pytest.raises(RuntimeError, match=r"rollout actors died 4 times \(grpo.max_failures=3\)"):
+    with pytest.raises(
+        RuntimeError, match=r"rollout actors died 4 times within 3600 s \(grpo.max_failures=3\)"
+    ):
         pool.step(0)
+    pool.shutdown()
+
+
+@pytest.mark.parametrize("hangs_in", ["state", "generate", "sleep"])
+def test_one_that_hangs_is_replaced_as_one_that_died(ray_session, hangs_in: str):
+    pool = Pool([("", ""), (hangs_in, "hang")])
+    pool._config = pool._config.model_copy(update={"timeout_s": 15.0})
+    for version in (0, 1):
+        assert pool.step(version) == [f"{i}/{i}/w{version}" for i in range(4)]
+    assert pool._restarts == 1
     pool.shutdown()
 
 

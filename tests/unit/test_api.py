@@ -73,6 +73,8 @@ def test_verbs_take_pool_policy_recipe_and_values(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pipeline, "run_verb", record)
     pool = tmp_path / "my #1.jsonl"
+    import lm_mixup.augment.cluster  # binds the package, which must not hide the function
+
     run = lm_mixup.augment(
         pool=pool, policy="org/x", run_dir=tmp_path / "run", set={"cluster.max_size": 7}, until="cluster"
     )

@@ -21,7 +21,7 @@ LAYERS = (
     ("rewards", "train", "grpo", "mixture", "augment", "evaluate"),
     ("stages",),
     ("export", "report"),
-    ("pipeline",),
+    ("pipeline", "doctor"),
     ("api",),
     ("cli", ""),  # the empty name is the root module, which loads `api` on first use
 )

@@ -8,11 +8,14 @@ byte ranges are.
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import json
 import math
+import os
 import re
+import sys
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,7 +35,7 @@ from lm_mixup.augment.reading.hf_datasets import (
 )
 from lm_mixup.core.errors import InputError
 
-Format = Literal["jsonl", "compressed", "json", "parquet", "arrow"]
+Format = Literal["jsonl", "compressed", "json", "parquet", "arrow", "csv", "tsv"]
 
 _SUFFIXES: dict[str, Format] = {
     ".jsonl": "jsonl",
@@ -40,6 +43,8 @@ _SUFFIXES: dict[str, Format] = {
     ".json": "json",
     ".parquet": "parquet",
     ".arrow": "arrow",
+    ".csv": "csv",
+    ".tsv": "tsv",
     ".jsonl.gz": "compressed",
     ".json.gz": "compressed",
     ".jsonl.zst": "compressed",
@@ -47,6 +52,7 @@ _SUFFIXES: dict[str, Format] = {
 }
 _KNOWN = ", ".join(_SUFFIXES)
 _SHARD = re.compile(r"[-_.]?(?:part|shard)?[-_.]?\d+(?:[-_]of[-_]\d+)?$", re.IGNORECASE)
+_GZIP = b"\x1f\x8b"
 _BOM = b"\xef\xbb\xbf"
 _HEAD = 1 << 16  # bytes in which a file shows whether it is one array
 
@@ -111,7 +117,7 @@ def _find(pool: str, key: str) -> tuple[Any, list[str], int, str | None]:
         if fs.isfile(path):
             found = [path]
         elif fs.isdir(path):
-            found = fs.find(path)
+            found = _linked(path) if _is_local(fs) else fs.find(path)
         else:
             found = [match for match in fs.glob(path) if fs.isfile(match)] if set(path) & set("*?[") else []
     except (OSError, ValueError, ImportError) as error:
@@ -123,6 +129,21 @@ def _find(pool: str, key: str) -> tuple[Any, list[str], int, str | None]:
     if not known:
         raise InputError(f"{key} {pool}: holds no file that ends in one of {_KNOWN}")
     return fs, known, len(found) - len(known), None
+
+
+def _linked(folder: str) -> list[str]:
+    """The files in a local folder and its subfolders, links to folders followed, each folder once."""
+    found: list[str] = []
+    seen: set[str] = set()
+    for here, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(here)
+        if real in seen:  # a link back to a folder above, or two links to one
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        found += [f"{here}/{name}" for name in sorted(names)]
+    return found
 
 
 def _is_hidden(name: str, pool: str) -> bool:
@@ -171,6 +192,9 @@ def _cut(fs: Any, path: str, uri: str, size: int, split_bytes: int, source: str)
     if kind == "json":
         with fs.open(path, "rb") as file:
             kind = "json" if _is_array(file.read(_HEAD)) else "jsonl"
+    elif kind == "jsonl":
+        with fs.open(path, "rb") as file:
+            kind = _kind_of_lines(file.read(_HEAD), uri)
     if kind == "parquet":
         with fs.open(path, "rb") as file:
             groups = pq.ParquetFile(file).num_row_groups
@@ -179,6 +203,22 @@ def _cut(fs: Any, path: str, uri: str, size: int, split_bytes: int, source: str)
         starts = range(0, size, max(1, split_bytes))
         return [Unit(uri, "jsonl", start, min(start + starts.step, size), source) for start in starts]
     return [Unit(uri, cast("Format", kind), 0, 0, source)]
+
+
+def _kind_of_lines(head: bytes, uri: str) -> Format:
+    """What a file that is named JSONL really is, by its first bytes.
+
+    Raises:
+        InputError: It is in UTF-16 or UTF-32, in which lines cannot be told apart by bytes.
+    """
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise InputError(f"file {uri}: is in UTF-16; convert it, e.g. with iconv -f UTF-16 -t UTF-8")
+    if head.startswith(_GZIP):
+        return "compressed"
+    bare = head.removeprefix(_BOM).lstrip()
+    first = bare.split(b"\n", 1)[0].strip()
+    # An array of objects, or an object over several lines; an array as one line among others is a bad row.
+    return "json" if re.match(rb"\[\s*[{\]]", bare) or first == b"{" else "jsonl"
 
 
 def source_name(path: str) -> str:
@@ -209,6 +249,8 @@ def read_unit(unit: Unit, max_line_bytes: int) -> list[Any]:
                     return list(_lines(unpacked, max_line_bytes))
                 case "json":
                     return _array(file.read())
+                case "csv" | "tsv":
+                    return _delimited(file.read(), "," if unit.format == "csv" else "\t")
                 case "parquet":
                     return _table_rows(pq.ParquetFile(file).read_row_group(unit.start))
                 case "arrow":
@@ -218,8 +260,12 @@ def read_unit(unit: Unit, max_line_bytes: int) -> list[Any]:
 
 
 def _unpacked(file: IO[bytes], uri: str) -> io.BufferedReader:
-    if uri.lower().endswith(".gz"):
+    if file.read(2) == _GZIP:
+        file.seek(0)
         return io.BufferedReader(gzip.GzipFile(fileobj=file), _HEAD)
+    if uri.lower().endswith(".gz"):
+        raise OSError("not gzip")
+    file.seek(0)
     return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd"), _HEAD)
 
 
@@ -252,8 +298,40 @@ def _lines(file: IO[bytes], limit: int, position: float = 0, end: float = math.i
 
 
 def _array(content: bytes) -> list[Any]:
-    values = json.loads(content.removeprefix(_BOM))
-    return values if isinstance(values, list) else [values]
+    text = content.removeprefix(_BOM).decode("utf-8").strip()
+    values: list[Any] = []
+    place = 0
+    while place < len(text):  # one value, or several behind each other
+        value, end = json.JSONDecoder().raw_decode(text, place)
+        values += value if isinstance(value, list) else [value]
+        while end < len(text) and text[end].isspace():
+            end += 1
+        place = end
+    return values
+
+
+def _delimited(content: bytes, delimiter: str) -> list[Any]:
+    """The rows of a CSV or TSV file as records of text; its first line names the columns.
+
+    Raises:
+        ValueError: The file is not UTF-8, a column has no name or another's, or a row has too many fields.
+    """
+    csv.field_size_limit(sys.maxsize)
+    lines = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), delimiter=delimiter, strict=True)
+    try:
+        names = next(lines, [])
+        if len(set(names)) < len(names):
+            raise ValueError("two columns have one name")
+        rows: list[Any] = []
+        for fields in lines:
+            if not fields:  # an empty line
+                continue
+            if len(fields) > len(names):
+                raise ValueError(f"line {lines.line_num} has {len(fields)} fields, the header {len(names)}")
+            rows.append(dict(zip(names, fields, strict=False)))
+    except csv.Error as error:
+        raise ValueError(f"line {lines.line_num}: {error}") from None
+    return rows
 
 
 def _table_rows(table: pa.Table) -> list[Any]:

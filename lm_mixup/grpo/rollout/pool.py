@@ -10,7 +10,7 @@ import numpy as np
 
 from lm_mixup.config import GrpoConfig, ModelConfig
 from lm_mixup.core.progress import say
-from lm_mixup.distributed.ray_wait import deaths, failed_to_start, lost, wait_for
+from lm_mixup.distributed.ray_wait import Incidents, deaths, failed_to_start, lost, wait_for
 from lm_mixup.grpo.rollout.actor import RolloutActor
 from lm_mixup.grpo.types import Group, Prompt
 from lm_mixup.grpo.weights.transport import DeviceWeights, StoredWeights, kill_actors
@@ -85,6 +85,7 @@ class RolloutPool:
         self._published: Published | None = None
         self._digests: Digests | None = None
         self._restarts = 0
+        self._incidents = Incidents(config.failure_window_s)
         self.actors = [self._start(index) for index in range(config.rollout_actors)]
 
     def _start(self, index: int) -> Any:
@@ -142,7 +143,7 @@ class RolloutPool:
         for index, calls in enumerate(started):
             try:
                 results.append(self._wait(index, calls, what)[-1])
-            except deaths() as error:
+            except (*deaths(), TimeoutError) as error:  # one that hangs is as good as dead
                 results.append(self._replace(index, error))
         return results
 
@@ -192,7 +193,7 @@ class RolloutPool:
 
         while True:
             self._count_death(index, error)
-            say(f"  rollout actor {index} died; starting a new one and resending its prompts")
+            say(f"  rollout actor {index} died or hangs; starting a new one and resending its prompts")
             ray.kill(self.actors[index])  # it may be alive but unreachable, and still hold its bundle
             self.actors[index] = self._start(index)
             weights = self._current().weights
@@ -200,7 +201,7 @@ class RolloutPool:
             try:
                 calls = self._load(self.actors[index], weights)
                 state: EngineState = self._wait(index, calls, "load weights")[-1]
-            except deaths() as again:
+            except (*deaths(), TimeoutError) as again:
                 error = again
                 continue
             self._check(index, state)
@@ -210,15 +211,17 @@ class RolloutPool:
         """Counts a death.
 
         Raises:
-            RuntimeError: There were more than `grpo.max_failures`, or the actor could not start at all.
+            RuntimeError: There were more than `grpo.max_failures` in the window, or the actor could not
+                start at all.
         """
         if failed_to_start(error):
             raise RuntimeError(f"rollout actor {index} could not start: {error}") from error
         self._restarts += 1
-        if self._restarts > self._config.max_failures:
+        incidents = self._incidents.add(index)
+        if incidents > self._config.max_failures:
             raise RuntimeError(
-                f"rollout actors died {self._restarts} times (grpo.max_failures="
-                f"{self._config.max_failures}); the last one: {error}"
+                f"rollout actors died {incidents} times within {self._config.failure_window_s:.0f} s "
+                f"(grpo.max_failures={self._config.max_failures}); the last one: {error}"
             ) from error
 
     def generate(
@@ -279,7 +282,7 @@ class RolloutPool:
             (groups,) = wait_for(
                 [call.groups], f"rollout actor {call.index} to generate", self._config.timeout_s
             )
-        except deaths() as error:
+        except (*deaths(), TimeoutError) as error:  # one that hangs is as good as dead
             if self.actors[call.index] is call.actor:  # replace it once, not once per call
                 self._replace(call.index, error)
             return {}
@@ -287,6 +290,8 @@ class RolloutPool:
 
     def sleep(self) -> None:
         """Frees the GPUs for the learner if they are shared."""
+        import ray
+
         if self._config.mode != "colocated":
             return
         for index, call in enumerate([actor.sleep.remote() for actor in self.actors]):
@@ -294,6 +299,8 @@ class RolloutPool:
                 self._wait(index, [call], "sleep")
             except deaths():
                 continue  # a dead actor holds no GPU; `publish` replaces it later
+            except TimeoutError:
+                ray.kill(self.actors[index])  # one that hangs does
 
     def shutdown(self) -> None:
         """Kills the actors."""

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
+import regex
+
 from lm_mixup.core.words import sentences
 from lm_mixup.rewards.faithfulness.facts import Fact, Reading, read, stem
 from lm_mixup.rewards.faithfulness.sources import SourceReading, _items, placed_of
@@ -16,6 +18,7 @@ _WORD_WEIGHT: Final = 0.25
 _LONGEST_RUN: Final = 5
 _SHORT: Final = 25
 _SUBJECT: Final = 6
+_BETWEEN: Final = regex.compile(r"(?:[,;]\s+|\s)(?:and|with|while)\s|[,;]\s")
 
 
 def coverage(output: Sequence[Reading], sources: Sequence[SourceReading], *, asked: bool = False) -> float:
@@ -86,7 +89,7 @@ def repetition(
     facts = sum(f.kind in ("number", "name", "code") for f in completion.facts)
     if facts:
         share = max(share, len(again) / facts)
-    share = max(share, _listed_twice(prompt))
+    share = max(share, _listed_twice(prompt), _phrases_twice(completion.text, sources))
     return min(1.0, share), [(f.start, f.end) for f in again]
 
 
@@ -147,6 +150,28 @@ def _subject(claim: Reading) -> set[str]:
     opening = set(claim.keys[:_SUBJECT])
     facts = [fact for fact in claim.facts if fact.kind in ("number", "name", "code") and fact.key in opening]
     return opening - {fact.key for fact in facts[1:]}
+
+
+def _phrases_twice(text: str, sources: Sequence[SourceReading]) -> float:
+    """The share of the phrases between commas and conjunctions that stand in their sentence before.
+
+    Phrases of a single word count for nothing, nor do those that a source has twice in a sentence as well.
+    """
+    allowed = {phrase for source in sources for phrase in _phrases(source.told.text)[1]}
+    phrases, again = _phrases(text)
+    return sum(phrase not in allowed for phrase in again) / len(phrases) if phrases else 0.0
+
+
+def _phrases(text: str) -> tuple[list[str], list[str]]:
+    """The phrases of two words or more, and those of them that stand in their sentence before."""
+    phrases: list[str] = []
+    again: list[str] = []
+    for start, end in sentences(text):
+        parts = (" ".join(read(part).keys) for part in _BETWEEN.split(text[start:end]))
+        mine = [part for part in parts if " " in part]
+        again += [part for number, part in enumerate(mine) if part in mine[:number]]
+        phrases += mine
+    return phrases, again
 
 
 def _listed_twice(prompt: Reading) -> float:

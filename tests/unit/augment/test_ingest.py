@@ -54,7 +54,7 @@ def refusal(record, columns=None, max_chars=100_000):
         (
             {"conversations": [{"from": "system", "value": "s"}, {"from": "human", "value": "h"},
                                {"from": "gpt", "value": "g"}, {"from": "human", "value": "h2"}]},
-            "h",
+            "s\n\nh",
             "g",
         ),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "u"}]},
@@ -85,7 +85,7 @@ def test_known_layouts_are_recognised(record, prompt, completion):
         ({"prompt": "p", "completion": " \n"}, "no_completion"),
         ({"prompt": "p"}, "no_completion"),
         ({"prompt": 7, "completion": "c"}, "wrong_type"),
-        ({"prompt": "p", "completion": ["c"]}, "wrong_type"),
+        ({"prompt": "p", "completion": ["c", "d"]}, "wrong_type"),
         ({"prompt": "p", "completion": "a\u0000b"}, "bad_character"),
         (b'{"prompt": "p", "completion": "\\ud800"}', "bad_character"),
         ({"id": [1], "prompt": "p", "completion": "c"}, "bad_id"),
@@ -106,7 +106,8 @@ def test_refusals(record, reason):
 def test_given_columns_override_recognition():
     record = {"prompt": "not this", "q": "p", "a": "c", "n": 5, "kind": "cs", "set": "mine"}
     columns = {"prompt": "q", "completion": "a", "id": "n", "task_type": "kind", "source": "set"}
-    assert read(record, columns) == PoolRow("5", content_id("p", "c"), True, "mine", "cs", "p", "c")
+    expected = PoolRow("5", content_id("p", "c"), True, "mine", "cs", "p", "c", ("prompt",))
+    assert read(record, columns) == expected
     assert refusal({"prompt": "p", "completion": "c"}, columns) == "no_prompt"
 
 
@@ -221,7 +222,7 @@ def test_folders_globs_and_uris(tmp_path):
     ("name", "content", "says"),
     [
         ("missing.jsonl", None, "no such file"),
-        ("table.csv", b"a,b", "ends in one of"),
+        ("table.xlsx", b"a,b", "ends in one of"),
         ("bad.parquet", b"PAR1 and then nothing", "not readable"),
         ("bad.jsonl.gz", gzip.compress(b"x" * 10_000, mtime=0)[:40], "damaged"),
         ("garbled.jsonl.gz", gzip.compress(b"x" * 10_000, mtime=0)[:10] + b"\xff" * 30, "damaged"),

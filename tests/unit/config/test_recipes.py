@@ -38,7 +38,13 @@ def test_config_names_an_environment_variable_and_never_a_key(path):
 
 
 def test_the_recipes_of_the_readme_are_there():
-    assert {path.stem for path in CONFIGS} >= {"quickstart", "laptop", "paper-1.5b", "paper-7b", "cluster-gpu"}
+    assert {path.stem for path in CONFIGS} >= {
+        "quickstart",
+        "laptop",
+        "paper-1.5b",
+        "paper-7b",
+        "cluster-gpu",
+    }
 
 
 def test_quickstart_needs_neither_network_nor_gpu():
@@ -56,7 +62,9 @@ def test_laptop_needs_no_training_network_or_gpu_and_fits_its_models_and_two_cor
     assert config.build.reads_pool()
     assert {entry.path for entry in config.build.entries().values()} == {"pool"}
     assert config.sft.lora and config.grpo.lora
-    assert config.distill.max_prompt_length + config.distill.max_completion_length <= 8192  # SmolLM2's positions
+    assert (
+        config.distill.max_prompt_length + config.distill.max_completion_length <= 8192
+    )  # SmolLM2's positions
     group = config.grpo.max_prompt_length + config.grpo.num_generations * config.grpo.max_completion_length
     assert group <= config.grpo.micro_tokens
     for section in (config.embedder, config.distill, config.rate):

@@ -201,6 +201,19 @@ def test_a_miscopied_pick_among_the_inputs_options_is_wrong():
     assert measure(cut, "C) Vanuatu", sources, "mcq").fidelity <= 0.1
 
 
+def test_a_phrase_told_twice_in_a_sentence_is_a_repetition():
+    sources = (Source("Benin", "It is part of Africa."), Source("Benin", "it ends its web addresses in .bj"))
+    asked = "What do you know of Benin?"
+    once = measure(asked, "Benin is part of Africa and has the internet domain .bj.", sources, "para")
+    assert once.repetition == 0 and once.fidelity == 1
+    for twice in (
+        "Benin is part of Africa, is part of Africa and has the internet domain .bj.",
+        "Benin, with a place in Africa, a place in Africa and the domain .bj, is a country.",
+    ):
+        found = measure(asked, twice, sources, "para")
+        assert found.repetition == 0.25 and found.fidelity < 0.5
+
+
 def test_options_may_be_invented_but_not_the_chosen_one():
     new = MCQ.replace("dinar", "forint").replace("rand", "peso")
     assert measure(new, "B) euro", EURO, "mcq").score == 1

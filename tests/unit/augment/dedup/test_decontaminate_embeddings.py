@@ -87,7 +87,7 @@ def test_items_are_their_columns_together_and_equal_ones_count_once(tmp_path):
     both = EmbedDecontaminateConfig(files=[path], columns=["question", "answer"])
     items, count = read_distinct_items(both)
     assert count == 3 and items == [
-        (record["id"], write_input(record["question"], record["answer"])) for record in records[:2]
+        (record["id"], f"{record['question']}\n{record['answer']}") for record in records[:2]
     ]
 
 
