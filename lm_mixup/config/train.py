@@ -257,7 +257,7 @@ class GrpoConfig(Section):
     max_failures: int = resources(
         3,
         ge=0,
-        description="How often, within failure_window_s, a dead learner is restarted from the last checkpoint, "
+        description="How often, within failure_window_s, a dead learner is restarted from its checkpoint, "
         "and dead rollout actors are replaced, before the run stops. Actors that die together count as one.",
     )
     failure_window_s: float = resources(
