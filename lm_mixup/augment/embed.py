@@ -139,7 +139,8 @@ def make_items_work(config: EmbedderConfig) -> Callable[[Items], PartResult]:
     embedder = Embedder(config)
 
     def work(items: Items) -> PartResult:
-        vectors = embedder.embed([text for _, text in items])
+        # In the form of a row: without its marks an item is further from the rows that say the same.
+        vectors = embedder.embed([task_types.write_input(text, "") for _, text in items])
         ids = pa.array([name for name, _ in items], pa.string())
         return PartResult(embedding_table(ids, vectors), rows_in=len(items))
 

@@ -49,6 +49,9 @@ def read_reply(text: str, answer: type[Answer], messages: Sequence[Message] = ()
     Raises:
         Unreadable: There is none, or it is not certain which it is.
     """
+    whole = _parsed(text.strip())
+    if isinstance(whole, Mapping):  # its texts may hold what else would be taken for a wrapping
+        return _validated(whole, answer)
     thoughts, said = _without_thoughts(text)
     bare = _FENCE.sub("\n", _CONTROL.sub("\n", said)).strip()
     if bare:

@@ -122,7 +122,7 @@ def test_a_pool_of_one_row_works_and_a_pool_of_none_is_an_error(ray_session, tmp
     assert run_ingest(tmp_path / "run", one).read().num_rows == 1
     for name, rows, says in [
         ("empty", [], "is empty"),
-        ("bad", ["{\n", {"prompt": "p"}], "no usable row .*1 bad_json"),
+        ("bad", [{"prompt": "p"}, "{"], "no usable row .*1 bad_json"),
         ("cut", [], "no such file"),
     ]:
         pool = tmp_path / f"{name}.jsonl"
@@ -146,7 +146,7 @@ def test_real_pool_is_read_and_rated_whole(ray_session, shared_data, tmp_path):
     outcome = rate(stage, rated, config)
     rated.finish(summarise(rated, "digest", {}, 0.0, outcome))
     metrics = accounted(rated).metrics
-    assert metrics["rated"] == manifest.rows_out and metrics["failed"] == 0
+    assert metrics["rated"] == manifest.rows_out and metrics["unrated"] == 0
     assert metrics["rater"] == make_judge(config).name
     assert sum(metrics[f"score_{score}"] for score in range(6)) == manifest.rows_out
     assert all(metrics[f"score_{score}"] > 0 for score in range(6))

@@ -137,7 +137,7 @@ def test_a_run_killed_and_stopped_by_its_budget_pays_once(tmp_path: Path) -> Non
     manifest = RunDir(run).stage("rate").manifest()
     assert manifest is not None and manifest.rows_in == manifest.rows_out
     metrics = manifest.metrics
-    assert metrics["rated"] == manifest.rows_in and metrics["failed"] == 0
+    assert metrics["rated"] == manifest.rows_in and metrics["unrated"] == 0
     rows = RunDir(run).stage("rate").read(["overall", "error", "rater"])
     assert set(rows["overall"].to_pylist()) == {8} and set(rows["rater"].to_pylist()) == {"m"}
     assert metrics["prompt_tokens"] == PROMPT_TOKENS * len(answered)

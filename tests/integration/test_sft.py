@@ -287,7 +287,7 @@ def test_what_cannot_be_trained_is_an_input_error(undisturbed, tmp_path, mixture
     with pytest.raises(InputError, match=r"sft\.max_length"):
         run_sft(tmp_path / "short", mixture, model, max_length=16)
     shutil.copytree(undisturbed[0].local, tmp_path / "wide" / "sft")
-    with pytest.raises(InputError, match=r"sft asks for 1 workers of 99 CPUs each.*the cluster has 2 CPUs"):
+    with pytest.raises(InputError, match=r"sft requests 1 workers of 99 CPUs each.*the cluster has 2 CPUs"):
         continued(tmp_path / "wide", mixture, model, 0, cpus_per_worker=99, placement_timeout_s=1)
 
 

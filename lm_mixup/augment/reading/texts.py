@@ -23,6 +23,8 @@ def text_of(value: Any, if_empty: Reason) -> str:
         value = value[0]
     if value is None or (isinstance(value, (float, Decimal)) and math.isnan(value)):
         raise Refused(if_empty)
+    if isinstance(value, (float, Decimal)) and math.isinf(value):
+        raise Refused("wrong_type")
     if isinstance(value, bytes):
         try:
             value = value.decode("utf-8")
