@@ -49,12 +49,12 @@ def _truncated(number: int, rng: Random) -> bytes:
 
 
 def _wrong_type(number: int, rng: Random) -> bytes:
-    value = rng.choice([None, True, [], ["a", "b"], {}, {"text": "a"}, "", " \t"])
+    value = rng.choice([None, True, [], ["a", "b"], {}, {"a": "b"}, "", " \t"])
     return _line(number, **{rng.choice(["prompt", "completion"]): value})
 
 
-def _number_as_answer(number: int, rng: Random) -> bytes:
-    return _line(number, completion=rng.choice([7, 1.5, 1e308, [42], ["a"]]))
+def _answer_as_value(number: int, rng: Random) -> bytes:
+    return _line(number, completion=rng.choice([7, 1.5, 1e308, [42], ["a"], {"text": "a"}]))
 
 
 def _not_an_object(number: int, rng: Random) -> bytes:
@@ -123,7 +123,7 @@ KINDS: dict[str, Callable[[int, Random], bytes]] = {
     "clean": _clean,
     "truncated": _truncated,
     "wrong type": _wrong_type,
-    "number as answer": _number_as_answer,
+    "answer as value": _answer_as_value,
     "not an object": _not_an_object,
     "NUL": _nul,
     "lone surrogate": _surrogate,
@@ -181,7 +181,9 @@ def run_ingest(folder: Path, pool: Path, config: IngestConfig) -> tuple[StageDir
 
 
 def _as_text(value: Any) -> str:
-    """What a field that can be kept says: a number, or the one item of a list, is written out."""
+    """What a field that can be kept says: a number, the one item of a list, the text of an object."""
+    if isinstance(value, dict):
+        return str(value["text"])
     return str(value[0] if isinstance(value, list) else value)
 
 
