@@ -13,18 +13,18 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lm_mixup.chat.client import Chat, check_chat, make_chat, usage
+from lm_mixup.chat.client import Chat, make_chat
 from lm_mixup.chat.offline_judge import rate_row
-from lm_mixup.chat.rate_limits import Limits, share_limits
+from lm_mixup.chat.rate_limits import Limits
 from lm_mixup.chat.relevance import Relevance
 from lm_mixup.chat.response_cache import ReplyLog
-from lm_mixup.chat.shared import placement_of
+from lm_mixup.chat.shared import SharedChat, placement_of, replies_of, share_chat
 from lm_mixup.chat.types import ChatFailure, Message, as_data
 from lm_mixup.config import RateConfig
 from lm_mixup.core.run_dir import StageDir
 from lm_mixup.core.schemas import RATING, compress_score
 
-REPLIES = "replies/rate"
+REPLIES = replies_of("rate")
 Row = tuple[str, str]
 Sources = Sequence[str]
 
@@ -274,28 +274,27 @@ class SharedJudge:
 
     Attributes:
         config: The judge.
-        out: The stage on whose account it rates.
-        limits: The Ray actor of the limits, for a judge behind a server.
+        chat: The chat model that rates; None: the offline judge does.
     """
 
     config: RateConfig
-    out: StageDir
-    limits: Any = None
+    chat: SharedChat | None = None
 
     def make(self) -> Judge:
         """The judge of one actor."""
-        return make_judge(self.config, self.out, self.limits)
+        if self.chat is None:
+            return make_judge(self.config)
+        return ChatJudge(str(self.config.model), self.chat.make())
 
     def placement(self) -> dict[str, Any]:
-        """How actors that rate are placed: arguments of `parts.map_parts`."""
+        """How actors that rate are placed: arguments of `map_parts`."""
         return placement_of(self.config)
 
     def metrics(self) -> dict[str, Any]:
         """For the stage's manifest: who rated, and what it took in this run directory so far."""
-        if self.config.backend == "offline":
+        if self.chat is None:
             return {"rater": offline_name(self.config.relevance)}
-        log = ReplyLog(self.out.run, REPLIES)
-        return {"rater": self.config.model, **usage(log, self.config, self.out.name)}
+        return {"rater": self.config.model, **self.chat.used()}
 
 
 def share_judge(config: RateConfig, out: StageDir) -> SharedJudge:
@@ -304,8 +303,4 @@ def share_judge(config: RateConfig, out: StageDir) -> SharedJudge:
     Raises:
         InputError: The backend lacks a setting, or its key is not in the environment.
     """
-    if config.backend == "offline":
-        return SharedJudge(config, out)
-    check_chat(config, config.backend, "rate")
-    shared = share_limits(config, out.run, REPLIES) if config.backend == "openai" else None
-    return SharedJudge(config, out, shared)
+    return SharedJudge(config, None if config.backend == "offline" else share_chat(config, out, "rate"))

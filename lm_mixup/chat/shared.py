@@ -36,10 +36,13 @@ class SharedChat:
         log = ReplyLog(self.out.run, replies_of(self.section), self.out.name)
         return make_chat(self.config, self.config.backend, self.section, log, self.limits)
 
+    def used(self) -> dict[str, float]:
+        """What it took in this run directory so far: requests, tokens, cost (`client.usage`)."""
+        return usage(ReplyLog(self.out.run, replies_of(self.section)), self.config, self.out.name)
+
     def metrics(self) -> dict[str, Any]:
-        """For the stage's manifest: who was asked, and what it took in this run directory so far."""
-        used = usage(ReplyLog(self.out.run, replies_of(self.section)), self.config, self.out.name)
-        named = {f"{self.section}_{name}": value for name, value in used.items()}
+        """For the stage's manifest: who was asked, and what it took, under the section's name."""
+        named = {f"{self.section}_{name}": value for name, value in self.used().items()}
         return {self.section: self.config.model, **named}
 
 
