@@ -183,7 +183,7 @@ def gather(run: RunDir, examples: int) -> RunFacts:
         examples=_examples(run, examples),
         rejected_examples=_examples(run, examples, "rejected"),
         rejected_scores=_counts(run.stage("rate_distilled"), "score", kind="rejected"),
-        truth=_truth(run) if info.get("config", {}).get("augment", {}).get("pool") == "world" else None,
+        truth=demo_truth(run, info.get("config") or {}),
         alarms=alarm_history(grpo, synchronous=mode != "async"),
         calls=[calls for facts in stages for calls in _calls(facts)],
     )
@@ -340,10 +340,10 @@ def _example(row: Mapping[str, Any], parents: Mapping[str, Parent]) -> Example:
     )
 
 
-def _truth(run: RunDir) -> TruthShare | None:
-    """How many distilled rows of the closed world are true: chosen, kept and rejected ones."""
+def demo_truth(run: RunDir, config: Mapping[str, Any]) -> TruthShare | None:
+    """How many distilled rows of the demo pool are true: chosen, kept, rejected; None for other pools."""
     stage, select = run.stage("rate_distilled"), run.stage("select")
-    if not stage.parts():
+    if config.get("augment", {}).get("pool") != "world" or not stage.parts():
         return None
     columns = ["id", "task_type", "raw"]
     found: dict[str, list[tuple[str | None, bool]]] = {}

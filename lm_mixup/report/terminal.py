@@ -12,8 +12,9 @@ from rich.table import Table
 from lm_mixup.core.progress import say
 from lm_mixup.core.run_dir import Manifest, RunDir
 from lm_mixup.core.value_counts import splits_in, tables_of
-from lm_mixup.report.gather import gather
+from lm_mixup.report.gather import demo_truth
 from lm_mixup.report.verdict import judge_run
+from lm_mixup.stages import STAGES
 
 
 def out() -> Console:
@@ -42,8 +43,9 @@ def show_results(results: Mapping[str, tuple[Manifest, bool]], run: RunDir) -> N
         say(f"[bold yellow]note[/]: {escape(line)}")
     verdict = None
     if "distill" in manifests:
-        facts = gather(run, examples=0)
-        verdict = judge_run(facts.manifests, facts.info.get("config") or {}, facts.truth)
+        config = (run.read_json("run.json") or {}).get("config") or {}
+        done = {name: run.stage(name).manifest() for name in STAGES}
+        verdict = judge_run(done, config, demo_truth(run, config))
     if verdict is not None:
         console.print(escape(verdict.summary))
         for warning in verdict.warnings:
