@@ -207,7 +207,8 @@ def test_a_build_on_vllms_server_that_is_stopped_asks_for_nothing_twice(
     assert len(set(keys)) == len(keys) == sum(log["replies"] for log in logs)
 
     rows = run.stage("mixture").read().to_pylist()
-    assert {row["task_type"] for row in rows} == {"qa", "cs"}
+    # A judge of random weights refuses about half of the samples: of one type it may leave none.
+    assert rows and {row["task_type"] for row in rows} <= {"qa", "cs"}
     assert sum(row["method"] == "crosstopic" for row in rows) == made["crosstopic"].rows_out
     assert made["crosstopic"].metrics["teacher_requests"] > 0
     for row in rows:
