@@ -65,7 +65,7 @@ class Vectors:
 
     def cosines(self, rows: Sequence[Row]) -> list[float]:
         prompts = self.of([prompt for prompt, _ in rows])
-        answers = self.of([relevance.told(prompt, completion) for prompt, completion in rows])
+        answers = self.of([relevance.without_copied(prompt, completion) for prompt, completion in rows])
         return [float(value) for value in np.einsum("nd,nd->n", prompts, answers)]
 
     def of(self, texts: Sequence[str]) -> np.ndarray:

@@ -13,7 +13,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from lm_mixup.chat.relevance import irrelevance, told
+from lm_mixup.chat.relevance import irrelevance, without_copied
 from lm_mixup.core.task_types import detect_task_type
 from lm_mixup.core.words import tokens
 
@@ -167,9 +167,9 @@ def features(prompt: str, completion: str, cosine: float | None = None) -> dict[
 def shared_counts(prompt: str, completion: str) -> tuple[int, int, int]:
     """What both sides have in common: their content words, the answer's words, the prompt's content words.
 
-    Of the answer what is copied from the prompt is left out (`relevance.told`).
+    Of the answer what is copied from the prompt is left out (`relevance.without_copied`).
     """
-    said, subject = _tokens(told(prompt, completion)), set(_tokens(prompt)) - _STOPWORDS
+    said, subject = _tokens(without_copied(prompt, completion)), set(_tokens(prompt)) - _STOPWORDS
     return len(subject.intersection(said)), len(said), len(subject)
 
 

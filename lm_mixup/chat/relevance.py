@@ -56,7 +56,7 @@ def evidence(cosine: float, shared: int, length: int, asked: int) -> tuple[float
     )
 
 
-def told(prompt: str, completion: str) -> str:
+def without_copied(prompt: str, completion: str) -> str:
     """The completion without what is copied from the prompt, or all of it, if no more is left.
 
     Copied are a prompt as a whole, if it has three words or more, and sentences of its word triples.
@@ -103,7 +103,9 @@ class Relevance:
 
     def cosines(self, rows: Sequence[tuple[str, str]]) -> list[float]:
         """The cosine of each prompt with what its completion tells."""
-        texts = [prompt for prompt, _ in rows] + [told(prompt, completion) for prompt, completion in rows]
+        texts = [prompt for prompt, _ in rows] + [
+            without_copied(prompt, completion) for prompt, completion in rows
+        ]
         vectors = self.embed(texts)
         products = np.einsum("nd,nd->n", vectors[: len(rows)], vectors[len(rows) :])
         return [float(value) for value in products]

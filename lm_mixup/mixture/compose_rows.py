@@ -170,8 +170,8 @@ def load_banks(samples: StageDir, embed: StageDir) -> dict[str, Bank]:
 
 def long_sentences(rows: Iterable[GoodRow]) -> set[str]:
     """The sentences of the answers that are long enough to be known again."""
-    told = (piece.text for row in rows for piece in split_pieces(row.completion))
-    return {text for text in told if len(text.split()) >= _KNOWN_WORDS}
+    pieces = (piece.text for row in rows for piece in split_pieces(row.completion))
+    return {text for text in pieces if len(text.split()) >= _KNOWN_WORDS}
 
 
 def compose_part(

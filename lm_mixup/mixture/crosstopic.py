@@ -236,5 +236,5 @@ def _write(row: Row, reply: BaseModel | ChatFailure, by_id: Mapping[str, Row]) -
     if isinstance(sample, Tfq) and sample.answer != _holds(first, second):
         return "verdict_changed"
     text = f"{prompt}\n{completion}"
-    told = (tells(text, claim.value) for claim in claims_of(row) if claim.attribute == FACT)
-    return "" if all(told) else "facts_untold"
+    facts_told = (tells(text, claim.value) for claim in claims_of(row) if claim.attribute == FACT)
+    return "" if all(facts_told) else "facts_untold"

@@ -15,7 +15,7 @@ from lm_mixup.demo import write_sample, write_variant
 from lm_mixup.distributed.map_parts import PartResult
 from lm_mixup.mixture import variant_plan
 from lm_mixup.mixture.schemas import SCHEMA, parted, refusal, too_good
-from lm_mixup.mixture.variant_plan import Slot, slots
+from lm_mixup.mixture.variant_plan import VariantPlan, plan_variants
 
 _TRIES = 8  # times a sample that was written before is written anew
 _ROUNDS = 4  # times a variant is written anew because it came out too good
@@ -68,8 +68,8 @@ def write_samples(
 def write_variants(samples: pa.Table, judge: Judge, config: BuildConfig, seed: int) -> PartResult:
     """Writes and rates the variants of one part of samples."""
     targets = samples.to_pylist()
-    pending = [(target, slot) for target in targets for slot in slots(target, config, seed)]
-    rows = [_row(target, slot, seed, attempt=0) for target, slot in pending]
+    pending = [(target, plan) for target in targets for plan in plan_variants(target, config, seed)]
+    rows = [_row(target, plan, seed, attempt=0) for target, plan in pending]
     columns = rating_columns(judge.name, judge.rate([_pair(row) for row in rows]))
     for attempt in range(1, _ROUNDS):
         good = [
@@ -93,17 +93,17 @@ def _pair(row: dict[str, Any]) -> tuple[str, str]:
     return row["prompt"], row["completion"]
 
 
-def _row(target: dict[str, Any], slot: Slot, seed: int, attempt: int) -> dict[str, Any]:
-    rng = Random(f"variant/{seed}/{target['id']}/{slot.position}/{attempt}")
-    variant = write_variant(target, slot.claims, slot.fault, rng, options=slot.options, shown=slot.shown)
+def _row(target: dict[str, Any], plan: VariantPlan, seed: int, attempt: int) -> dict[str, Any]:
+    rng = Random(f"variant/{seed}/{target['id']}/{plan.position}/{attempt}")
+    variant = write_variant(target, plan.claims, plan.fault, rng, options=plan.options, shown=plan.shown)
     return variant | {
-        "id": content_id(target["id"], str(slot.position), variant["prompt"], variant["completion"]),
+        "id": content_id(target["id"], str(plan.position), variant["prompt"], variant["completion"]),
         "source": target["source"],
         "task_type": target["task_type"],
         "target_id": target["id"],
         "entity": target["entity"],
         "split": target["split"],
-        "position": slot.position,
-        "attributes": [claim.attribute for claim in slot.claims],
-        "values": [claim.value for claim in slot.claims],
+        "position": plan.position,
+        "attributes": [claim.attribute for claim in plan.claims],
+        "values": [claim.value for claim in plan.claims],
     }

@@ -303,6 +303,6 @@ def _check(out: StageDir, source: str) -> None:
         reasons.update(receipt.rejected_by_reason)
     if splits_in(rows).get("sft"):
         return
-    told = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(3)) or "there are none"
+    counted = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(3)) or "there are none"
     hint = "; say in build.mixture_separator what stands between inputs" if reasons["one_input"] else ""
-    raise InputError(f"{_KEY} {source}: no row for SFT ({told}){hint}; see mixture/rejected")
+    raise InputError(f"{_KEY} {source}: no row for SFT ({counted}){hint}; see mixture/rejected")

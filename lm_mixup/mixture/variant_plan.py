@@ -28,7 +28,7 @@ _TELLING: tuple[Fault, ...] = ("incomplete", "incomplete", "register", "redundan
 
 
 @dataclass(frozen=True)
-class Slot:
+class VariantPlan:
     """A variant to be written: what it tells and what is poor about it.
 
     Attributes:
@@ -47,8 +47,8 @@ class Slot:
     shown: tuple[str, ...] = ()
 
 
-def slots(target: dict[str, Any], config: BuildConfig, seed: int) -> list[Slot]:
-    """Plans the variants of a target: its claims are dealt out in order, the rest is vague or repeats.
+def plan_variants(target: dict[str, Any], config: BuildConfig, seed: int) -> list[VariantPlan]:
+    """Plans the variants of a target: its claims are shared out in order, the rest is vague or repeats.
 
     Args:
         target: A row of `generate`.
@@ -68,18 +68,18 @@ def slots(target: dict[str, Any], config: BuildConfig, seed: int) -> list[Slot]:
     divided = options is not None and count > 1 and _divides(config, rng)
     if divided:
         telling = min(telling, count - 1)
-    planned = [
-        Slot(0, group, _fault(config, rng), options if options and group[0] == claims[0] else None)
-        for group in _dealt(claims, telling, head)
+    plans = [
+        VariantPlan(0, group, _fault(config, rng), options if options and group[0] == claims[0] else None)
+        for group in _in_groups(claims, telling, head)
     ]
     if options:
-        planned[:1] = _asking(planned[0], options, right, head, rng) if divided else [planned[0]]
-    for _ in range(count - len(planned)):
-        planned.insert(rng.randint(0, len(planned)), _spare(claims[head:] or claims, rng))
+        plans[:1] = _asking(plans[0], options, right, head, rng) if divided else [plans[0]]
+    for _ in range(count - len(plans)):
+        plans.insert(rng.randint(0, len(plans)), _spare(claims[head:] or claims, rng))
     if options:  # the question stands anywhere among them
-        at = next(place for place, slot in enumerate(planned) if slot.options)
-        planned.insert(rng.randrange(len(planned)), planned.pop(at))
-    return [replace(slot, position=place) for place, slot in enumerate(planned)]
+        at = next(place for place, plan in enumerate(plans) if plan.options)
+        plans.insert(rng.randrange(len(plans)), plans.pop(at))
+    return [replace(plan, position=place) for place, plan in enumerate(plans)]
 
 
 def _count(config: BuildConfig, rng: Random) -> int:
@@ -98,7 +98,7 @@ def _fault(config: BuildConfig, rng: Random) -> Fault:
 
 
 def _divides(config: BuildConfig, rng: Random) -> bool:
-    """Whether the options of a question are dealt out to two variants."""
+    """Whether the options of a question are split between two variants."""
     mix = config.fault_mix or {}
     return mix.get("options", 0) > 0 and rng.random() < mix["options"] / sum(mix.values())
 
@@ -108,16 +108,16 @@ def _asked(claims: Sequence[Claim]) -> int:
     return max(1, sum(claim.attribute == OPTIONS for claim in claims))
 
 
-def _asking(slot: Slot, options: Options, right: str, head: int, rng: Random) -> list[Slot]:
+def _asking(plan: VariantPlan, options: Options, right: str, head: int, rng: Random) -> list[VariantPlan]:
     """Two variants that ask the question and share its wrong options out; both show the right one."""
     wrong = [option for option in options if option != right]
-    dealt = set(rng.sample(wrong, rng.randint(1, 2)))
-    first = tuple(option for option in options if option == right or option in dealt)
-    second = tuple(option for option in options if option not in dealt)
-    asked, rest = slot.claims[:head], slot.claims[head:]
+    given = set(rng.sample(wrong, rng.randint(1, 2)))
+    first = tuple(option for option in options if option == right or option in given)
+    second = tuple(option for option in options if option not in given)
+    asked, rest = plan.claims[:head], plan.claims[head:]
     return [
-        replace(slot, claims=(*_asks_for(asked, first), *rest), fault="options", shown=first),
-        replace(slot, claims=_asks_for(asked, second), fault="options", shown=second),
+        replace(plan, claims=(*_asks_for(asked, first), *rest), fault="options", shown=first),
+        replace(plan, claims=_asks_for(asked, second), fault="options", shown=second),
     ]
 
 
@@ -126,15 +126,15 @@ def _asks_for(asked: Sequence[Claim], shown: Sequence[str]) -> tuple[Claim, ...]
     return tuple(claim for claim in asked if claim.attribute != OPTIONS or claim.value in shown)
 
 
-def _spare(claims: Sequence[Claim], rng: Random) -> Slot:
+def _spare(claims: Sequence[Claim], rng: Random) -> VariantPlan:
     """A variant that adds nothing: vague, or one more telling of a claim."""
     if rng.random() < 0.5:
-        return Slot(0, (), "vague")
-    return Slot(0, (rng.choice(claims),), "redundant")
+        return VariantPlan(0, (), "vague")
+    return VariantPlan(0, (rng.choice(claims),), "redundant")
 
 
-def _dealt(claims: Sequence[Claim], groups: int, head: int) -> list[tuple[Claim, ...]]:
-    """Deals claims into groups of neighbours, as even as can be, none empty.
+def _in_groups(claims: Sequence[Claim], groups: int, head: int) -> list[tuple[Claim, ...]]:
+    """Splits claims into groups of neighbours, as even as can be, none empty.
 
     Args:
         claims: At least as many as groups, those of the head taken as one.
@@ -143,6 +143,6 @@ def _dealt(claims: Sequence[Claim], groups: int, head: int) -> list[tuple[Claim,
             more.
     """
     if head and groups > 1:
-        return [tuple(claims[:head]), *_dealt(claims[head:], groups - 1, 0)]
+        return [tuple(claims[:head]), *_in_groups(claims[head:], groups - 1, 0)]
     cuts = [round(i * len(claims) / groups) for i in range(groups + 1)]
     return [tuple(claims[a:b]) for a, b in pairwise(cuts)]

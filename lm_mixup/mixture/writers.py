@@ -18,8 +18,8 @@ from lm_mixup.config import BuildConfig, RateConfig, TeacherConfig
 from lm_mixup.core.run_dir import StageDir
 from lm_mixup.distributed.map_parts import PartResult
 from lm_mixup.mixture import offline_writer
-from lm_mixup.mixture.teacher.samples import taught_part
-from lm_mixup.mixture.teacher.variants import taught_variants
+from lm_mixup.mixture.teacher import samples as teacher_samples
+from lm_mixup.mixture.teacher import variants as teacher_variants
 
 
 class Writer(Protocol):
@@ -57,11 +57,13 @@ class ChatWriter:
 
     def samples(self, passages: Sequence[dict[str, Any]], about: Sequence[int], first: int) -> PartResult:
         """See `Writer`."""
-        return taught_part(passages, about, first, self._chat, self._judge, self._config, self._seed)
+        return teacher_samples.write_samples(
+            passages, about, first, self._chat, self._judge, self._config, self._seed
+        )
 
     def variants(self, samples: pa.Table) -> PartResult:
         """See `Writer`."""
-        return taught_variants(samples, self._chat, self._judge, self._config, self._seed)
+        return teacher_variants.write_variants(samples, self._chat, self._judge, self._config, self._seed)
 
 
 @dataclass(frozen=True)

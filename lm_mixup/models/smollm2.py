@@ -179,12 +179,12 @@ def _merge(base: Path, folder: Path) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without transformers' progress bars: ours is one line."""
-    from transformers.utils import logging as told
+    from transformers.utils import logging as transformers_logging
 
-    shown = told.is_progress_bar_enabled()
-    told.disable_progress_bar()
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
         if shown:
-            told.enable_progress_bar()
+            transformers_logging.enable_progress_bar()

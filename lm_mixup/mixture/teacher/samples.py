@@ -27,7 +27,7 @@ _FALSE_RATE = 0.4
 Question = tuple[TaskType, list[Message]]
 
 
-def taught_part(
+def write_samples(
     passages: Sequence[dict[str, Any]],
     about: Sequence[int],
     first: int,
@@ -83,9 +83,9 @@ def plan_questions(
     for number, index in enumerate(about, start=first):
         passage, rng = passages[index], Random(f"generate/{seed}/{number}")
         kind = rng.choices(kinds, shares)[0]
-        told = sentences(passage["text"])
-        start = Random(f"focus/{seed}/{passage['id']}").randrange(len(told))
-        focus = told[(start + nth[index]) % len(told)]
+        listed = sentences(passage["text"])
+        start = Random(f"focus/{seed}/{passage['id']}").randrange(len(listed))
+        focus = listed[(start + nth[index]) % len(listed)]
         nth[index] += 1
         takes[index, kind, focus] += 1
         values = {

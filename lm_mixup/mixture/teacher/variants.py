@@ -30,7 +30,7 @@ from lm_mixup.mixture.teacher.fact_coverage import tells
 from lm_mixup.mixture.teacher.prompts import conversation
 from lm_mixup.mixture.teacher.reply_schemas import Form, prompt_of, sample_of, variants_form
 from lm_mixup.mixture.teacher.samples import ask_each, choice, why
-from lm_mixup.mixture.variant_plan import SCHEMA, Slot, slots
+from lm_mixup.mixture.variant_plan import SCHEMA, VariantPlan, plan_variants
 
 Row = dict[str, Any]
 _ROUNDS = 2  # times that a sample's variants are asked for, where some came out too good
@@ -52,16 +52,14 @@ SHAPES: Final[dict[TaskType, str]] = {
 }
 
 
-def taught_variants(
-    samples: pa.Table, chat: Chat, judge: Judge, config: BuildConfig, seed: int
-) -> PartResult:
+def write_variants(samples: pa.Table, chat: Chat, judge: Judge, config: BuildConfig, seed: int) -> PartResult:
     """Has the variants of one part of samples written, and rates them.
 
-    What a variant tells is read off its text (`told.tells`), not off what was asked for. Variants that come
-    out at `config.min_score` or better are asked for once more.
+    What a variant tells is read off its text (`fact_coverage.tells`), not off what was asked for. Variants
+    that come out at `config.min_score` or better are asked for once more.
 
     Args:
-        samples: Rows that a teacher wrote (`taught`).
+        samples: Rows that a teacher wrote (`teacher/samples.py`).
         chat: The teacher.
         judge: Rates the variants.
         config: How many variants, and what is too good for one.
@@ -74,22 +72,22 @@ def taught_variants(
         InputError: The server refuses all requests, or the budget is spent. Replies are kept.
     """
     targets = samples.to_pylist()
-    planned = [slots(target, config, seed) for target in targets]
-    rows: list[list[Row]] = [[{} for _ in slots_] for slots_ in planned]
-    verdicts: list[list[Verdict]] = [[RatingFailure("")] * len(slots_) for slots_ in planned]
-    reasons: list[list[str]] = [["asked"] * len(slots_) for slots_ in planned]
+    plans = [plan_variants(target, config, seed) for target in targets]
+    rows: list[list[Row]] = [[{} for _ in mine] for mine in plans]
+    verdicts: list[list[Verdict]] = [[RatingFailure("")] * len(mine) for mine in plans]
+    reasons: list[list[str]] = [["asked"] * len(mine) for mine in plans]
     good = f"score_not_below_{config.min_score}"
     for attempt in range(_ROUNDS):
         open_ = [i for i, mine in enumerate(reasons) if not {"asked", good}.isdisjoint(mine)]
-        replies = ask_each(chat, [_question(targets[i], planned[i], harsher=attempt > 0) for i in open_])
+        replies = ask_each(chat, [_question(targets[i], plans[i], harsher=attempt > 0) for i in open_])
         places = []
         for i, reply in zip(open_, replies, strict=True):
             if attempt and isinstance(reply, ChatFailure):
                 continue  # the first attempt stands
-            for slot in planned[i]:
-                at = slot.position
+            for plan in plans[i]:
+                at = plan.position
                 if reasons[i][at] in ("asked", good):
-                    rows[i][at] = _row(targets[i], slot, reply)
+                    rows[i][at] = _row(targets[i], plan, reply)
                     reasons[i][at] = why(reply)
                     verdicts[i][at] = RatingFailure(reply if isinstance(reply, ChatFailure) else "")
                     places += [] if reasons[i][at] else [(i, at)]
@@ -104,7 +102,7 @@ def taught_variants(
 
 
 def _question(
-    target: Row, planned: Sequence[Slot], *, harsher: bool
+    target: Row, plans: Sequence[VariantPlan], *, harsher: bool
 ) -> tuple[list[Message], type[BaseModel]]:
     facts = [claim for claim in claims_of(target) if claim.attribute == FACT]
     numbers = {claim: number for number, claim in enumerate(facts, start=1)}
@@ -115,51 +113,51 @@ def _question(
         "harsher": harsher,
         "plan": [
             {
-                "facts": [numbers[claim] for claim in slot.claims if claim in numbers],
-                "options": bool(slot.options),
-                "fault": slot.fault,
+                "facts": [numbers[claim] for claim in plan.claims if claim in numbers],
+                "options": bool(plan.options),
+                "fault": plan.fault,
             }
-            for slot in planned
+            for plan in plans
         ],
     }
     data = {"sample": target["answer"], **{f"fact {n}": claim.value for claim, n in numbers.items()}}
-    return conversation("degrade", values, data), variants_form(target["task_type"], len(planned))
+    return conversation("degrade", values, data), variants_form(target["task_type"], len(plans))
 
 
-def _row(target: Row, slot: Slot, reply: BaseModel | ChatFailure) -> Row:
+def _row(target: Row, plan: VariantPlan, reply: BaseModel | ChatFailure) -> Row:
     """The row of a variant; without a variant, of what was to be written."""
     row = {
-        "id": content_id(target["id"], str(slot.position)),
+        "id": content_id(target["id"], str(plan.position)),
         "source": target["source"],
         "task_type": target["task_type"],
         "target_id": target["id"],
         "entity": target["entity"],
         "split": target["split"],
-        "position": slot.position,
+        "position": plan.position,
     }
     if isinstance(reply, ChatFailure):
         return row
-    form: Form = reply.variants[slot.position]  # type: ignore[attr-defined]
+    form: Form = reply.variants[plan.position]  # type: ignore[attr-defined]
     good = parse_answer(target["task_type"], target["answer"])
     sample = _in_category(sample_of(form), good)
     prompt, completion = to_pair(sample, prompt_of(form))
     shown: tuple[str, ...] = ()
     if isinstance(sample, Mcq) and isinstance(good, Mcq) and choice(sample) == choice(good):
-        shown = slot.shown or good.options
+        shown = plan.shown or good.options
         prompt = without_options(prompt, shown)
     text = f"{prompt}\n{completion}"
-    told = [
+    covered = [
         claim
         for claim in claims_of(target)
         if (claim.value in shown if claim.attribute == OPTIONS else tells(text, claim.value))
     ]
     return row | {
-        "id": content_id(target["id"], str(slot.position), prompt, completion),
+        "id": content_id(target["id"], str(plan.position), prompt, completion),
         "prompt": prompt,
         "completion": completion,
         "answer": write_answer(sample),
-        "attributes": [claim.attribute for claim in told],
-        "values": [claim.value for claim in told],
+        "attributes": [claim.attribute for claim in covered],
+        "values": [claim.value for claim in covered],
     }
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lm_mixup.chat.judge import OfflineJudge, RatingFailure, make_judge
 from lm_mixup.chat.offline_judge import features
-from lm_mixup.chat.relevance import Relevance, irrelevance, told
+from lm_mixup.chat.relevance import Relevance, irrelevance, without_copied
 from lm_mixup.config import RateConfig
 
 ROWS = [
@@ -143,11 +143,11 @@ def test_irrelevance_falls_with_cosine_and_shared_words_and_rises_with_what_is_s
 def test_what_is_copied_from_the_prompt_is_not_compared():
     prompt = "List the three largest rivers of Europe. Say where each ends."
     answer = "The Volga, the Danube and the Ural."
-    assert told(prompt, f"{prompt} {answer}") == answer
-    assert told(prompt, f"{answer}\nSay where each ends.") == answer
+    assert without_copied(prompt, f"{prompt} {answer}") == answer
+    assert without_copied(prompt, f"{answer}\nSay where each ends.") == answer
     for whole in (answer, f" {answer}\n\nThey are long. ", prompt, "", "Rivers of Europe."):
-        assert told(prompt, whole) == whole  # nothing copied, or nothing else left
-    assert told("Why?", "Why? Because.") == "Why? Because."
+        assert without_copied(prompt, whole) == whole  # nothing copied, or nothing else left
+    assert without_copied("Why?", "Why? Because.") == "Why? Because."
 
 
 def test_a_loop_and_a_mirrored_prompt_by_hand():

@@ -19,7 +19,7 @@ from lm_mixup.demo.facts import entities_by_name
 from lm_mixup.mixture.assemble import bundles_of
 from lm_mixup.mixture.generate import plan
 from lm_mixup.mixture.offline_writer import write_samples, write_variants
-from lm_mixup.mixture.variant_plan import slots
+from lm_mixup.mixture.variant_plan import plan_variants
 
 # generate
 
@@ -101,23 +101,23 @@ def test_variants_hold_all_claims_within_the_bounds(generated, least, most):
     config = build(min_inputs=least, max_inputs=most)
     sizes = set()
     for target in generated.rows.to_pylist():
-        planned = slots(target, config, seed=3)
-        sizes.add(len(planned))
-        assert least <= len(planned) <= most
-        assert {claim for slot in planned for claim in slot.claims} == set(claims_of(target))
-        assert [slot.position for slot in planned] == list(range(len(planned)))
-        assert all(bool(slot.claims) == (slot.fault != "vague") for slot in planned)
-        asking = [slot for slot in planned if slot.options]
+        plans = plan_variants(target, config, seed=3)
+        sizes.add(len(plans))
+        assert least <= len(plans) <= most
+        assert {claim for plan in plans for claim in plan.claims} == set(claims_of(target))
+        assert [plan.position for plan in plans] == list(range(len(plans)))
+        assert all(bool(plan.claims) == (plan.fault != "vague") for plan in plans)
+        asking = [plan for plan in plans if plan.options]
         assert len(asking) == (target["task_type"] == "mcq")
     assert sizes == set(range(least, most + 1))
 
 
 def test_sizes_and_faults_are_those_of_the_config(generated):
     config = build(max_inputs=20, size_mix={2: 1, 7: 3}, fault_mix={"reasoning": 3, "register": 1})
-    planned = [slots(target, config, seed=0) for target in generated.rows.to_pylist()]
-    sizes = Counter(len(mine) for mine in planned)
+    plans = [plan_variants(target, config, seed=0) for target in generated.rows.to_pylist()]
+    sizes = Counter(len(mine) for mine in plans)
     assert set(sizes) == {2, 7} and 0.68 < sizes[7] / sizes.total() < 0.82
-    faults = Counter(slot.fault for mine in planned for slot in mine if len(mine) == 2)
+    faults = Counter(plan.fault for mine in plans for plan in mine if len(mine) == 2)
     assert set(faults) == {"reasoning", "register"}  # two inputs have no room for one that tells nothing new
     assert 0.6 < faults["reasoning"] / faults.total() < 0.9
 

@@ -27,8 +27,8 @@ from lm_mixup.mixture.teacher.cost_estimate import forecast, loads
 from lm_mixup.mixture.teacher.fact_coverage import tells
 from lm_mixup.mixture.teacher.prompts import conversation
 from lm_mixup.mixture.teacher.reply_schemas import WRITTEN, sample_of, variants_form
-from lm_mixup.mixture.teacher.samples import plan_questions, taught_part
-from lm_mixup.mixture.teacher.variants import taught_variants
+from lm_mixup.mixture.teacher.samples import plan_questions, write_samples
+from lm_mixup.mixture.teacher.variants import write_variants
 
 FORM_OF = {"qa": "QaForm", "mcq": "McqForm", "tfq": "TfqForm", "cs": "CsForm", "para": "ParaForm"}
 HOSTILE = [
@@ -194,7 +194,9 @@ def test_hostile_passages_change_neither_task_nor_schema(text):
     seen_by = []
     for content in (text, "A calm text on tea, drunk in 1650."):
         with serving(teach) as server:
-            part = taught_part([passage(content)], [0] * 4, 0, chat_of(server), FixedJudge(), build(), seed=0)
+            part = write_samples(
+                [passage(content)], [0] * 4, 0, chat_of(server), FixedJudge(), build(), seed=0
+            )
             assert part.rows_in == 4 == part.rows.num_rows + part.rejected.num_rows
             seen_by.append(sorted(server.seen, key=lambda s: s.body["messages"][0]["content"]))
     for hostile, calm in zip(*seen_by, strict=True):
@@ -240,8 +242,8 @@ def made(own, server, run=None, config=None, samples=12):
     config = config or build(max_inputs=4)
     chat = chat_of(server, run)
     about = [i * len(own) // samples for i in range(samples)]
-    good = taught_part(own, about, 0, chat, FixedJudge(), config, seed=0)
-    return good, taught_variants(good.rows, chat, FixedJudge(), config, seed=0)
+    good = write_samples(own, about, 0, chat, FixedJudge(), config, seed=0)
+    return good, write_variants(good.rows, chat, FixedJudge(), config, seed=0)
 
 
 def test_real_passages_become_mixture(own):
@@ -378,7 +380,7 @@ def test_an_unrated_sample_is_a_reject(own):
             return [RatingFailure("request_failed: 500")] * len(rows)
 
     with serving(teach) as server:
-        part = taught_part(own, [0, 1], 0, chat_of(server), NoJudge(), build(), seed=0)
+        part = write_samples(own, [0, 1], 0, chat_of(server), NoJudge(), build(), seed=0)
     assert part.rejected["reason"].to_pylist() == ["unrated"] * 2
 
 
