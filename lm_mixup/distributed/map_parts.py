@@ -9,6 +9,7 @@ workers or their failures, and a part with a receipt is not computed again. Memo
 from __future__ import annotations
 
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -78,19 +79,25 @@ def map_parts(
     with track(label or stage.name, total=len(items), completed=len(items) - len(pending)) as advance:
         if not pending:
             return
-        remote_args: dict[str, Any] = {"runtime_env": dict(runtime_env)} if runtime_env else {}
         rows = [{"part": index, "item": _Box(items[index])} for index in pending]
-        dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-            _PartWorker,
-            fn_constructor_kwargs={"stage": stage, "make_work": make_work, "make_kwargs": dict(make_kwargs)},
-            batch_size=1,
-            batch_format="numpy",
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(num_actors, len(pending))),
-            num_cpus=num_cpus,
-            num_gpus=num_gpus or None,
-            max_task_retries=_ATTEMPTS - 1,  # Ray Data alone would try for ever
-            **remote_args,
-        )
+        with warnings.catch_warnings():
+            # Ray 2.60 has no named parameter yet for `max_task_retries`, and warns of the way it has.
+            warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+            dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+                _PartWorker,
+                fn_constructor_kwargs={
+                    "stage": stage,
+                    "make_work": make_work,
+                    "make_kwargs": dict(make_kwargs),
+                },
+                batch_size=1,
+                batch_format="numpy",
+                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(num_actors, len(pending))),
+                num_cpus=num_cpus,
+                num_gpus=num_gpus or None,
+                runtime_env=dict(runtime_env) if runtime_env else None,
+                max_task_retries=_ATTEMPTS - 1,  # Ray Data alone would try for ever
+            )
         nodes: dict[int, str] = {}
         try:
             for row in dataset.iter_rows():

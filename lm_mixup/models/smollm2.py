@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -179,12 +180,15 @@ def _merge(base: Path, folder: Path) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without transformers' progress bars: ours is one line."""
+    from transformers import modeling_gguf_pytorch_utils as gguf_reader
     from transformers.utils import logging as transformers_logging
 
-    shown = transformers_logging.is_progress_bar_enabled()
+    shown, reader_tqdm = transformers_logging.is_progress_bar_enabled(), gguf_reader.tqdm
     transformers_logging.disable_progress_bar()
+    gguf_reader.tqdm = partial(reader_tqdm, disable=True)  # a bar of its own, which the switch does not reach
     try:
         yield
     finally:
+        gguf_reader.tqdm = reader_tqdm
         if shown:
             transformers_logging.enable_progress_bar()

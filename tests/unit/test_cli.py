@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import resource
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -105,36 +104,6 @@ def test_fine_tuning_needs_no_other_stage_where_a_file_is_named():
     assert stages_of("evaluate", own)["finetune"].inputs == ()
     assert tuple(stages_of("evaluate", own)) == ("finetune",)
     assert "finetune" not in stages_of("run", own)
-
-
-STOPPED = """
-import signal
-from lm_mixup.cli import app
-from lm_mixup.config import RayConfig
-from lm_mixup.distributed.ray_cluster import start_ray
-from lm_mixup import pipeline
-
-def wait(*_):
-    start_ray(RayConfig(num_cpus=1, object_store_gib=0.2))
-    print("up", flush=True)
-    signal.pause()
-
-pipeline.run_verb = wait
-app()
-"""
-
-
-def test_a_terminated_run_ends_with_one_line(tmp_path: Path):
-    command = [sys.executable, "-c", STOPPED, "build", QUICKSTART, "--run-dir", str(tmp_path)]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "up\n"
-        process.send_signal(signal.SIGTERM)
-        out, told = process.communicate(timeout=60)
-    lines = [line for line in (out + told).splitlines() if "Set ray log level" not in line]
-    assert lines == ["stopped; the same command again goes on where it stopped"]
-    assert process.returncode == 1
 
 
 def test_credentials_in_urls_are_masked(tmp_path: Path):

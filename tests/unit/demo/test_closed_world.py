@@ -311,7 +311,7 @@ def test_pool_is_mostly_poor_with_some_good_and_a_few_broken_rows():
     assert 0.005 < 1 - len(whole) / len(rows) < 0.03
     assert any("prompt" not in row for row in rows)
     assert any(row["completion"] == "" for row in rows)
-    verdicts = make_judge(RateConfig()).rate([(row["prompt"], row["completion"]) for row in whole])
+    verdicts = make_judge(RateConfig()).rate([(row["prompt"], row["completion"]) for row in whole[:400]])
     scores = [compress_score(v.overall) for v in verdicts if isinstance(v, Rating)]
     assert 0.15 < sum(score >= 4 for score in scores) / len(scores) < 0.35
 

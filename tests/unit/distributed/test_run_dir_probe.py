@@ -8,7 +8,7 @@ from lm_mixup.config import RayConfig
 from lm_mixup.core.errors import InputError
 from lm_mixup.core.run_dir import RunDir
 from lm_mixup.distributed import ray_cluster, run_dir_probe
-from lm_mixup.distributed.run_dir_probe import check_run_dir, probe_node, refuse_relative, run_dir_problems
+from lm_mixup.distributed.run_dir_probe import probe_node, refuse_relative, run_dir_problems
 
 NODE = {"NodeManagerAddress": "10.0.0.7", "NodeID": "0123456789"}
 
@@ -53,15 +53,6 @@ def test_a_stale_file_of_the_same_name_does_not_count(tmp_path):
     run = RunDir(tmp_path)
     run.write_bytes("probe/x/driver", b"of another driver")
     assert probe_node(run, "probe/x", "token") == ""
-
-
-def test_on_a_cluster_of_one_node_nothing_is_asked(ray_session, tmp_path):
-    check_run_dir(RunDir(tmp_path / "absent"))
-    assert not (tmp_path / "absent").exists()
-
-
-def test_real_nodes_see_what_the_driver_writes(ray_session, tmp_path):
-    assert run_dir_problems(RunDir(tmp_path)) == []
 
 
 @pytest.mark.parametrize(

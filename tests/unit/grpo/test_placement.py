@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
 from lm_mixup.config import GrpoConfig, RewardsConfig
@@ -42,42 +39,6 @@ def test_rewards_on_gpus_share_those_of_learner_and_engine():
     apart = config.model_copy(update={"mode": "async"})
     assert [b.get("GPU", 0) for b in plan_bundles(apart, rewards, on_gpu=True)[0]] == [1] * 4 + [0.5] * 3
     assert reward_bundles(apart, rewards, 7, on_gpu=True) == ([4, 5, 6], 0.5)
-
-
-ONE_GPU = """
-import ray
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy as In
-import lm_mixup.grpo.placement as placement
-from lm_mixup.config import GrpoConfig, RewardsConfig
-
-placement.check_gpu_nodes = lambda: None  # the GPU is a number of Ray's alone
-ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=10**8)
-got = placement.reserve(
-    GrpoConfig(placement_timeout_s=20, cpus_per_actor=1), RewardsConfig(num_gpus=1, num_cpus=0.1)
-)
-
-@ray.remote
-class Actor:
-    def gpus(self):
-        return ray.get_gpu_ids()
-
-def start(options, bundle):
-    options = {key: value for key, value in options.items() if key != "runtime_env"}
-    return Actor.options(scheduling_strategy=In(got.group, bundle), **options).remote()
-
-actors = [
-    start(got.learner_options, 0),
-    start(got.rollout_options, got.first_rollout_bundle),
-    start({"num_cpus": 0.1, "num_gpus": got.reward_gpus}, got.reward_bundles[0]),
-]
-print(ray.get([actor.gpus.remote() for actor in actors], timeout=60))
-"""
-
-
-def test_learner_engine_and_rewards_are_placed_on_one_gpu():
-    ended = subprocess.run([sys.executable, "-c", ONE_GPU], capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr[-2000:]
-    assert ended.stdout.splitlines()[-1] == "[[0], [0], [0]]"
 
 
 def test_an_engine_wider_than_any_node_is_refused_at_once():
