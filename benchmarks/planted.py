@@ -83,8 +83,11 @@ def change_digit(text: str, rng: Random) -> str | None:
 
 
 def change_all_digits(text: str, rng: Random) -> str | None:
-    """Every digit another one."""
-    changed = re.sub(r"\d", lambda found: str((int(found.group()) + rng.randint(1, 8)) % 9 + 1), text)
+    """Every digit of its numbers another one."""
+    digits = {at for found in numbers(text) for at in range(*found.span()) if text[at].isdigit()}
+    changed = "".join(
+        str((int(char) + rng.randint(1, 8)) % 9 + 1) if at in digits else char for at, char in enumerate(text)
+    )
     return changed if changed != text else None
 
 
@@ -132,8 +135,15 @@ def invent_name(text: str, rng: Random) -> str | None:
 
 
 def drop_facts(text: str, rng: Random) -> str | None:
-    """Without a third of its sentences; of one or two sentences without one part that has a fact."""
+    """Without a third of its sentences; of one or two sentences without one part that has a fact.
+
+    The question at the end of a text is kept: without its subject it is another question.
+    """
     places = sentences(text)
+    if len(places) > 1 and text.endswith("?"):
+        at = places[-1][0]
+        kept = drop_facts(text[:at].rstrip(), rng)
+        return f"{kept} {text[at:]}" if kept else None
     if len(places) > 2:
         gone = set(rng.sample(range(len(places)), len(places) // 3))
         return " ".join(text[a:b] for number, (a, b) in enumerate(places) if number not in gone)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Final
 
 from lm_mixup.core.words import sentences
@@ -18,6 +19,7 @@ from lm_mixup.rewards.faithfulness.support import is_close
 
 _ASKED: Final = 0.34
 _UNASKED: Final = 0.15
+_TYPED: Final = 0.75
 
 
 def answering(
@@ -61,13 +63,20 @@ def question_fits(prompt: Reading, sources: Sequence[SourceReading]) -> list[flo
     Sources with no question of their own words fit as well as the best.
     """
     asked = [_terms(source.asked) for source in sources]
+    known: set[str] = set().union(*asked)
     spread = Counter(term for terms in asked for term in terms)
     mine = _terms(prompt)
+    new = mine - known  # a word that no source asks with may be what one of them asks for, misspelt
     fits: list[float | None] = []
     for terms in asked:
         weights = {term: 1 / spread[term] for term in terms if spread[term] < len(sources)}
         total = sum(weights.values())
-        fits.append(sum(w for term, w in weights.items() if is_close(term, mine)) / total if total else None)
+        met = (
+            w
+            for term, w in weights.items()
+            if is_close(term, mine) or get_close_matches(term, new, 1, _TYPED)
+        )
+        fits.append(sum(met) / total if total else None)
     best = max((fit for fit in fits if fit is not None), default=0.0)
     return [best if fit is None else fit for fit in fits]
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import pairwise
 from typing import Final
 
 import regex
 
 from lm_mixup.core.words import sentences
 from lm_mixup.rewards.faithfulness.facts import Fact, Reading, read, stem
-from lm_mixup.rewards.faithfulness.sources import SourceReading, _items, placed_of
+from lm_mixup.rewards.faithfulness.sources import SourceReading, _first_names, _items, placed_of
+from lm_mixup.rewards.faithfulness.support import is_close
 
 _ENOUGH: Final = 0.6
+_CHANCE: Final = 0.25
 _FEW_WORDS: Final = 4
 _WORD_WEIGHT: Final = 0.25
 _LONGEST_RUN: Final = 5
@@ -25,8 +28,9 @@ def coverage(output: Sequence[Reading], sources: Sequence[SourceReading], *, ask
     """The share of what the sources tell that an output carries, each thing once, in [0, 1].
 
     What a source tells is its answers, picked options and affirmed claims, clause by clause. A clause counts
-    by its numbers, names and codes; in one with few other words those are its wording, which may change. A
-    clause without facts counts by its words, of which `_ENOUGH` have to be there.
+    by its numbers, names and codes; in one with few other words those are its wording, which may change. Else
+    it counts by its words too: all if a sentence of the output has `_ENOUGH` of them, nothing if none has
+    more than `_CHANCE`. Sentences that share the words between them do not say what the clause says.
 
     Args:
         output: Prompt and completion.
@@ -35,9 +39,8 @@ def coverage(output: Sequence[Reading], sources: Sequence[SourceReading], *, ask
             the options are about.
     """
     facts = {fact.key for reading in output for fact in reading.facts}
-    stems = {word.stem for reading in output for word in reading.words}
-    stems |= {stem(fact.key) for reading in output for fact in reading.facts if fact.kind == "name"}
     keys = {key for reading in output for key in reading.keys}
+    said = [stems for reading in output for stems in _stems_by_sentence(reading)]
     seen: set[str] = set()
     total = covered = 0.0
     for told in (text for s in sources for text in ((s.told, s.asked) if asked else (s.told,))):
@@ -57,44 +60,83 @@ def coverage(output: Sequence[Reading], sources: Sequence[SourceReading], *, ask
                 continue
             seen.add(signature)
             weight = _WORD_WEIGHT * len(words) if has_facts else max(1.0, _WORD_WEIGHT * len(words))
-            alone = (
-                len(words) == 1 and len(told.words) > 1
-            )  # a single word is an answer, beside others it is not
+            # a single word is an answer, beside others it is not
+            alone = len(words) == 1 and len(told.words) > 1
             weight *= 0.5 if alone and not has_facts else 1.0
             total += weight
-            covered += weight * min(1.0, len(words & stems) / len(words) / _ENOUGH)
+            best = max(said, key=lambda stems: len(words & stems), default=set())
+            share = sum(is_close(word, best) for word in words) / len(words)  # but for typing errors
+            covered += weight * min(1.0, max(0.0, (share - _CHANCE) / (_ENOUGH - _CHANCE)))
     return covered / total if total else 1.0
 
 
+def _stems_by_sentence(reading: Reading) -> list[set[str]]:
+    """The stems of each sentence's words and names."""
+    found: dict[int, set[str]] = {}
+    for word in reading.words:
+        found.setdefault(reading.clauses[word.clause][2], set()).add(word.stem)
+    for fact in reading.facts:
+        if fact.kind == "name":
+            found.setdefault(reading.clauses[fact.clause][2], set()).add(stem(fact.key))
+    return list(found.values())
+
+
 def repetition(
-    prompt: Reading, completion: Reading, sources: Sequence[SourceReading]
+    prompt: Reading,
+    completion: Reading,
+    sources: Sequence[SourceReading],
+    topics: Collection[str] = frozenset(),
 ) -> tuple[float, list[tuple[int, int]]]:
     """The share of an output that repeats itself, in [0, 1], and where in the completion.
 
-    Counted are the runs of a few tokens that stand in the completion before and, as whole facts, numbers that
-    it gives more often than the sources have things to give them of. A question that lists one thing twice
-    counts as well.
+    Counted are the runs of a few tokens that stand in the completion before, said of the same subject, and,
+    as whole facts, numbers that it gives more often than the sources have things to give them of. A question
+    that lists one thing twice counts as well.
+
+    Args:
+        prompt: The question; empty where it may say things again.
+        completion: What tells.
+        sources: The sources.
+        topics: Names of what the sources are about.
     """
     size = min(_LONGEST_RUN, max(1, len(completion.keys) // 3))  # what is told three times repeats a run
-    runs = _runs(completion.keys, size)
+    runs = _runs_by_subject(completion, size, topics)
     allowed = Counter[tuple[str, ...]]()
     for source in sources:
         mine = Counter(_distinct_runs(source.told, size))
         for run, count in mine.items():
             allowed[run] = max(allowed[run], count)
     counts = Counter(runs)
-    excess = sum(max(0, count - max(1, allowed[run])) for run, count in counts.items())
+    excess = sum(max(0, count - max(1, allowed[run])) for (run, _), count in counts.items())
     share = excess / len(runs) if runs else 0.0
     again = _told_again(completion, sources)
-    facts = sum(f.kind in ("number", "name", "code") for f in completion.facts)
+    facts = sum(f.kind in ("number", "name", "code") and f.certain for f in completion.facts)
     if facts:
         share = max(share, len(again) / facts)
-    share = max(share, _listed_twice(prompt), _phrases_twice(completion.text, sources))
+    share = max(share, _listed_twice(prompt, topics), _phrases_twice(completion.text, sources))
     return min(1.0, share), [(f.start, f.end) for f in again]
 
 
 def _runs(keys: Sequence[str], size: int) -> list[tuple[str, ...]]:
     return [tuple(keys[i : i + size]) for i in range(len(keys) - size + 1)]
+
+
+def _runs_by_subject(
+    reading: Reading, size: int, topics: Collection[str]
+) -> list[tuple[tuple[str, ...], frozenset[str]]]:
+    """The runs of tokens of a text, each with the topics named last before its end.
+
+    A subject may be named again: runs of full length that hold the name of a topic are left out.
+    """
+    named = [key if key in topics or stem(key) in topics else "" for key in reading.keys]
+    found = []
+    subject: frozenset[str] = frozenset()
+    for at, run in enumerate(_runs(reading.keys, size)):
+        here = frozenset(filter(None, named[at : at + size]))
+        subject = here or subject
+        if not here or size < _LONGEST_RUN:
+            found.append((run, subject))
+    return found
 
 
 def _distinct_runs(told: Reading, size: int) -> list[tuple[str, ...]]:
@@ -120,6 +162,7 @@ def _told_again(completion: Reading, sources: Sequence[SourceReading]) -> list[F
         names = frozenset(f.key for r in (source.asked, source.told) for f in r.facts if f.kind == "name")
         topics |= {f.key for f in source.asked.facts if f.kind == "name"}
         topics |= _subject(source.claim)
+        topics |= {key for key, sentence in _first_names(source.claim) if sentence == 0}
         long = len(source.told.keys) > _SHORT
         around: dict[str, set[frozenset[str]]] = {}
         for item in placed_of(source, ()):
@@ -131,7 +174,7 @@ def _told_again(completion: Reading, sources: Sequence[SourceReading]) -> list[F
     beside: dict[str, set[str]] = {}
     again = []
     for fact in completion.facts:
-        if fact.kind not in ("number", "name", "code") or fact.key in topics:
+        if fact.kind not in ("number", "name", "code") or fact.key in topics or not fact.certain:
             continue
         words = completion.words_of(fact.clause) - topics
         told[fact.key] += 1
@@ -174,17 +217,20 @@ def _phrases(text: str) -> tuple[list[str], list[str]]:
     return phrases, again
 
 
-def _listed_twice(prompt: Reading) -> float:
+def _listed_twice(prompt: Reading, topics: Collection[str]) -> float:
     """The share of a question's list items that stand in the list before, of the same subject."""
     seen: set[frozenset[str]] = set()
     items = again = 0
+    # `the element` of `the element neon` is what is asked about, not what is asked
+    kinds = {first.stem for first, second in pairwise(prompt.words) if second.stem in topics}
     for start, end in _items(prompt.text):
         item = read(prompt.text[start:end])
         words = frozenset(w.stem for w in item.words)
-        if words:
+        asked = words - set(topics) - kinds
+        if asked:
             items += 1
-            again += words in seen
-            seen.add(words)
-        if any(f.kind == "name" for f in item.facts):
+            again += asked in seen
+            seen.add(asked)
+        if words & set(topics) or any(f.kind == "name" for f in item.facts):
             seen.clear()
     return again / items if items > 1 else 0.0

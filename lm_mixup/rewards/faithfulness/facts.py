@@ -22,6 +22,7 @@ from lm_mixup.rewards.faithfulness.lexicon import (
     NUMBER_WORDS,
     ORDINALS,
     SCALES,
+    SOFT_NAMES,
     SOFT_NUMBERS,
     TENS,
     UNITS,
@@ -29,6 +30,7 @@ from lm_mixup.rewards.faithfulness.lexicon import (
 
 Kind = Literal["number", "name", "code", "unit", "quoted", "word"]
 _STEM: Final = 8
+_CODE: Final = 2
 _ENDING: Final = regex.compile(
     r"(?<=\p{L}{4})(?:ations?|ating|ated|ates?|ions?|ing|ed|ers?|ly|ie|y|e)$|(?<=\p{L}{3})e$"
 )
@@ -366,7 +368,9 @@ def _names(
     """Adds capitalised words as names; returns which tokens are certainly names.
 
     A capitalised word at a sentence's start is a name for certain where a capitalised word follows it at
-    once, where it is an acronym, or where it is capitalised elsewhere in the text too.
+    once, where it is an acronym or a symbol that stands alone (`Mt.`, but not the `Iy` of `Iy is 9`), or
+    where it is capitalised elsewhere in the text too. Function words of two letters are codes where they are
+    capitalised behind a word in small letters (`written OR`, `the symbol No`).
     """
     capital = [
         index not in taken
@@ -378,18 +382,27 @@ def _names(
     opens = [
         t.start in starts or _OPENS.search(text, max(0, t.start - 3), t.start) is not None for t in listed
     ]
+    coded = {
+        i
+        for i, t in enumerate(listed)
+        if capital[i] and not opens[i] and t.end - t.start == _CODE and not capital[i - 1] and t.key != "ok"
+    }
     inner = {
         _name_key(t.key) for i, t in enumerate(listed) if capital[i] and not opens[i] and _is_name_word(t.key)
     }
     certain: set[int] = set()
     for index, token in enumerate(listed):
-        if not capital[index] or not _is_name_word(token.key) or _is_letter(token, text):
+        is_name = index in coded or _is_name_word(token.key)
+        if not capital[index] or not is_name or _is_letter(token, text):
             continue
         key = _name_key(token.key)
         surface = text[token.start : token.end]
-        sure = not opens[index] or key in inner or len(surface) <= 2 or surface.isupper()
+        following = text[token.end : token.end + 2]
+        symbol = len(surface) <= 2 and not (following[:1] == " " and following[1:].islower())
+        sure = not opens[index] or key in inner or symbol or (len(surface) > 1 and surface.isupper())
         if not sure and index + 1 < len(listed) and capital[index + 1] and not opens[index + 1]:
             sure = _touch(token, listed[index + 1], text)
+        sure = sure and key not in SOFT_NAMES
         if sure:
             certain.add(index)
         facts.append(Fact(key, "name", token.start, token.end, place[index], certain=sure))

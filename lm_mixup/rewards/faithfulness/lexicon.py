@@ -63,6 +63,8 @@ ORDINALS: Final[Mapping[str, int]] = {
 }
 SOFT_NUMBERS: Final = frozenset(("one", "zero", "first", "second"))
 """Number words that are as often no number: "one of them", "first, …", "a second"."""
+SOFT_NAMES: Final = frozenset(_split("sun moon earth union internet web"))
+"""Common nouns that are often capitalised: whether a text has them is a matter of its wording."""
 SCALES: Final[Mapping[str, Decimal]] = {
     "thousand": Decimal(1000),
     "million": Decimal(10**6),

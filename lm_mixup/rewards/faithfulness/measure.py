@@ -111,7 +111,7 @@ def measure(prompt: str, completion: str, sources: Sequence[Source], task_type: 
     whole = (read(prompt), read(completion))
     covered = coverage(whole, readings, asked=task_type == "mcq")
     listed, told_once = _repeatable(prompt, completion, task_type)
-    repeated, again = repetition(listed, told_once, readings)
+    repeated, again = repetition(listed, told_once, readings, pool_of(readings, whole).topics)
     if parts:  # parts may agree in their wording, `1. True 2. True`
         repeated, again = max(part.repetition for part in found), []
     fidelity = math.prod(part.fidelity for part in found) * (1 - repeated) ** _REPETITION_POWER
@@ -174,7 +174,7 @@ class _Tally:
         missing = unsupported_facts(reading, pool)
         flipped = polarity_faults(reading, sources)
         total, places = unsupported_words(reading, pool)
-        invented = unsupported_sentences(reading, places, missing)
+        invented = unsupported_sentences(reading, places, missing, pool.topics)
         self.facts += sum(fact.certain for fact in reading.facts)
         self.words += total
         self.missing_facts += len({fact.key for fact in missing})
@@ -215,7 +215,7 @@ def _measure_part(
         support=1 - (_FACT_WEIGHT * tally.missing_facts + tally.missing_words) / weight if weight else 1.0,
         coverage=1.0,
         binding=1 - min(held, tally.misbound) / held if held > 0 else 1.0,
-        repetition=repetition(texts[0], texts[1], sources)[0],
+        repetition=repetition(texts[0], texts[1], sources, pool.topics)[0],
         answering=fit,
         unsupported=tuple(tally.spans),
     )

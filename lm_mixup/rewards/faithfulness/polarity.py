@@ -15,7 +15,8 @@ from lm_mixup.rewards.faithfulness.sources import SourceReading
 
 _MARKS: Final = regex.compile("|".join(sorted(NEGATION_MARKS, key=len, reverse=True)))
 _NO_NEGATION: Final = regex.compile(
-    r"(?i)\bnot (?:only|just|merely|to mention)\b|\bno\.\s?\d|\bwhether or not\b|\bif not\b"
+    r"(?i:\bnot (?:only|just|merely|to mention)\b|\bno\.\s?\d|\bwhether or not\b|\bif not\b|(?<!\w)\.no\b)"
+    r"|(?<=[a-z] )No\b"  # the symbol, or part of a name
 )
 _REACH: Final = 4
 _FIT: Final = 0.5
@@ -49,7 +50,7 @@ def negations(text: str) -> list[Negation]:
     for mark in _MARKS.finditer(text):
         if mark.start() in place:
             found.append(Negation(mark.start(), mark.end(), *_around(listed, place[mark.start()])))
-    return found
+    return [negation for negation in found if negation.around]  # alone it is an answer or a symbol
 
 
 def _around(listed: Sequence[Token], index: int) -> tuple[frozenset[str], frozenset[str]]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import lru_cache
 from typing import Final
 
 import regex
 
 from lm_mixup.rewards.faithfulness.facts import Fact, Reading, read, stem
-from lm_mixup.rewards.faithfulness.lexicon import NEGATIONS
+from lm_mixup.rewards.faithfulness.lexicon import FUNCTION_WORDS, NEGATIONS
 
 _OPTION: Final = regex.compile(
     r"(?:(?<=\n)|(?<=^)|(?<=\s))\(?(?P<letter>[A-Fa-f])[).:][ \t]+(?P<text>.+?)"
@@ -19,16 +20,21 @@ _OPTION: Final = regex.compile(
 _TRUE_FALSE: Final = regex.compile(
     r"(?i)(?:^|[,.:]?\s*)(?:quiz,\s*)?(?:is (?:this|that|it) )?(?:please )?"
     r"(?:say |tell |state )?(?:whether )?"
-    r"(?:(?:this|that|it) is )?\btrue\s*(?:or|/)\s*false\b[?:.,]?"
+    r"(?:(?:this|that|it) is )?\btrue\s*(?:[or]{2,3}|/)\s*false\b[?:.,]?"
 )
 _VERDICT: Final = regex.compile(
     r"(?i)\b(?P<yes>true|yes|correct|right)\b|\b(?P<no>false|no|incorrect|wrong|untrue)\b"
 )
+_SAYS_AGAIN: Final = regex.compile(r"(?i)\b(?:(?:so )?the answer is|as said)\b[:,]?")
 _LETTER_PICK: Final = regex.compile(r"(?:^|\W)\(?(?P<letter>[A-F])(?:[).:]|\s*$)")
 _LIST_CUT: Final = regex.compile(r"\s*(?:[,;]|\band\b|&)\s*(?:and\b\s*)?")
 _VERDICT_STEMS: Final = frozenset(
     map(stem, ["true", "false", "correct", "right", "incorrect", "wrong", "untrue"])
 )
+_SHORT: Final = 3
+_CLOSE: Final = 0.79
+_LONG_FILLERS: Final = tuple(sorted(word for word in FUNCTION_WORDS if len(word) > _SHORT))
+_VERDICTS: Final = ({"yes", "no"}, {"true", "false"})
 _SENTENCE_END: Final = regex.compile(r"(?<=[.!?])\s+")
 
 
@@ -84,8 +90,10 @@ class SourceReading:
 
     @property
     def stems(self) -> set[str]:
-        """Stems of all content words, asked and told."""
-        return {w.stem for reading in (self.asked, self.told) for w in reading.words}
+        """Stems of all content words, asked and told, and of names: `DENSITY` may be a word in capitals."""
+        texts = (self.asked, self.told)
+        names = {stem(f.key) for reading in texts for f in reading.facts if f.kind == "name"}
+        return {w.stem for reading in texts for w in reading.words} | names
 
 
 def options_of(prompt: str) -> tuple[str, dict[str, str]]:
@@ -134,16 +142,28 @@ def _with_rest(told: str, completion: str) -> str:
     known = read(told)
     rest = read(completion)
     stems = {word.stem for word in known.words} | _VERDICT_STEMS | {stem(fact.key) for fact in known.facts}
-    new_words = any(word.stem not in stems for word in rest.words)
+    new_words = any(word.stem not in stems and not _is_filler(word.key) for word in rest.words)
     new_facts = {f.key for f in rest.facts if f.certain} - {f.key for f in known.facts}
     denies = any(key in NEGATIONS or key.endswith("n't") for key in rest.keys if key != "no")
     return f"{told}\n{completion}" if new_words or new_facts or (denies and rest.words) else told
 
 
+def _is_vague(completion: str) -> bool:
+    """Whether an answer guesses and names nothing, such as "Some country, I guess"."""
+    reading = read(completion)
+    certain = any(fact.certain for fact in reading.facts)
+    return "guess" in reading.keys and not certain and len(reading.words) <= _SHORT
+
+
+def _is_filler(key: str) -> bool:
+    """Whether a word beside a verdict says nothing: it is short, or a function word with a typing error."""
+    return key.isascii() and (len(key) <= _SHORT or bool(get_close_matches(key, _LONG_FILLERS, 1, _CLOSE)))
+
+
 def _is_verdict_alone(completion: str) -> bool:
     """Whether a completion says true, false, yes or no and nothing else but fillers."""
     reading = read(completion)
-    rest = {word.stem for word in reading.words} - _VERDICT_STEMS
+    rest = [w for w in reading.words if w.stem not in _VERDICT_STEMS and not _is_filler(w.key)]
     return verdict_of(completion) is not None and not rest and not any(f.certain for f in reading.facts)
 
 
@@ -158,24 +178,26 @@ def statement_of(prompt: str) -> str:
 def read_source(source: Source) -> SourceReading:
     """Reads a source; equal sources are read once."""
     bare, options = options_of(source.prompt)
-    told, verdict, picked, is_claim = source.completion, None, "", False
+    completion = "" if _is_vague(source.completion) else _SAYS_AGAIN.sub("", source.completion)
+    told, verdict, picked, is_claim = completion, None, "", False
     rejected: tuple[str, ...] = ()
     statement = statement_of(bare)
     if options:
-        letter = picked_letter(source.completion, options)
+        letter = picked_letter(completion, options)
         picked = options[letter] if letter else ""
         rejected = tuple(text for key, text in options.items() if key != letter)
-        if picked.casefold() in ("yes", "no", "true", "false"):
+        offered = {text.casefold().strip(" .") for text in options.values()}
+        if picked.casefold() in ("yes", "no", "true", "false") and any(pair <= offered for pair in _VERDICTS):
             verdict, is_claim, rejected = picked.casefold() in ("yes", "true"), True, ()
-            told = _with_rest(bare, source.completion)
+            told = _with_rest(bare, completion)
         elif picked:
-            told = _with_rest(picked, source.completion)
+            told = _with_rest(picked, completion)
     elif statement:
-        verdict = verdict_of(source.completion)
+        verdict = verdict_of(completion)
         if verdict is not None:
-            is_claim, told = True, _with_rest(statement, source.completion)
-    elif _is_verdict_alone(source.completion):
-        verdict, is_claim, told = verdict_of(source.completion), True, bare
+            is_claim, told = True, _with_rest(statement, completion)
+    elif _is_verdict_alone(completion):
+        verdict, is_claim, told = verdict_of(completion), True, bare
     asked = read("" if is_claim else bare)
     reading = read(told)
     claim = read((statement or bare) if is_claim else "")
@@ -268,7 +290,8 @@ def contexts(reading: Reading, topics: Collection[str]) -> Iterator[tuple[Fact, 
             if fact.kind not in ("quoted", "unit"):
                 beside = {f"before:{reading.neighbour(fact, -1)}", f"after:{reading.neighbour(fact, 1)}"}
                 if fact.kind == "number":
-                    beside.add(f"unit:{units.get(fact.start, '')}")
+                    sign = "+" if reading.text[: fact.start].endswith("+") else ""
+                    beside.add(f"unit:{units.get(fact.start, sign)}")
                 yield fact, (words | about | beside) - {fact.key}
 
 

@@ -11,12 +11,15 @@ from typing import Final
 
 from lm_mixup.core.words import sentences
 from lm_mixup.rewards.faithfulness.facts import Fact, Kind, Reading
+from lm_mixup.rewards.faithfulness.lexicon import FUNCTION_WORDS
 from lm_mixup.rewards.faithfulness.sources import SourceReading, contexts, placed_of, topics_of
 
 _CLEAR: Final = 2
 _CLOSE: Final = 0.8
 _LEAST: Final = 5
 _LEAD: Final = 2
+_WEAK: Final = 0.5
+_BESIDE: Final = ("before:", "after:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,11 +228,15 @@ def misbound(readings: Sequence[Reading], pool: Pool, question: Collection[str] 
             wrong[number].append(fact)
             continue
         own: set[str] = set().union(*(with_subject or mine))
+        if fact.kind == "name" and _stands_for_topic(words, set().union(*mine), pool.topics, around):
+            wrong[number].append(fact)
+            continue
+        labels = _labels(fact, readings[number])
         for key, others in around.items():
             if key == fact.key or kinds[key] != (fact.kind == "number") or key in pool.topics:
                 continue
             theirs = set().union(*(there for there in others if not with_subject or there & subject))
-            if _stands_for(words, own, theirs, here.get(key)):
+            if _stands_for(words, own, theirs, here.get(key), labels):
                 wrong[number].append(fact)
                 break
     return wrong
@@ -241,10 +248,28 @@ def _stands_between(topic: str, context: set[str], around: Mapping[str, Sequence
     What is said of a topic is no evidence of its place, as it is said of it in any words; so both neighbours
     have to be the other's, and neither its own.
     """
-    beside = {word for word in context if word.startswith(("before:", "after:"))}
+    beside = {word for word in context if word.startswith(_BESIDE)}
+    if "before:" in beside or "after:" in beside:  # at the end of a text there is no neighbour to compare
+        return False
     if any(beside & words for words in around[topic]):
         return False
     return any(beside <= words for key, contexts in around.items() if key != topic for words in contexts)
+
+
+def _stands_for_topic(
+    context: set[str], own: set[str], topics: Collection[str], around: Mapping[str, Sequence[frozenset[str]]]
+) -> bool:
+    """Whether a name stands right behind a word that only stands before topics in the sources."""
+    before = {word for word in context - own if word.startswith("before:") and not _is_weak(word)}
+    return any(before & words for topic in topics for words in around.get(topic, ()))
+
+
+def _labels(fact: Fact, reading: Reading) -> set[str]:
+    """The content words nearest to a fact in its clause, before and after it: what they say it is."""
+    words = [word for word in reading.words if word.clause == fact.clause]
+    before = [word.stem for word in words if word.end <= fact.start]
+    after = [word.stem for word in words if word.start >= fact.end]
+    return {*before[-1:], *after[:1]}
 
 
 def _is_own_value(fact: Fact, reading: Reading, most: Mapping[str, int]) -> bool:
@@ -264,7 +289,9 @@ def _is_own_value(fact: Fact, reading: Reading, most: Mapping[str, int]) -> bool
     return len(before) >= max(1, most.get(fact.key, 1)) and len(lead) > _LEAD
 
 
-def _stands_for(context: set[str], own: set[str], theirs: set[str], there: set[str] | None) -> bool:
+def _stands_for(
+    context: set[str], own: set[str], theirs: set[str], there: set[str] | None, labels: set[str]
+) -> bool:
     """Whether a fact with the words `own` stands in an output where one with the words `theirs` should.
 
     Args:
@@ -272,14 +299,26 @@ def _stands_for(context: set[str], own: set[str], theirs: set[str], there: set[s
         own: Those around it in the sources.
         theirs: Those around the other in the sources.
         there: Those around the other in the output; None where that is not in it.
+        labels: Those nearest to it in the output, which count twice.
     """
-    lean = len(context & (theirs - own)) - len(context & (own - theirs))
+    lean = _weight(context & (theirs - own)) - _weight(context & (own - theirs))
+    lean += len(labels & (theirs - own)) - len(labels & (own - theirs))
     if lean <= 0:
         return False
     if there is None:
         return lean >= _CLEAR
-    away = len(there & (own - theirs)) - len(there & (theirs - own))
-    return away > 0 or (away == 0 and lean >= _CLEAR)
+    away = _weight(there & (own - theirs)) - _weight(there & (theirs - own))
+    return (away > 0 and lean + away > 1) or (away >= -_WEAK and lean >= _CLEAR)
+
+
+def _weight(context: Collection[str]) -> float:
+    """How much a context says: a neighbour that is a function word half of what a content word does."""
+    return sum(_WEAK if word.startswith(_BESIDE) and _is_weak(word) else 1.0 for word in context)
+
+
+def _is_weak(beside: str) -> bool:
+    word = beside.partition(":")[2]
+    return not word or word in FUNCTION_WORDS
 
 
 def unsupported_words(reading: Reading, pool: Pool) -> tuple[int, list[tuple[int, int]]]:
@@ -294,21 +333,29 @@ def unsupported_words(reading: Reading, pool: Pool) -> tuple[int, list[tuple[int
 
 
 def unsupported_sentences(
-    reading: Reading, missing: Sequence[tuple[int, int]], facts: Sequence[Fact]
+    reading: Reading, missing: Sequence[tuple[int, int]], facts: Sequence[Fact], topics: Collection[str]
 ) -> list[tuple[int, int]]:
     """The sentences of an output that are invented: `_LEAST` items or more, fewer than half of them held.
+
+    A fact that the sources hold counts twice: other wording around it is no invention. What all is about
+    counts once.
 
     Args:
         reading: The output.
         missing: Places of its words that no source holds.
         facts: Its facts that no source holds.
+        topics: Names of what the sources are about.
     """
     gone = [start for start, _ in missing] + [fact.start for fact in facts]
     invented = []
     for start, end in sentences(reading.text):
         words = sum(start <= word.start < end for word in reading.words)
-        items = words + sum(start <= f.start < end and f.certain for f in reading.facts)
-        if items >= _LEAST and sum(start <= place < end for place in gone) > items / 2:
+        stated = [f for f in reading.facts if start <= f.start < end and f.certain]
+        told = sum(
+            f.key not in topics and f not in facts for f in stated if f.kind in ("number", "name", "code")
+        )
+        items = words + len(stated)
+        if items >= _LEAST and sum(start <= place < end for place in gone) > (items + told) / 2:
             invented.append((start, end))
     return invented
 

@@ -211,7 +211,7 @@ def test_a_phrase_told_twice_in_a_sentence_is_a_repetition():
         "Benin, with a place in Africa, a place in Africa and the domain .bj, is a country.",
     ):
         found = measure(asked, twice, sources, "para")
-        assert found.repetition == 0.25 and found.fidelity < 0.5
+        assert found.repetition >= 0.25 and found.fidelity < 0.5
 
 
 def test_options_may_be_invented_but_not_the_chosen_one():

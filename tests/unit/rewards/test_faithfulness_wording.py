@@ -1,0 +1,162 @@
+"""Other wording, typing errors and fillers are no faults; what they may hide is one."""
+
+from __future__ import annotations
+
+import pytest
+
+from lm_mixup.rewards.faithfulness import Source, measure
+from lm_mixup.rewards.faithfulness.facts import read
+from lm_mixup.rewards.faithfulness.polarity import negations
+from lm_mixup.rewards.faithfulness.sources import read_source
+
+UTAH = (
+    Source("do you know the population of the state of Utah?", "It is 3.27 million."),
+    Source("what is the statehood year of the state of Utah", "1896"),
+)
+UTAH_ASKED = "What are the population and statehood year of the state of Utah?"
+
+
+def kinds(found) -> set[str]:
+    return {span.kind for span in found.unsupported if span.kind != "word"}
+
+
+def test_nouns_that_are_often_capitalised_are_wording():
+    told = "The state of Utah is home to about 3.27 million people and joined the Union in 1896."
+    assert measure(UTAH_ASKED, told, UTAH, "qa").score == 1
+    assert "name" in kinds(measure(UTAH_ASKED, told.replace("the Union", "the Commonwealth"), UTAH, "qa"))
+
+
+def test_facts_that_are_held_make_up_for_the_wording_around_them():
+    sources = (
+        Source("give internet domain and area of Malaysia please", "its .my and 330,000 km2 lol"),
+        Source("about Malaysia, tell the calling code", "+60"),
+    )
+    asked = "What are the calling code, internet domain and area of Malaysia?"
+    told = "Malaysia has the calling code +60. It ends its web addresses in .my and covers about 330,000 km2."
+    assert measure(asked, told, sources, "qa").score == 1
+    invented = "Tourists enjoy its famous museums, rainy forests and spicy noodles in Malaysia."
+    assert "statement" in kinds(measure(asked, f"{told} {invented}", sources, "qa"))
+
+
+@pytest.mark.parametrize(
+    ("completion", "told"),
+    [
+        ("Mt. The ANSWER is Mt.", "Mt"),
+        ("Some country, I guess.", ""),
+        ("It is a country.", "country"),
+    ],
+)
+def test_fillers_with_typing_errors_tell_nothing(completion: str, told: str):
+    reading = read_source(Source("what is the symbol of meitnerium", completion)).told
+    named = {f.key for f in reading.facts if f.certain} | {w.key for w in reading.words}
+    assert named == set(told.casefold().split())
+
+
+def test_a_filler_with_a_typing_error_beside_a_verdict_is_not_told():
+    claim = "True or false? Oman lies in Asia."
+    assert "tjink" not in read_source(Source(claim, "True i tjink")).told.keys
+    assert "liquid" in read_source(Source(claim, "False. Soup is mainly liquid.")).told.keys
+
+
+def test_a_verdict_with_a_typing_error_in_the_question_is_a_verdict():
+    source = read_source(Source("Corvus has the size rank 52. Say whether that is true ro false.", "False"))
+    assert source.is_claim and source.verdict is False and "52" in source.claim.keys
+
+
+def test_short_words_in_capitals_are_codes_where_they_stand_as_such():
+    def named(text: str) -> set[str]:
+        return {fact.key for fact in read(text).facts if fact.kind == "name" and fact.certain}
+
+    assert named("It has the postal code OR.") == {"or"}
+    assert named("it is written No") == {"no"}
+    assert named("Mt.") == {"mt"}
+    assert named("Iy is 9.") == set()
+    assert not negations("nobelium has the symbol No") and not negations("its domain is .no")
+    assert negations("It has no moon")
+
+
+def test_an_option_that_is_called_no_is_no_verdict():
+    asked = "quiz, symbol of nobelium\nA) Pb\nB) No\nC) Rn\nD) Cf"
+    source = read_source(Source(asked, "B) No."))
+    assert source.picked == "No" and not source.is_claim
+    assert read_source(Source("Oman is in Asia?\nA) yes\nB) no", "B) no")).verdict is False
+
+
+TWO_MOONS = (
+    Source("True or false? The moon Titan is solid at its surface.", "True"),
+    Source("True or false? The moon Rhea is solid at its surface and was found in 1672.", "True"),
+)
+
+
+def test_the_same_said_of_two_subjects_is_no_repetition():
+    told = (
+        "The moon Titan is solid at its surface. The moon Rhea is solid at its surface and was found in 1672."
+    )
+    assert measure("", told, TWO_MOONS, "para").repetition == 0
+    again = "The moon Titan is solid at its surface. The moon Titan is solid at its surface and so is Rhea."
+    assert measure("", again, TWO_MOONS, "para").repetition > 0.1
+
+
+def test_a_question_may_ask_the_same_of_two_subjects_in_small_letters():
+    sources = (
+        Source("the element niobium density and boiling point?", "8.57 g/cm3 and 5014 K"),
+        Source("whats the density for the element tantalum", "its 16.4 g/cm3 lol"),
+    )
+    once = "What are the density and boiling point of the element niobium, and the density of the element tantalum?"  # noqa: E501
+    told = "The element niobium has a density of 8.57 g/cm3 and boils at 5014 K. The element tantalum has a density of 16.4 g/cm3."  # noqa: E501
+    assert measure(once, told, sources, "qa").repetition == 0
+    twice = once.replace("boiling point", "density")
+    assert measure(twice, told, sources, "qa").repetition > 0.2
+
+
+def test_a_misspelt_question_is_recognised():
+    sources = (
+        Source("the constellation Eridanus arwa?", "1138 sq deg."),
+        Source("quiz, genitive of tthe constellation Eridanus", "Eridani ok"),
+        Source("give abbreviation of the constellation Eridanus please", "Eri"),
+    )
+    asked = "What are the area, genitive and abbreviation of the constellation Eridanus?"
+    told = "The constellation Eridanus covers 1138 sq deg of the sky, with the genitive Eridani and the abbreviation Eri."  # noqa: E501
+    assert measure(asked, told, sources, "qa").answering == 1
+    assert measure(asked.replace("area", "star"), told, sources, "qa").answering < 0.8
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("was first seen in 2003 and stands in group 15", "was first seen in 15 and stands in group 2003"),
+        ("covers 680 km2 and is called by phone with +31", "covers 31 km2 and is called by phone with +680"),
+    ],
+)
+def test_a_value_behind_the_name_of_another_value_is_misbound(right: str, wrong: str):
+    sources = (
+        Source("discovery year, area of Ruhm", "2003, 680 km2"),
+        Source("i need the group and calling code of Ruhm", "15 and +31"),
+    )
+    good, bad = (measure("", f"Ruhm {said}.", sources, "para") for said in (right, wrong))
+    assert good.fidelity == 1 and bad.fidelity <= 0.5 and "binding" in kinds(bad)
+
+
+def test_a_value_in_the_place_of_a_subject_is_misbound():
+    sources = (
+        Source("do you know the discovery year of the moon Phobos?", "1877."),
+        Source("do you know the planet of the moon Dione?", "It is Saturn."),
+        Source("discovery year of the moon Dione?", "1684."),
+    )
+    told = "The moon Phobos has been known since 1877. The moon Dione orbits Saturn and was found in 1684."
+    assert measure("", told, sources, "para").fidelity == 1
+    swapped = told.replace("Phobos", "x").replace("Saturn", "Phobos").replace("x", "Saturn")
+    found = measure("", swapped, sources, "para")
+    assert found.fidelity <= 0.5 and "binding" in kinds(found)
+
+
+def test_a_sentence_is_not_covered_by_its_words_in_other_sentences():
+    told = (
+        "People is a plural noun that acts as the subject.",
+        "Usually is an adverb that describes a frequency.",
+        "Clothes is a plural noun that acts as the object of the verb.",
+        "The verb describes an action that the subject performs.",
+    )
+    sources = (Source("parse it", " ".join(told[:2])), Source("parse it", " ".join(told[2:])))
+    assert measure("", " ".join(told), sources, "para").coverage == 1
+    assert measure("", " ".join(told[:3]), sources, "para").coverage < 0.9
