@@ -46,6 +46,8 @@ _UNIT_AFTER: Final = regex.compile(
     r"[ \u00a0-]?(?P<unit>%|(?:sq|square)\.?[ \u00a0]\p{L}+|°\s?[CFK]?|€|£|\$"
     r"|[\p{L}µ]+(?:/[\p{L}]+[23²³]?|[23²³])?)(?![\p{L}\p{N}])"
 )
+_BETWEEN_ITEMS: Final = regex.compile(r"[ \t]*[,;|][ \t]*(?:and |or |[-+$])?")
+_LIST: Final = 3
 _CURRENCY_BEFORE: Final = regex.compile(r"(?:US|A|C)?[$€£¥]\s?$")
 _LETTERS: Final = frozenset("abcdef")
 _AFTER_LETTER: Final = (")", ".", ":", "")
@@ -193,6 +195,20 @@ def read(text: str) -> Reading:
         tuple(t.key for t in listed),
         tuple(t.start for t in listed),
     )
+
+
+def number_lists(reading: Reading) -> list[list[Fact]]:
+    """The lists of three numbers or more of a text, such as `8, 4, 2, 1`: nothing but marks between them."""
+    lists: list[list[Fact]] = []
+    end = -1
+    for fact in reading.facts:
+        if fact.kind != "number":
+            continue
+        if end < 0 or not _BETWEEN_ITEMS.fullmatch(reading.text, end, fact.start):
+            lists.append([])
+        lists[-1].append(fact)
+        end = fact.end
+    return [listed for listed in lists if len(listed) >= _LIST]
 
 
 def _is_marker(token: Token, text: str) -> bool:

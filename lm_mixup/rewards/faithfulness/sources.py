@@ -260,8 +260,8 @@ def contexts(reading: Reading, topics: Collection[str]) -> Iterator[tuple[Fact, 
 
     A clause without words of its own is an item of a list and takes the words of the clause before it. The
     subject is what the clause names of the topics, else the topic that the sentence names last before, else
-    first, else that of the sentence before on its line. The unit of a number, or that it has none, and the
-    tokens right before and after a fact count as words.
+    first, else that of the sentence before on its line. The unit of a number, or that it has none, the tokens
+    right before and after a fact, and the fact that the sentence gives before it count as words.
     """
     by_sentence: dict[int, list[tuple[int, str]]] = {}
     spoken = [(f.start, f.clause, f.key) for f in reading.facts if f.kind == "name" and f.key in topics]
@@ -271,9 +271,10 @@ def contexts(reading: Reading, topics: Collection[str]) -> Iterator[tuple[Fact, 
     subject: set[str] = set()
     sentence = -1
     carried: set[str] = set()
+    last = ""
     for number, (start, _, of) in enumerate(reading.clauses):
         if of != sentence:
-            sentence, carried = of, set()
+            sentence, carried, last = of, set(), ""
             if number and "\n" in reading.text[reading.clauses[number - 1][1] : start]:
                 subject = set()  # a new line may be about something else
             named = by_sentence.get(of)
@@ -292,6 +293,9 @@ def contexts(reading: Reading, topics: Collection[str]) -> Iterator[tuple[Fact, 
                 if fact.kind == "number":
                     sign = "+" if reading.text[: fact.start].endswith("+") else ""
                     beside.add(f"unit:{units.get(fact.start, sign)}")
+                if last:
+                    beside.add(f"behind:{last}")
+                last = fact.key
                 yield fact, (words | about | beside) - {fact.key}
 
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Final
 
 from lm_mixup.core.words import sentences
-from lm_mixup.rewards.faithfulness.facts import Fact, Kind, Reading
+from lm_mixup.rewards.faithfulness.facts import Fact, Kind, Reading, number_lists
 from lm_mixup.rewards.faithfulness.lexicon import FUNCTION_WORDS
 from lm_mixup.rewards.faithfulness.sources import SourceReading, contexts, placed_of, topics_of
 
@@ -18,6 +18,7 @@ _CLEAR: Final = 2
 _CLOSE: Final = 0.8
 _LEAST: Final = 5
 _LEAD: Final = 2
+_NEAR: Final = 3
 _WEAK: Final = 0.5
 _BESIDE: Final = ("before:", "after:")
 
@@ -55,6 +56,7 @@ class Pool:
         placed: Facts with their contexts in the sources.
         topics: Names of what the sources are about.
         most: How often each name stands in a sentence of the sources, at most.
+        lists: Lists of numbers, by their keys.
     """
 
     facts: Counter[str]
@@ -64,6 +66,7 @@ class Pool:
     placed: tuple[tuple[str, Kind, frozenset[str]], ...]
     topics: frozenset[str]
     most: Mapping[str, int]
+    lists: tuple[tuple[str, ...], ...]
 
 
 def pool_of(sources: Sequence[SourceReading], output: Sequence[Reading] = ()) -> Pool:
@@ -92,7 +95,9 @@ def pool_of(sources: Sequence[SourceReading], output: Sequence[Reading] = ()) ->
             for fact in source.told.facts:
                 most[fact.key] = max(most.get(fact.key, 0), 2)
     units = {key.split(" ", 1)[1] for key in facts if " " in key and key[0].isdigit()}
-    return Pool(facts, stems, f" {' | '.join(keys)} ", frozenset(units), tuple(placed), topics, most)
+    told = [reading for source in sources for reading in (source.asked, source.told)]
+    lists = tuple(tuple(f.key for f in listed) for reading in told for listed in number_lists(reading))
+    return Pool(facts, stems, f" {' | '.join(keys)} ", frozenset(units), tuple(placed), topics, most, lists)
 
 
 def with_prompts(pool: Pool, sources: Sequence[SourceReading]) -> Pool:
@@ -239,6 +244,23 @@ def misbound(readings: Sequence[Reading], pool: Pool, question: Collection[str] 
             if _stands_for(words, own, theirs, here.get(key), labels):
                 wrong[number].append(fact)
                 break
+    for found, reading in zip(wrong, readings, strict=True):
+        found += _out_of_order(reading, pool.lists)
+    return wrong
+
+
+def _out_of_order(reading: Reading, lists: Sequence[tuple[str, ...]]) -> list[Fact]:
+    """The first wrong number of each list that has nearly the numbers of a source's list and is no part of it."""
+    wrong = []
+    for listed in number_lists(reading):
+        keys = tuple(fact.key for fact in listed)
+        if any(keys == other[at : at + len(keys)] for other in lists for at in range(len(other))):
+            continue
+        near = [other for other in lists if len(set(keys) & set(other)) >= max(_NEAR, len(set(other)) - 1)]
+        if near:
+            other = max(near, key=lambda other: sum(a == b for a, b in zip(keys, other, strict=False)))
+            differ = [fact for fact, key in zip(listed, other, strict=False) if fact.key != key]
+            wrong.append((differ or listed)[0])
     return wrong
 
 

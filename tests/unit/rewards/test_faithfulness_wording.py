@@ -160,3 +160,24 @@ def test_a_sentence_is_not_covered_by_its_words_in_other_sentences():
     sources = (Source("parse it", " ".join(told[:2])), Source("parse it", " ".join(told[2:])))
     assert measure("", " ".join(told), sources, "para").coverage == 1
     assert measure("", " ".join(told[:3]), sources, "para").coverage < 0.9
+
+
+def test_a_list_of_numbers_keeps_its_order_and_its_items():
+    asked = "Sort the list 5, 1, 10 and give the sum of 1, 5, 10, 15"
+    sources = (
+        Source("Sort the list 5, 1, 10", "1, 5, 10"),
+        Source("give the sum of 1, 5, 10, 15", "The sum of the numbers [1, 5, 10, 15] is 31."),
+    )
+    told = "1, 5, 10. The sum of the numbers [1, 5, 10, 15] is 31."
+    assert measure(asked, told, sources, "qa").binding == 1
+    for wrong in ("[10, 5, 1, 15]", "[1, 5, 15]"):
+        found = measure(asked, told.replace("[1, 5, 10, 15]", wrong), sources, "qa")
+        assert "binding" in kinds(found) and found.fidelity <= 0.5
+
+
+def test_a_value_behind_the_value_of_another_is_misbound():
+    told = "K2 stands at 8,611 meters (28,251 ft). Kangchenjunga stands at 8,586 meters (28,169 ft)."
+    sources = (Source("Name two mountains.", told), Source("Name two mountains.", told))
+    assert measure("Name two mountains.", told, sources, "qa").fidelity == 1
+    swapped = told.replace("251", "x").replace("169", "251").replace("x", "169")
+    assert measure("Name two mountains.", swapped, sources, "qa").fidelity <= 0.5
