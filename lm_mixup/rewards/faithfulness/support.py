@@ -250,7 +250,7 @@ def misbound(readings: Sequence[Reading], pool: Pool, question: Collection[str] 
 
 
 def _out_of_order(reading: Reading, lists: Sequence[tuple[str, ...]]) -> list[Fact]:
-    """The first wrong number of each list that has nearly the numbers of a source's list and is no part of it."""
+    """The first wrong number of each list that has nearly the numbers of a source and is no part of it."""
     wrong = []
     for listed in number_lists(reading):
         keys = tuple(fact.key for fact in listed)
