@@ -46,7 +46,9 @@ _UNIT_AFTER: Final = regex.compile(
     r"[ \u00a0-]?(?P<unit>%|(?:sq|square)\.?[ \u00a0]\p{L}+|°\s?[CFK]?|€|£|\$"
     r"|[\p{L}µ]+(?:/[\p{L}]+[23²³]?|[23²³])?)(?![\p{L}\p{N}])"
 )
-_BETWEEN_ITEMS: Final = regex.compile(r"[ \t]*[,;|][ \t]*(?:and |or |[-+$])?")
+_BETWEEN_ITEMS: Final = regex.compile(
+    r"[ \t]?\p{L}?[ \t]?(?:[-+*/=^×÷(){}\[\],;|][ \t]?){1,4}(?:and |or |[-+$(\[]|\p{L}\^)?"
+)
 _LIST: Final = 3
 _CURRENCY_BEFORE: Final = regex.compile(r"(?:US|A|C)?[$€£¥]\s?$")
 _LETTERS: Final = frozenset("abcdef")
@@ -198,11 +200,11 @@ def read(text: str) -> Reading:
 
 
 def number_lists(reading: Reading) -> list[list[Fact]]:
-    """The lists of three numbers or more of a text, such as `8, 4, 2, 1`: nothing but marks between them."""
+    """The lists and formulas of three numbers or more, such as `8, 4, 2, 1` and `5 + 4 = 9`."""
     lists: list[list[Fact]] = []
     end = -1
     for fact in reading.facts:
-        if fact.kind != "number":
+        if fact.kind not in ("number", "code"):
             continue
         if end < 0 or not _BETWEEN_ITEMS.fullmatch(reading.text, end, fact.start):
             lists.append([])

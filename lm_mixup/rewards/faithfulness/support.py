@@ -19,6 +19,7 @@ _CLOSE: Final = 0.8
 _LEAST: Final = 5
 _LEAD: Final = 2
 _NEAR: Final = 3
+_LIKE: Final = 2
 _WEAK: Final = 0.5
 _BESIDE: Final = ("before:", "after:")
 
@@ -256,12 +257,19 @@ def _out_of_order(reading: Reading, lists: Sequence[tuple[str, ...]]) -> list[Fa
         keys = tuple(fact.key for fact in listed)
         if any(keys == other[at : at + len(keys)] for other in lists for at in range(len(other))):
             continue
-        near = [other for other in lists if len(set(keys) & set(other)) >= max(_NEAR, len(set(other)) - 1)]
+        near = [other for other in lists if _is_near(keys, other)]
         if near:
             other = max(near, key=lambda other: sum(a == b for a, b in zip(keys, other, strict=False)))
             differ = [fact for fact, key in zip(listed, other, strict=False) if fact.key != key]
             wrong.append((differ or listed)[0])
     return wrong
+
+
+def _is_near(keys: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether two lists of numbers are one but for an item, or for one or two places."""
+    same = sum(a == b for a, b in zip(keys, other, strict=False))
+    placed = len(keys) == len(other) and same >= max(_LIKE, len(keys) - 2)
+    return placed or len(set(keys) & set(other)) >= max(_NEAR, len(set(other)) - 1)
 
 
 def _stands_between(topic: str, context: set[str], around: Mapping[str, Sequence[frozenset[str]]]) -> bool:

@@ -181,3 +181,12 @@ def test_a_value_behind_the_value_of_another_is_misbound():
     assert measure("Name two mountains.", told, sources, "qa").fidelity == 1
     swapped = told.replace("251", "x").replace("169", "251").replace("x", "169")
     assert measure("Name two mountains.", swapped, sources, "qa").fidelity <= 0.5
+
+
+@pytest.mark.parametrize("wrong", ["5x^2 + 2x + 7 = 0", "7x^7 + 2x + 7 = 0", "2x^2 + 7x + 7 = 0"])
+def test_a_formula_keeps_its_numbers(wrong: str):
+    asked, formula = "Give an example of a quadratic form", "7x^2 + 2x + 7 = 0"
+    sources = (Source(asked, f"One is {formula}."), Source("and its root", "It has no root in 5 steps."))
+    assert measure(asked, f"One is {formula}.", sources, "qa").fidelity == 1
+    found = measure(asked, f"One is {wrong}.", sources, "qa")
+    assert found.fidelity <= 0.5 and kinds(found) & {"binding", "code"}
