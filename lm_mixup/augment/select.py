@@ -91,10 +91,11 @@ def select(
 ) -> Outcome:
     """Chooses the training set and writes it as parts and as `train.jsonl`.
 
-    Input columns: of the distilled rows prompt, completion, parent_ids, task_type, score, long_tail; of the
-    curated ones id, prompt, completion, task_type, curated_score; of both what the method reads (`expected`,
-    `overall`, `complexity`). Output: `OUTPUT`, in an order that the seed shuffles. `train.jsonl` has prompt,
-    completion, id, origin and parent_ids. A percentage budget is of the rows of `curated`.
+    Input columns: of the distilled rows prompt, completion, parent_ids, task_type, score, long_tail, and
+    with `faithfulness_weight` faithfulness and coverage; of the curated ones id, prompt, completion,
+    task_type, curated_score; of both what the method reads (`expected`, `overall`, `complexity`). Output:
+    `OUTPUT`, in an order that the seed shuffles. `train.jsonl` has prompt, completion, id, origin and
+    parent_ids. A percentage budget is of the rows of `curated`.
 
     Never chosen: an empty prompt or completion, the second of two rows with the same text (a distilled row
     goes before an original), and what the method refuses (`candidates`): a missing score or one below
@@ -230,8 +231,9 @@ def _choose(
     counts = np.bincount(strata, minlength=len(names))
     room = strata_quotas(counts, quota)
     vectors, too_similar = before, 0
+    weight = config.faithfulness_weight if origin == "distilled" else 0.0
     if config.method == "deita":
-        order = rank(found, "deita", seed)
+        order = rank(found, "deita", seed, faithfulness_weight=weight)
         threshold = config.similarity_threshold
         taken = take_diverse(
             order, strata, room, lambda rows: _vectors(found, rows, embed), threshold, before
@@ -240,7 +242,9 @@ def _choose(
     elif found.num_rows <= quota:
         chosen = np.arange(found.num_rows)
     else:
-        order = rank(found, config.method, seed, config.perplexity.take) if quota else np.arange(0)
+        order = np.arange(0)
+        if quota:
+            order = rank(found, config.method, seed, config.perplexity.take, weight)
         chosen = fill(order, strata, room)
     left_out[f"{origin}_too_similar"] += too_similar
     left_out[f"{origin}_over_budget"] += found.num_rows - len(chosen) - too_similar

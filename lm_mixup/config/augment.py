@@ -250,6 +250,12 @@ class SelectConfig(Section):
     min_score: ScoreCutSetting = Field(
         4, description="Least score; originals under a method with a rule of its own need none."
     )
+    faithfulness_weight: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Weight of faithfulness × coverage² in the rank of distilled rows, beside the method's.",
+    )
     neighbors: int = Field(15, ge=1, description="Nearest neighbours of the long-tail score.")
     score_threshold: float = Field(
         4.5, ge=0, le=5, description="alpagasus: least rating of the judge, `overall` / 2."

@@ -21,7 +21,9 @@ from lm_mixup.core.run_dir import Outcome, RunDir, StageDir
 
 METHODS = get_args(SelectMethod)
 CURATED = schemas.extend(schemas.INSTRUCTION, schemas.RATING, schemas.CURATION)
-DISTILLED = schemas.extend(schemas.DISTILLED, schemas.RATING, pa.schema([("long_tail", pa.float32())]))
+DISTILLED = schemas.extend(
+    schemas.DISTILLED, schemas.FAITHFULNESS, schemas.RATING, pa.schema([("long_tail", pa.float32())])
+)
 
 
 def write(stage: StageDir, rows: list[dict], schema: pa.Schema, rows_per_part: int) -> StageDir:

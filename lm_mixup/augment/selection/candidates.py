@@ -48,6 +48,7 @@ CANDIDATE = pa.schema(
         ("overall", pa.int8()),
         ("complexity", pa.int8()),
         ("perplexity", pa.float64()),
+        ("faithful", pa.float32()),
         ("stratum", pa.large_string()),
     ]
 )
@@ -101,6 +102,8 @@ def _columns(origin: Origin, config: SelectConfig) -> list[str]:
     if config.method == "score" or share_of(config.min_score) is not None:
         columns.add("expected")
     columns |= {"score", "long_tail"} if origin == "distilled" else {"curated_score", "id"}
+    if origin == "distilled" and config.faithfulness_weight:
+        columns |= {"faithfulness", "coverage"}
     if config.stratify_by == "task_type":
         columns.add("task_type")
     elif config.stratify_by == "source":
@@ -138,7 +141,9 @@ def _candidate(row: Row, config: SelectConfig, sources: dict[str, str]) -> Row:
     elif config.stratify_by != "none":
         stratum = row[config.stratify_by]
     figures = ("score", "expected", "long_tail", "overall", "complexity", "perplexity")
+    measured = "faithfulness" in row  # of distilled rows, where it weighs
     return {name: row.get(name) for name in figures} | {
+        "faithful": row["faithfulness"] * row["coverage"] ** 2 if measured else None,
         "id": row.get("id", content),
         "content": content,
         "length": len(row["completion"]),

@@ -21,7 +21,11 @@ class Quotas:
 
 
 def rank(
-    candidates: pa.Table, method: SelectMethod, seed: int, take: Literal["low", "mid", "high"] = "mid"
+    candidates: pa.Table,
+    method: SelectMethod,
+    seed: int,
+    take: Literal["low", "mid", "high"] = "mid",
+    faithfulness_weight: float = 0.0,
 ) -> np.ndarray:
     """Orders candidates, best first.
 
@@ -39,10 +43,16 @@ def rank(
     * `perplexity`: by `take`: lowest first, highest first ("top-ppl"), or nearest in rank to the median first
       ("mid-ppl", arXiv 2410.16208 and 2503.01807).
 
+    With a weight for faithfulness, rows go by (1 − weight) · place + weight · faithful, where the place in
+    that order is scaled to 1 (first) … 0 (last), and equal ones by the place.
+
     Args:
         candidates: {id, and the columns the method reads: `long_tail`, `score` and `expected`, `length`,
-            `overall`, `complexity` or `perplexity`}, without nulls in those but `expected`.
+            `overall`, `complexity` or `perplexity`, and with a weight `faithful`}, without nulls in those but
+            `expected`.
         seed: Of the shuffle that breaks all ties.
+        take: Of `perplexity`.
+        faithfulness_weight: In [0, 1].
 
     Returns:
         int64 [N]: row numbers. It depends on the rows as a set, not on their order.
@@ -63,7 +73,13 @@ def rank(
             merits = [_column(candidates, "score"), _column(candidates, "long_tail")]
         case "perplexity":
             merits = [_perplexity_merit(_column(candidates, "perplexity"), shuffle, take)]
-    return np.lexsort((shuffle, *(-merit for merit in reversed(merits))))
+    order = np.lexsort((shuffle, *(-merit for merit in reversed(merits))))
+    if not faithfulness_weight or len(order) < 2:
+        return order
+    place = np.empty(len(order))
+    place[order] = np.linspace(1.0, 0.0, len(order))
+    faithful = _column(candidates, "faithful")
+    return np.lexsort((-place, -((1 - faithfulness_weight) * place + faithfulness_weight * faithful)))
 
 
 def _column(candidates: pa.Table, name: str, missing: float | None = None) -> np.ndarray:

@@ -198,3 +198,25 @@ def test_shortfalls_of_strata_are_stated(tmp_path):
     assert told["b"] == {"candidates": 3, "quota": 2, "rows": 2, "shortfall": 0}
     assert outcome.metrics["shortfall/original"] == 1
     assert outcome.left_out == {"original_too_similar": 2, "original_over_budget": 1}
+
+
+def test_distilled_rows_are_weighed_by_their_faithfulness(tmp_path):
+    """Long tail grows with the number; the row in the middle is the most faithful."""
+    ours = [
+        distilled(i) | {"faithfulness": faithfulness, "coverage": coverage}
+        for i, (faithfulness, coverage) in enumerate([(0.9, 0.9), (1.0, 1.0), (1.0, 0.6)])
+    ]
+    for weight, expected in ((0.0, "2"), (0.8, "1"), (1.0, "1")):
+        lines, outcome, _ = run_select(
+            tmp_path / str(weight), ours, [], original_ratio=0.0, budget=1, faithfulness_weight=weight
+        )
+        assert chosen(lines, "distilled") == {expected} and adds_up(outcome)
+
+
+def test_faithfulness_weighs_on_no_original(tmp_path):
+    theirs = [original(i) for i in range(6)]
+    without, _, _ = run_select(tmp_path / "a", [], theirs, original_ratio=1.0, budget=3)
+    weighed, _, _ = run_select(
+        tmp_path / "b", [], theirs, original_ratio=1.0, budget=3, faithfulness_weight=1.0
+    )
+    assert chosen(without) == chosen(weighed)

@@ -274,3 +274,12 @@ def test_deita_compares_no_more_rows_once_it_is_full(monkeypatch):
     )
     assert found.rows.tolist() == list(range(10))
     assert compared == [4, 4, 4]
+
+
+def test_faithfulness_takes_its_share_of_the_order():
+    table = candidates().append_column("faithful", pa.array([1.0, 0.2, 0.6, 0.4], pa.float32()))
+    order = {
+        weight: rank(table, "long_tail", 0, faithfulness_weight=weight).tolist() for weight in (0, 0.5, 1)
+    }
+    # places by long tail: b 1, c 2/3, d 1/3, a 0
+    assert order == {0: [1, 2, 3, 0], 0.5: [2, 1, 0, 3], 1: [0, 2, 3, 1]}
