@@ -29,6 +29,8 @@ Measure = Callable[[int, Sequence[Row]], Sequence[float | None]]
 
 # The judge's own ratings that a method reads, in place of a floor under the curated score.
 OWN_RULE: dict[SelectMethod, tuple[str, ...]] = {
+    "random": (),
+    "longest": (),
     "knn_diversity": (),
     "alpagasus": ("overall",),
     "deita": ("overall", "complexity"),

@@ -49,6 +49,16 @@ def test_knn_diversity_has_no_floor(tmp_path):
     assert by_id["o019"] == pytest.approx(np.mean(1 - np.cos(gaps)), abs=2e-3)  # of vectors kept as float16
 
 
+@pytest.mark.parametrize("method", ["random", "longest"])
+def test_baselines_draw_from_the_whole_pool(tmp_path, method):
+    """Only the last row is above `min_score`, and the poorest of all, without a score, may be drawn too."""
+    theirs = [original(i, score=5 if i == 9 else None if i == 0 else 1) for i in range(10)]
+    lines, outcome, _ = run_select(tmp_path, [], theirs, method=method, original_ratio=1.0, budget=10)
+    assert {line["id"] for line in lines} == {f"o{i:03d}" for i in range(10)}
+    assert outcome.left_out == {}
+    assert adds_up(outcome)
+
+
 def test_neighbours_count_in_the_whole_pool_under_knn_diversity_and_among_candidates_under_long_tail(
     tmp_path,
 ):
