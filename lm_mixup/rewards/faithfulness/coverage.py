@@ -11,7 +11,7 @@ import regex
 
 from lm_mixup.core.words import sentences
 from lm_mixup.rewards.faithfulness.facts import Fact, Reading, read, stem
-from lm_mixup.rewards.faithfulness.sources import SourceReading, _first_names, _items, placed_of
+from lm_mixup.rewards.faithfulness.sources import SourceReading, _first_names, _items, name_groups, placed_of
 from lm_mixup.rewards.faithfulness.support import is_close
 
 _ENOUGH: Final = 0.6
@@ -20,6 +20,7 @@ _FEW_WORDS: Final = 4
 _WORD_WEIGHT: Final = 0.25
 _LONGEST_RUN: Final = 5
 _SHORT: Final = 25
+_BARE: Final = 5
 _SUBJECT: Final = 6
 _BETWEEN: Final = regex.compile(r"(?:[,;]\s+|\s)(?:and|with|while)\s|[,;]\s")
 
@@ -109,7 +110,7 @@ def repetition(
     counts = Counter(runs)
     excess = sum(max(0, count - max(1, allowed[run])) for (run, _), count in counts.items())
     share = excess / len(runs) if runs else 0.0
-    again = _told_again(completion, sources)
+    again = _told_again(completion, sources, topics)
     facts = sum(f.kind in ("number", "name", "code") and f.certain for f in completion.facts)
     if facts:
         share = max(share, len(again) / facts)
@@ -148,18 +149,22 @@ def _distinct_runs(told: Reading, size: int) -> list[tuple[str, ...]]:
     return runs
 
 
-def _told_again(completion: Reading, sources: Sequence[SourceReading]) -> list[Fact]:
+def _told_again(completion: Reading, sources: Sequence[SourceReading], about: Collection[str]) -> list[Fact]:
     """Facts that a completion gives more often than the sources have things to give them of.
 
     A short source has one thing for a fact, though it says it twice; a long one as many as it has contexts.
-    Names and small whole numbers recur by nature (`1 cup`, steps of a list): they are told again only where a
-    word beside them is too, and names of what the sources ask about never are.
+    Names and small whole numbers recur by nature (`1 cup`, steps of a list): they are told again only where
+    most words beside them are too, and names of what the sources ask about never are.
+
+    Args:
+        completion: What tells.
+        sources: The sources.
+        about: Names of what the sources are about: of another one the same fact is another thing.
     """
     allowed: Counter[str] = Counter()
     subjects: dict[str, set[frozenset[str]]] = {}
     topics: set[str] = set()
     for source in sources:
-        names = frozenset(f.key for r in (source.asked, source.told) for f in r.facts if f.kind == "name")
         topics |= {f.key for f in source.asked.facts if f.kind == "name"}
         topics |= _subject(source.claim)
         topics |= {key for key, sentence in _first_names(source.claim) if sentence == 0}
@@ -168,10 +173,10 @@ def _told_again(completion: Reading, sources: Sequence[SourceReading]) -> list[F
         for item in placed_of(source, ()):
             around.setdefault(item.fact.key, set()).add(item.context)
         for key, found in around.items():
-            subjects.setdefault(key, set()).add(names)
+            subjects.setdefault(key, set()).add(_subjects(source, about))
             allowed[key] = max(allowed[key], len(found) if long else 1)
     told: Counter[str] = Counter()
-    beside: dict[str, set[str]] = {}
+    beside: dict[str, list[set[str]]] = {}
     again = []
     for fact in completion.facts:
         if fact.kind not in ("number", "name", "code") or fact.key in topics or not fact.certain:
@@ -179,12 +184,51 @@ def _told_again(completion: Reading, sources: Sequence[SourceReading]) -> list[F
         words = completion.words_of(fact.clause) - topics
         told[fact.key] += 1
         recurs = fact.kind == "name" or (fact.kind == "number" and fact.key.isdigit() and len(fact.key) <= 2)
-        same = bool(words & beside.get(fact.key, set()))
-        beside.setdefault(fact.key, set()).update(words)
+        before = beside.setdefault(fact.key, [])
+        same = any(len(words & other) > len(words) / 2 for other in before)
+        before.append(words)
         if told[fact.key] > max(1, allowed[fact.key], len(subjects.get(fact.key, ()))) and (
             same or not recurs
         ):
             again.append(fact)
+    return again + _values_again(completion, sources, about, topics)
+
+
+def _subjects(source: SourceReading, about: Collection[str]) -> frozenset[str]:
+    """What of the topics a source names."""
+    keys = (*source.asked.keys, *source.told.keys)
+    return frozenset(key for key in keys if key in about or stem(key) in about)
+
+
+def _values_again(
+    completion: Reading, sources: Sequence[SourceReading], about: Collection[str], topics: Collection[str]
+) -> list[Fact]:
+    """Names that a completion gives again as a value: `has the capital Dover and is governed from Dover`.
+
+    Looked for only where all sources are short: long ones name the same thing for many reasons. A name may be
+    given as often as a sentence of a source has it, for each subject, and for each bare answer's question.
+    """
+    if any(len(source.told.keys) > _SHORT for source in sources):
+        return []
+    allowed: Counter[tuple[str, ...]] = Counter()
+    asked: dict[tuple[str, ...], set[tuple[frozenset[str], frozenset[str]]]] = {}
+    known = {fact.key for fact in completion.facts if fact.kind == "name" and fact.certain}
+    for source in sources:
+        question = (
+            frozenset(w.stem for w in source.asked.words) if len(source.told.keys) <= _BARE else frozenset()
+        )
+        for start, end in sentences(source.told.text):
+            counts = Counter(name for _, name in name_groups(read(source.told.text[start:end]), known))
+            for name, count in counts.items():
+                allowed[name] = max(allowed[name], count)
+                asked.setdefault(name, set()).add((_subjects(source, about), question))
+    told: Counter[tuple[str, ...]] = Counter()
+    facts = {fact.start: fact for fact in completion.facts if fact.kind == "name"}
+    again = []
+    for start, name in name_groups(completion):
+        told[name] += 1
+        if told[name] > max(allowed[name], len(asked.get(name, ()))) > 0 and not set(topics) & set(name):
+            again.append(facts[start])
     return again
 
 

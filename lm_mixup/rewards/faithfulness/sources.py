@@ -35,6 +35,7 @@ _SHORT: Final = 3
 _CLOSE: Final = 0.79
 _LONG_FILLERS: Final = tuple(sorted(word for word in FUNCTION_WORDS if len(word) > _SHORT))
 _VERDICTS: Final = ({"yes", "no"}, {"true", "false"})
+_BEHIND: Final = frozenset(("as", "and", "with", "while", "i", "lol", "ok"))
 _SENTENCE_END: Final = regex.compile(r"(?<=[.!?])\s+")
 
 
@@ -249,6 +250,48 @@ def _first_names(reading: Reading) -> Iterator[tuple[str, int]]:
             continue
         end = fact.end
         yield fact.key, of
+
+
+def name_groups(reading: Reading, known: Collection[str] = ()) -> list[tuple[int, tuple[str, ...]]]:
+    """The names of a text: where each begins, and the keys of its words, which stand together.
+
+    A word in capitals does not begin a name (`AT Rigel`); an `I` may end one (`Saturn I`).
+
+    Args:
+        reading: The text.
+        known: Keys of names that may begin a sentence here.
+    """
+    certain = {f.start for f in reading.facts if f.kind == "name" and (f.certain or f.key in known)}
+    groups: list[list[int]] = []
+    for at, (key, begin) in enumerate(zip(reading.keys, reading.begins, strict=True)):
+        if begin not in certain and not (key == "i" and reading.text[begin] == "I"):
+            continue
+        if groups and groups[-1][-1] == at - 1 and _joined(reading, at):
+            groups[-1].append(at)
+        elif begin in certain and (len(key) == 1 or not reading.text[begin : begin + len(key)].isupper()):
+            groups.append([at])
+    named = (_with_ending(reading, group) for group in groups)
+    return [(reading.begins[group[0]], tuple(reading.keys[at] for at in group)) for group in named]
+
+
+def _with_ending(reading: Reading, group: list[int]) -> list[int]:
+    """A name with the small word that ends it: `franc` of `its Swiss franc`, `the Swiss franc as …`.
+
+    It stands alone behind the name, and the name begins the text or has an article.
+    """
+    first, after = group[0], group[-1] + 1
+    begins = all(key in FUNCTION_WORDS for key in reading.keys[:first]) or reading.keys[first - 1] == "the"
+    if not begins or after >= len(reading.keys) or not _joined(reading, after):
+        return group
+    ends = after + 1 >= len(reading.keys) or not _joined(reading, after + 1)
+    closes = ends or reading.keys[after + 1] in _BEHIND
+    return [*group, after] if closes and reading.keys[after] not in FUNCTION_WORDS else group
+
+
+def _joined(reading: Reading, index: int) -> bool:
+    """Whether nothing but a space or a hyphen stands before a token."""
+    before = reading.begins[index - 1] + len(reading.keys[index - 1])
+    return reading.text[before : reading.begins[index]] in (" ", "-")
 
 
 def _terms(reading: Reading) -> set[str]:

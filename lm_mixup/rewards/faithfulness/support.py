@@ -12,13 +12,20 @@ from typing import Final
 from lm_mixup.core.words import sentences
 from lm_mixup.rewards.faithfulness.facts import Fact, Kind, Reading, number_lists
 from lm_mixup.rewards.faithfulness.lexicon import FUNCTION_WORDS
-from lm_mixup.rewards.faithfulness.sources import SourceReading, contexts, placed_of, topics_of
+from lm_mixup.rewards.faithfulness.sources import (
+    SourceReading,
+    contexts,
+    name_groups,
+    placed_of,
+    topics_of,
+)
 
 _CLEAR: Final = 2
 _CLOSE: Final = 0.8
 _LEAST: Final = 5
 _LEAD: Final = 2
 _NEAR: Final = 3
+_BRIEF: Final = 25
 _LIKE: Final = 2
 _WEAK: Final = 0.5
 _BESIDE: Final = ("before:", "after:")
@@ -58,6 +65,7 @@ class Pool:
         topics: Names of what the sources are about.
         most: How often each name stands in a sentence of the sources, at most.
         lists: Lists of numbers, by their keys.
+        names: Names that short sources give, by the keys of their words.
     """
 
     facts: Counter[str]
@@ -68,6 +76,7 @@ class Pool:
     topics: frozenset[str]
     most: Mapping[str, int]
     lists: tuple[tuple[str, ...], ...]
+    names: frozenset[tuple[str, ...]]
 
 
 def pool_of(sources: Sequence[SourceReading], output: Sequence[Reading] = ()) -> Pool:
@@ -98,7 +107,12 @@ def pool_of(sources: Sequence[SourceReading], output: Sequence[Reading] = ()) ->
     units = {key.split(" ", 1)[1] for key in facts if " " in key and key[0].isdigit()}
     told = [reading for source in sources for reading in (source.asked, source.told)]
     lists = tuple(tuple(f.key for f in listed) for reading in told for listed in number_lists(reading))
-    return Pool(facts, stems, f" {' | '.join(keys)} ", frozenset(units), tuple(placed), topics, most, lists)
+    names = frozenset(
+        name for source in sources if len(source.told.keys) <= _BRIEF for _, name in name_groups(source.told)
+    )
+    return Pool(
+        facts, stems, f" {' | '.join(keys)} ", frozenset(units), tuple(placed), topics, most, lists, names
+    )
 
 
 def with_prompts(pool: Pool, sources: Sequence[SourceReading]) -> Pool:
@@ -246,7 +260,7 @@ def misbound(readings: Sequence[Reading], pool: Pool, question: Collection[str] 
                 wrong[number].append(fact)
                 break
     for found, reading in zip(wrong, readings, strict=True):
-        found += _out_of_order(reading, pool.lists)
+        found += _out_of_order(reading, pool.lists) + _cut_short(reading, pool)
     return wrong
 
 
@@ -262,6 +276,18 @@ def _out_of_order(reading: Reading, lists: Sequence[tuple[str, ...]]) -> list[Fa
             other = max(near, key=lambda other: sum(a == b for a, b in zip(keys, other, strict=False)))
             differ = [fact for fact, key in zip(listed, other, strict=False) if fact.key != key]
             wrong.append((differ or listed)[0])
+    return wrong
+
+
+def _cut_short(reading: Reading, pool: Pool) -> list[Fact]:
+    """The first name of each value that stands in a text in part alone: `Swiss` for `Swiss franc`."""
+    text = f" {' '.join(reading.keys)} "
+    wrong = []
+    for name in sorted(pool.names):
+        if len(name) < _LIKE or f" {' '.join(name)} " in text or not pool.topics.isdisjoint(name):
+            continue
+        others = {key for other in pool.names for key in other if other != name} | pool.topics
+        wrong += [f for f in reading.facts if f.kind == "name" and f.key in name and f.key not in others][:1]
     return wrong
 
 

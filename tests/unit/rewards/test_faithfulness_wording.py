@@ -190,3 +190,34 @@ def test_a_formula_keeps_its_numbers(wrong: str):
     assert measure(asked, f"One is {formula}.", sources, "qa").fidelity == 1
     found = measure(asked, f"One is {wrong}.", sources, "qa")
     assert found.fidelity <= 0.5 and kinds(found) & {"binding", "code"}
+
+
+def test_a_value_told_in_two_wordings_is_told_twice():
+    sources = (
+        Source("an article about Delaware please", "It has the capital Dover and about 990,000 people."),
+        Source("short essay on Delaware", "it is governed from Dover, and lies in the South"),
+    )
+    once = "Delaware, which has about 990,000 people, has the capital Dover and lies in the South."
+    found = measure("", once, sources, "para")
+    assert found.repetition == 0 and found.fidelity == 1
+    twice = once.replace("Dover", "Dover, is governed from Dover")
+    found = measure("", twice, sources, "para")
+    assert found.fidelity < 0.6 and "repeated" in kinds(found)
+
+
+@pytest.mark.parametrize(
+    ("value", "cut"), [("Swiss franc", "Swiss"), ("Central African CFA franc", "African CFA franc")]
+)
+def test_a_name_cut_short_is_misbound(value: str, cut: str):
+    asked = "What are the currency and the calling code of Ruhm?"
+    for told in (f"its {value} lol", f"It pays with the {value}", f"Ruhm uses the {value} as its currency."):
+        sources = (Source("currency of Ruhm?", told), Source("Ruhm: calling code", "+423"))
+        for said, fidelity in ((value, 1.0), (cut, 0.5)):
+            found = measure(asked, f"Ruhm has the currency {said} and the calling code +423.", sources, "qa")
+            assert found.fidelity == fidelity, (told, said, found)
+
+
+def test_a_surname_in_a_long_text_is_no_cut():
+    text = "Marie Curie was a physicist who did research on radioactivity. " * 3
+    sources = (Source("Who was Marie Curie?", text), Source("Tell me of Marie Curie", text))
+    assert measure("", "Curie was a physicist who did research.", sources, "para").binding == 1
