@@ -26,6 +26,7 @@ from lm_mixup.config.augment import (
     SelectMethod,
 )
 from lm_mixup.config.build import BuildConfig, SamplesFrom
+from lm_mixup.config.evaluate import BenchmarkConfig
 from lm_mixup.config.models import (
     ChatConfig,
     EmbedderConfig,
@@ -41,6 +42,7 @@ from lm_mixup.config.train import FinetuneConfig, GrpoConfig, LoraConfig, SftCon
 
 __all__ = [
     "AugmentConfig",
+    "BenchmarkConfig",
     "BuildConfig",
     "ChatConfig",
     "ClusterConfig",

@@ -24,6 +24,10 @@ class ModelConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="`auto`: bfloat16 on GPU, float32 on CPU."
     )
+    chat_template: str | None = Field(
+        None,
+        description="For a model that has none, as base models: `chatml` or `tulu`, or a file in Jinja.",
+    )
 
 
 class EmbedderConfig(Section):

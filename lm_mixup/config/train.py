@@ -124,6 +124,9 @@ class FinetuneConfig(SftConfig):
     model: ModelConfig | None = Field(
         None, description="The model to fine-tune; default: the section `model`."
     )
+    chat_template: str | None = Field(
+        None, description="As `model.chat_template`: `chatml` or `tulu`, or a file; for base models."
+    )
     eval_fraction: float = Field(
         0.02, ge=0, lt=1, description="Fraction of the rows held out for evaluation."
     )

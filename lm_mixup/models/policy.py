@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 IM_START, IM_END, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
+_TEMPLATES = Path(__file__).parent / "chat_templates"
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 CHATML = (
     "{% for message in messages %}"
@@ -43,13 +44,31 @@ def load_tokenizer(path: str | Path, model: ModelConfig, key: str = "model.path"
 
     options = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
     tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, path, key, **options)
+    if model.chat_template is not None:
+        tokenizer.chat_template = chat_template(model.chat_template)
     if tokenizer.chat_template is None:
-        raise InputError(f"{key} {path}: its tokenizer has no chat template; use an instruction-tuned model")
+        raise InputError(
+            f"{key} {path}: its tokenizer has no chat template; use an instruction-tuned model, or set "
+            f"{key.removesuffix('path')}chat_template"
+        )
     if tokenizer.eos_token_id is None:
         raise InputError(f"{key} {path}: no end-of-sequence token; set eos_token in its tokenizer")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def chat_template(name: str) -> str:
+    """The text of a template of the package, or of a file.
+
+    Raises:
+        InputError: There is neither.
+    """
+    known = sorted(path.stem for path in _TEMPLATES.glob("*.jinja"))
+    path = _TEMPLATES / f"{name}.jinja" if name in known else Path(name).expanduser()
+    if not path.is_file():
+        raise InputError(f"chat_template: there is no file {name}, and the package has {' and '.join(known)}")
+    return path.read_text(encoding="utf-8")
 
 
 def load_policy(path: str | Path, model: ModelConfig) -> PreTrainedModel:

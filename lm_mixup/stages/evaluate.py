@@ -1,23 +1,29 @@
-"""The stages of `evaluate`: what a training set is worth. Benchmarks are yet to come."""
+"""The stages of `evaluate`: what a training set is worth."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from lm_mixup.config import Config
 from lm_mixup.core.errors import InputError
-from lm_mixup.models.resolve import model_version
+from lm_mixup.models.resolve import check_model_path, model_version
 from lm_mixup.stages.stage import Stage, file_versions
 
 
 def _check_finetune(config: Config) -> None:
-    from lm_mixup.models.resolve import check_length
-    from lm_mixup.train.finetune import check_base
+    from lm_mixup.models.policy import load_tokenizer
+    from lm_mixup.models.resolve import check_length, model_folder
+    from lm_mixup.train.finetune import check_base, trained_model
     from lm_mixup.train.tracking import check_tracking
 
-    model = config.finetune.model or config.model
+    model = trained_model(config.finetune, config.model)
     check_base(model)
     check_length(model, config.finetune.max_length, "finetune.max_length")
     if config.finetune.train is not None and not file_versions(config.finetune.train):
         raise InputError(f"finetune.train: there is no file {config.finetune.train}")
+    if Path(model_folder(model.path)).is_dir():
+        load_tokenizer(model.path, model, "finetune.model.path")  # says if it has no chat template
     check_tracking(config.tracking)
 
 
@@ -25,6 +31,33 @@ def _versions(config: Config) -> list[list[str]]:
     chosen = config.finetune
     rows = file_versions(chosen.train) if chosen.train is not None else []
     return [rows, model_version((chosen.model or config.model).path)]
+
+
+def _check_benchmark(config: Config) -> None:
+    from lm_mixup.evaluate.benchmark import models_of
+    from lm_mixup.evaluate.harness import check_tasks
+    from lm_mixup.models.policy import load_tokenizer
+
+    for path in models_of(config.benchmark):
+        check_model_path(path, "benchmark.model")
+        if config.benchmark.chat_template:
+            load_tokenizer(path, config.model, "benchmark.model")
+    check_tasks(config.benchmark)
+
+
+def _benchmark_versions(config: Config) -> Any:
+    from importlib.metadata import version
+
+    from lm_mixup.evaluate.benchmark import models_of
+
+    chosen = config.benchmark
+    models = [model_version(path) or file_versions(path) for path in models_of(chosen)]
+    data = [file_versions(path) for path in (chosen.data_dir, chosen.include_path) if path is not None]
+    return [models, data, version("lm-eval")]
+
+
+def _benchmarks(config: Config) -> bool:
+    return bool(config.benchmark.tasks)
 
 
 _SETTINGS = ("finetune", "model", "data", "seed", "tracking")
@@ -46,5 +79,24 @@ STAGES = (
         when=lambda config: config.finetune.train is not None,
         check=_check_finetune,
         versions=_versions,
+    ),
+    Stage(
+        "benchmark",
+        "lm_mixup.evaluate.benchmark:benchmark_finetuned",
+        inputs=("finetune",),
+        settings=("benchmark", "model", "finetune.model", "seed"),
+        when=lambda config: _benchmarks(config) and config.benchmark.model is None,
+        check=_check_benchmark,
+        versions=_benchmark_versions,
+        needs_output=True,
+    ),
+    Stage(
+        "benchmark",
+        "lm_mixup.evaluate.benchmark:benchmark",
+        settings=("benchmark", "model", "seed"),
+        when=lambda config: _benchmarks(config) and config.benchmark.model is not None,
+        check=_check_benchmark,
+        versions=_benchmark_versions,
+        needs_output=True,
     ),
 )

@@ -70,7 +70,7 @@ def finetune(
         InputError: There is no such model or file, no row fits, or the cluster has no room.
         ray.train.TrainingFailedError: The workers failed more often than `max_failures`.
     """
-    model = config.model or model
+    model = trained_model(config, model)
     check_base(model)
     base = portable_path(model.path)
     map_parts(
@@ -82,6 +82,13 @@ def finetune(
         label="encode",
     )
     return fit(SftJob(out=out, config=config, model=model, base=base, seed=seed), tracking)
+
+
+def trained_model(config: FinetuneConfig, model: ModelConfig) -> ModelConfig:
+    """The model that is fine-tuned, with the chat template that the section gives it."""
+    chosen = config.model or model
+    given = config.chat_template
+    return chosen if given is None else chosen.model_copy(update={"chat_template": given})
 
 
 def check_base(model: ModelConfig) -> None:

@@ -1,0 +1,53 @@
+"""What `evaluate` measures a model by."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from lm_mixup.config.section import Section, resources
+
+
+class BenchmarkConfig(Section):
+    """Benchmarks, through lm-eval (the extra `eval`)."""
+
+    tasks: list[str] = Field(
+        [],
+        description="Tasks, groups or tags of lm-eval, or paths of task files. None: the stage is left out.",
+    )
+    model: str | list[str] | None = Field(
+        None,
+        description="What is measured: folders, Hub names or names of the package. Default: the fine-tuned "
+        "model and its base.",
+    )
+    data_dir: str | None = Field(
+        None,
+        description="Folder with mmlu_test.jsonl, mmlu_dev.jsonl, gsm8k_test.jsonl, bbh.jsonl or "
+        "truthfulqa.jsonl, which these tasks then read in place of the Hub.",
+    )
+    include_path: str | None = Field(None, description="Folder of lm-eval task files of your own.")
+    num_fewshot: int | dict[str, int] | None = Field(
+        None, description="Examples in the prompt, for all tasks or by name; default: each task's own."
+    )
+    limit: int | None = Field(
+        None, ge=1, description="Most questions of a task; of a group, of each of its tasks."
+    )
+    chat_template: bool = Field(
+        False, description="Ask in the model's chat template, examples as turns; off: as plain text."
+    )
+    backend: Literal["transformers", "vllm"] = Field("transformers", description="What the model runs in.")
+    max_length: int | None = Field(
+        None, ge=64, description="Tokens of prompt and answer; default: the model's."
+    )
+    batch_size: int = resources(8, ge=1, description="Questions a forward pass, with `transformers`.")
+    num_actors: int = resources(1, ge=1, description="Actors, one model of one task at a time each.")
+    num_cpus: float = resources(1.0, gt=0, description="CPUs (and CPU threads) of an actor.")
+    tensor_parallel_size: int = resources(1, ge=1, description="GPUs of an actor.")
+    gpu_memory_utilization: float = resources(
+        0.8, gt=0, lt=1, description="With `vllm`: its share of each GPU."
+    )
+
+    def fewshot_of(self, task: str) -> int | None:
+        """Examples in the prompt of a task; None: its own number."""
+        return self.num_fewshot.get(task) if isinstance(self.num_fewshot, dict) else self.num_fewshot
