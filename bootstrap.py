@@ -200,7 +200,7 @@ def install(python: str, accelerator: str, dev: bool) -> None:
         step("making .venv", [python, "-m", "venv", "--clear", str(VENV)])
     pip = [str(inside), "-m", "pip", "install", "--no-warn-conflicts", "--disable-pip-version-check"]
     step("updating pip", [*pip, "--upgrade", "pip"])
-    extras = ",".join([accelerator, "dev"] if dev else [accelerator])
+    extras = ",".join([accelerator, "eval", "dev"] if dev else [accelerator, "eval"])
     if accelerator == "cpu":
         step("installing torch", [*pip, pinned("torch")])
     step(f"installing lm_mixup[{extras}]: a few minutes", [*pip, "--editable", f"{ROOT}[{extras}]"])

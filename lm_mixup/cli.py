@@ -58,7 +58,7 @@ _VERBS = {
     "build": "Write MIXTURE: passages, high-quality samples, their poor variants, and the pairing of both.",
     "train": "Train the distiller on MIXTURE: SFT cold start, then GRPO.",
     "augment": "Turn a pool into a training set: rate, cluster the poor rows, distil, rate again, select.",
-    "evaluate": "Fine-tune a model on the training set (benchmarks are not available yet).",
+    "evaluate": "Fine-tune a model on the training set and measure it on benchmarks.",
     "run": "Run build, train and augment.",
 }
 

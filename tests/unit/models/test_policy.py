@@ -181,3 +181,19 @@ def test_a_relative_folder_is_found_from_any_working_directory(tmp_path, monkeyp
     monkeypatch.chdir("/")
     assert folder == str(tmp_path / "mine")
     assert model_folder("org/name") == "org/name"
+
+
+@pytest.mark.parametrize("name", ["chatml", "tulu"])
+def test_a_base_model_is_given_a_chat_template(name, tmp_path):
+    tokenizer = load_tokenizer("nano", ModelConfig(path="nano", chat_template=name))
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]
+    opened = {"chatml": "<|im_start|>assistant\n", "tulu": "<|assistant|>\n"}[name]
+    asked = tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, tokenize=False)
+    whole = tokenizer.apply_chat_template(turns, tokenize=False)
+    assert asked.endswith(opened) and whole.startswith(f"{asked}Yes")
+    own = tmp_path / "own.jinja"
+    own.write_text("{% for m in messages %}{{ m['content'] }}|{% endfor %}")
+    tokenizer = load_tokenizer("nano", ModelConfig(path="nano", chat_template=str(own)))
+    assert tokenizer.apply_chat_template(turns, tokenize=False) == "Hi|Yes|"
+    with pytest.raises(InputError, match="no file nowhere, and the package has chatml and tulu"):
+        load_tokenizer("nano", ModelConfig(path="nano", chat_template="nowhere"))
