@@ -254,7 +254,7 @@ def init(
 ) -> None:
     """Write a commented config after three questions, or from the options alone."""
     with _Errors(None):
-        from lm_mixup.config.load import load_config, recipes, with_values
+        from lm_mixup.config.load import load_config, recipes, set_in_yaml
 
         if file.exists():
             raise InputError(f"init: {file} exists; name another file")
@@ -268,7 +268,7 @@ def init(
             raise InputError(f"init: {recipe} is no packaged recipe; recipes are {', '.join(recipes())}")
         values = {"augment.pool": pool, "augment.policy": policy}
         chosen = {key: value for key, value in values.items() if value}
-        text = with_values(recipes()[recipe].read_text(encoding="utf-8"), chosen)
+        text = set_in_yaml(recipes()[recipe].read_text(encoding="utf-8"), chosen)
         file.write_text(text, encoding="utf-8")
         load_config(file)
         typer.echo(f"{file}: the recipe {recipe}; run it with `lm-mixup run {file}`")

@@ -234,7 +234,7 @@ def differences(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
     return {k: (ours.get(k), theirs.get(k)) for k in keys if ours.get(k) != theirs.get(k)}
 
 
-def with_values(text: str, values: Mapping[str, str]) -> str:
+def set_in_yaml(text: str, values: Mapping[str, str]) -> str:
     """A recipe's YAML with text values set, its comments kept. Keys are `section.key`.
 
     Args:
