@@ -10,13 +10,13 @@ forward pass with others, and figures agree to rounding (about 1e-6 in float32).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from lm_mixup.config import ModelConfig, PerplexityConfig
+from lm_mixup.config import ModelConfig, PerplexityConfig, ScoringConfig
 from lm_mixup.core import schemas
 from lm_mixup.core.errors import InputError
 from lm_mixup.core.run_dir import Outcome, StageDir
@@ -50,54 +50,56 @@ def perplexity(
     Raises:
         InputError: There is no such model, or it has no weights.
     """
-    from lm_mixup.distributed.ray_cluster import has_gpu
-    from lm_mixup.models.engine import engine_environment
-
     chosen = measuring_model(config, model)
     sides = {"distilled": distilled, "original": curated}
     items: list[Item] = [(side, part) for side, stage in sides.items() for part in stage.parts()]
     map_parts(
-        out,
-        items,
-        make_work,
-        {"sides": sides, "config": config, "model": chosen},
-        num_actors=config.num_actors,
-        num_cpus=config.num_cpus,
-        num_gpus=config.tensor_parallel_size if has_gpu() else 0.0,
-        runtime_env={"env_vars": engine_environment(max(1, int(config.num_cpus)))},
+        out, items, make_work, {"sides": sides, "config": config, "model": chosen}, **placement_of(config)
     )
     return Outcome(metrics={"model": chosen.path})
 
 
-def measuring_model(config: PerplexityConfig, model: ModelConfig) -> ModelConfig:
-    """The model whose perplexity it is.
+def measuring_model(
+    config: ScoringConfig, model: ModelConfig, key: str = "select.perplexity.model"
+) -> ModelConfig:
+    """The model that scores: the one that the section names, or else the run's policy.
 
     Raises:
         InputError: There is no such model, or it has no weights.
     """
     from lm_mixup.models.resolve import UNTRAINED_NANO, check_model_path
 
-    key, chosen = "model.path", model
-    if config.model is not None:
-        key = "select.perplexity.model"
+    chosen, named = (model, "model.path") if config.model is None else (None, key)
+    if chosen is None:
+        assert config.model is not None  # noqa: S101
         chosen = ModelConfig(path=config.model, dtype=model.dtype, trust_remote_code=model.trust_remote_code)
     if chosen.path == UNTRAINED_NANO:
         raise InputError(
-            f"{key} {chosen.path}: has no weights to measure perplexity with; set select.perplexity.model to "
-            "a model folder, a Hub name or `nano`"
+            f"{named} {chosen.path}: has no weights to score rows with; set {key} to a model folder, a Hub "
+            "name or `nano`"
         )
-    check_model_path(chosen.path, key)
+    check_model_path(chosen.path, named)
     return chosen
 
 
-def make_work(
-    sides: dict[str, StageDir], config: PerplexityConfig, model: ModelConfig
-) -> Callable[[Item], PartResult]:
-    """Loads the model into an engine; the function measures one part."""
+def placement_of(config: ScoringConfig) -> dict[str, Any]:
+    """Number and resources of the actors that score, as `map_parts` takes them."""
+    from lm_mixup.distributed.ray_cluster import has_gpu
+    from lm_mixup.models.engine import engine_environment
+
+    return {
+        "num_actors": config.num_actors,
+        "num_cpus": config.num_cpus,
+        "num_gpus": config.tensor_parallel_size if has_gpu() else 0.0,
+        "runtime_env": {"env_vars": engine_environment(max(1, int(config.num_cpus)))},
+    }
+
+
+def open_engine(config: ScoringConfig, model: ModelConfig) -> tuple[PreTrainedTokenizerBase, Engine, int]:
+    """The tokenizer, an engine that scores, and the most tokens of a prompt and what follows it."""
     from lm_mixup.models.engine import Engine
     from lm_mixup.models.policy import load_tokenizer
 
-    tokenizer = load_tokenizer(model.path, model)
     room = min(config.max_length, _longest(model) - 1)
     engine = Engine.from_config(
         model.path,
@@ -107,12 +109,32 @@ def make_work(
         gpu_memory_utilization=config.gpu_memory_utilization,
         tensor_parallel_size=config.tensor_parallel_size,
     )
+    return load_tokenizer(model.path, model), engine, room
+
+
+def make_work(
+    sides: dict[str, StageDir], config: PerplexityConfig, model: ModelConfig
+) -> Callable[[Item], PartResult]:
+    """Loads the model into an engine; the function measures one part."""
+    tokenizer, engine, room = open_engine(config, model)
 
     def work(item: Item) -> PartResult:
         side, part = item
         return measure(sides[side].read_part(part, ["prompt", "completion"]), tokenizer, engine, room)
 
     return work
+
+
+def log_likelihoods(engine: Engine, pairs: Sequence[tuple[list[int], list[int]]]) -> list[np.ndarray]:
+    """The log-probability of every token of each answer given its prompt, float64 [T] an answer."""
+    found: list[np.ndarray] = []
+    for start in range(0, len(pairs), _ROWS_PER_CALL):
+        batch = pairs[start : start + _ROWS_PER_CALL]
+        scores = engine.score_batch([prompt + answer for prompt, answer in batch])
+        found += [
+            score[-len(answer) :].astype(np.float64) for (_, answer), score in zip(batch, scores, strict=True)
+        ]
+    return found
 
 
 def _longest(model: ModelConfig) -> int:
@@ -149,14 +171,11 @@ def measure(rows: pa.Table, tokenizer: PreTrainedTokenizerBase, engine: Engine, 
             waiting.append((content, prompt, answer))
     measured: list[dict[str, Any]] = []
     total = 0.0
-    for start in range(0, len(waiting), _ROWS_PER_CALL):
-        batch = waiting[start : start + _ROWS_PER_CALL]
-        scores = engine.score_batch([prompt + answer for _, prompt, answer in batch])
-        for (content, _, answer), score in zip(batch, scores, strict=True):
-            surprise = -score[-len(answer) :].astype(np.float64)
-            total += float(surprise.sum())
-            value = float(np.exp(surprise.mean()))
-            measured.append({"content": content, "perplexity": value, "tokens": len(answer)})
+    scores = log_likelihoods(engine, [(prompt, answer) for _, prompt, answer in waiting])
+    for (content, _, answer), score in zip(waiting, scores, strict=True):
+        total -= float(score.sum())
+        value = float(np.exp(-score.mean()))
+        measured.append({"content": content, "perplexity": value, "tokens": len(answer)})
     return PartResult(
         schemas.table(measured, OUTPUT),
         schemas.table(rejected, REJECTED) if rejected else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from lm_mixup.rewards.faithfulness.numbered import answers_each_part, parts_keep
 
 def rate_distilled(
     distill: StageDir,
+    likelihood: StageDir | None,
     out: StageDir,
     rate: RateConfig,
     embedder: EmbedderConfig,
@@ -37,12 +39,15 @@ def rate_distilled(
     """Measures and rates distilled rows and scores the kept ones by their distance to each other.
 
     Input columns: schemas.DISTILLED. Output columns: those, id (content hash), schemas.FAITHFULNESS,
-    schemas.RATING, schemas.SOURCE_RATING (a chat judge is shown the inputs) and `long_tail` (float32, mean
-    cosine distance to the k nearest other kept rows). Rejected, with their columns:
-    `faithfulness_below_<min_faithfulness>`, `coverage_below_<min_coverage>`, and of rows that ask in numbered
-    parts `not_one_answer_per_question` and `question_words_below_<min_question_words>`; none of these is
-    rated, so no rating is paid for them; `unrated` and `score_below_<min_score>`. What `unsupported` lists is
-    why a row is not faithful. Metrics: `distilled`, `faithful` and `good` rows, the yield step by step.
+    schemas.RATING, schemas.SOURCE_RATING (a chat judge is shown the inputs), `long_tail` (float32, mean
+    cosine distance to the k nearest other kept rows) and, where the stage `likelihood` ran, its column.
+
+    Rejected, with their columns: `faithfulness_below_<min_faithfulness>`, `coverage_below_<min_coverage>`; of
+    rows that ask in numbered parts `not_one_answer_per_question` and
+    `question_words_below_<min_question_words>`; with a least gain `likelihood_gain_below_<min_gain>` and
+    `no_likelihood_gain`. None of these is rated, so no rating is paid for them. Then `unrated` and
+    `score_below_<min_score>`. What `unsupported` lists is why a row is not faithful. Metrics: `distilled`,
+    `faithful` and `good` rows, the yield step by step.
     Part i holds the rows of part i of the distilled ones.
 
     Two passes over the parts, since long tail needs the vectors of all kept rows: the first rates and embeds
@@ -51,6 +56,7 @@ def rate_distilled(
 
     Args:
         distill: Distilled rows.
+        likelihood: Their gains, part for part; None if the config asks for none.
         out: Where the parts are written.
         rate: The judge.
         embedder: The embedder.
@@ -69,7 +75,14 @@ def rate_distilled(
         kept,
         distill.parts(),
         make_rating,
-        {"distill": distill, "shared": shared, "embedder": embedder, "min_score": least, "gate": gate},
+        {
+            "distill": distill,
+            "likelihood": likelihood,
+            "shared": shared,
+            "embedder": embedder,
+            "min_score": least,
+            "gate": gate,
+        },
         **_placement(shared, embedder),
         label="rate distilled",
     )
@@ -99,6 +112,7 @@ def _placement(shared: SharedJudge, embedder: EmbedderConfig) -> dict[str, Any]:
 
 def make_rating(
     distill: StageDir,
+    likelihood: StageDir | None,
     shared: SharedJudge,
     embedder: EmbedderConfig,
     min_score: int,
@@ -108,7 +122,10 @@ def make_rating(
     judge, model = shared.make(), Embedder(embedder)
 
     def work(part: str) -> PartResult:
-        faithful, refused = keep_faithful(distill.read_part(part), gate)
+        rows = distill.read_part(part)
+        if likelihood is not None:
+            rows = with_gain(rows, likelihood.read_part(f"{likelihood.name}/data/{Path(part).name}"))
+        faithful, refused = keep_faithful(rows, gate)
         result = keep_rated(faithful, judge, min_score)
         rows = result.rows
         pairs = zip(rows["prompt"].to_pylist(), rows["completion"].to_pylist(), strict=True)
@@ -146,12 +163,25 @@ def keep_faithful(rows: pa.Table, gate: RateDistilledConfig) -> tuple[pa.Table, 
     return rows.filter(pc.is_null(reason)), refused
 
 
+def with_gain(rows: pa.Table, gains: pa.Table) -> pa.Table:
+    """Distilled rows with their cluster's `likelihood_gain` of `gains`, or null."""
+    known = dict(zip(gains["cluster_id"].to_pylist(), gains["likelihood_gain"].to_pylist(), strict=True))
+    values = [known.get(cluster) for cluster in rows["cluster_id"].to_pylist()]
+    return rows.append_column("likelihood_gain", pa.array(values, pa.float32()))
+
+
 def _refusal(row: dict[str, Any], measured: dict[str, Any], gate: RateDistilledConfig) -> str | None:
     """Why the gate refuses a row, or None."""
     if measured["faithfulness"] < gate.min_faithfulness:
         return f"faithfulness_below_{gate.min_faithfulness:g}"
     if measured["coverage"] < gate.min_coverage:
         return f"coverage_below_{gate.min_coverage:g}"
+    least = gate.likelihood.min_gain
+    if "likelihood_gain" in row and least is not None:
+        if row["likelihood_gain"] is None:
+            return "no_likelihood_gain"
+        if row["likelihood_gain"] < least:
+            return f"likelihood_gain_below_{least:g}"
     if not gate.min_question_words:
         return None
     if not answers_each_part(row["prompt"], row["completion"]):

@@ -199,6 +199,35 @@ class DistillConfig(Section):
     tensor_parallel_size: int = resources(1, ge=1, description="GPUs of one engine.")
 
 
+class ScoringConfig(Section):
+    """A pass of a language model over rows that are there, for their log-probabilities."""
+
+    model: str | None = Field(None, description="Which model scores: whatever `model.path` takes.")
+    max_length: int = Field(
+        2048, ge=16, description="Tokens of a prompt and what follows; longer rows are refused."
+    )
+    num_actors: int = resources(1, ge=1, description="Actors that work at a time.")
+    num_cpus: float = resources(1.0, gt=0, description="CPUs (and CPU threads) of an actor.")
+    tensor_parallel_size: int = resources(1, ge=1, description="GPUs of one engine.")
+    gpu_memory_utilization: float = resources(
+        0.8, gt=0, lt=1, description="vLLM's share of each GPU; prompts' logits need room beside it."
+    )
+    kv_cache_gib: int = resources(1, ge=1, description="vLLM's key-value cache on CPU, GiB.")
+
+
+class LikelihoodConfig(ScoringConfig):
+    """How much likelier a distilled row is given its own inputs than given another cluster's."""
+
+    model: str | None = Field(
+        None,
+        description="Which model scores: whatever `model.path` takes, e.g. the policy; none: no such pass.",
+    )
+    min_gain: float | None = Field(
+        None,
+        description="Least gain in nats a token; rows below are rejected. None: the gain is only written.",
+    )
+
+
 class RateDistilledConfig(Section):
     """The gate that distilled rows pass before they are rated."""
 
@@ -215,9 +244,12 @@ class RateDistilledConfig(Section):
         description="Of a row that asks in numbered parts, each of which must have its answer: least share "
         "of a source's question that its part keeps; without its text it cannot be answered. 0: not checked.",
     )
+    likelihood: LikelihoodConfig = Field(
+        default_factory=LikelihoodConfig, description="Of the stage `likelihood`."
+    )
 
 
-class PerplexityConfig(Section):
+class PerplexityConfig(ScoringConfig):
     """The pass over all rows that `select.method: perplexity` asks for, and no other method."""
 
     model: str | None = Field(
@@ -226,16 +258,6 @@ class PerplexityConfig(Section):
     take: Literal["low", "mid", "high"] = Field(
         "mid", description="Lowest first, nearest to the median first, or highest first."
     )
-    max_length: int = Field(
-        2048, ge=16, description="Tokens of prompt and completion; longer rows are refused."
-    )
-    num_actors: int = resources(1, ge=1, description="Actors that work at a time.")
-    num_cpus: float = resources(1.0, gt=0, description="CPUs (and CPU threads) of an actor.")
-    tensor_parallel_size: int = resources(1, ge=1, description="GPUs of one engine.")
-    gpu_memory_utilization: float = resources(
-        0.8, gt=0, lt=1, description="vLLM's share of each GPU; prompts' logits need room beside it."
-    )
-    kv_cache_gib: int = resources(1, ge=1, description="vLLM's key-value cache on CPU, GiB.")
 
 
 class SelectConfig(Section):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lm_mixup.config import Config
+from lm_mixup.config import Config, ModelConfig
 from lm_mixup.core.errors import InputError
 from lm_mixup.models.resolve import check_model_path, model_version
 from lm_mixup.stages.stage import Stage, file_versions, section_identity
@@ -74,10 +74,31 @@ def _perplexity_identity(config: Config) -> Any:
     return [section_identity(measuring_model(measured, config.model)), measured.max_length]
 
 
+def _scoring_model(config: Config) -> ModelConfig:
+    """The model of the stage `likelihood`."""
+    from lm_mixup.augment.likelihood import KEY
+    from lm_mixup.augment.perplexity import measuring_model
+
+    return measuring_model(config.rate_distilled.likelihood, config.model, KEY)
+
+
+def _check_likelihood(config: Config) -> None:
+    _scoring_model(config)
+
+
+def _likelihood_identity(config: Config) -> Any:
+    """The model that scores and the length it reads; not the least gain, which `rate_distilled` asks for."""
+    return [section_identity(_scoring_model(config)), config.rate_distilled.likelihood.max_length]
+
+
 def _perplexity_versions(config: Config) -> list[str]:
     from lm_mixup.augment.perplexity import measuring_model
 
     return file_versions(measuring_model(config.select.perplexity, config.model).path)
+
+
+def _likelihood_versions(config: Config) -> list[str]:
+    return file_versions(_scoring_model(config).path)
 
 
 STAGES = (
@@ -137,9 +158,19 @@ STAGES = (
         check=_check_policy,
     ),
     Stage(
+        "likelihood",
+        "lm_mixup.augment.likelihood:likelihood",
+        inputs=("distill",),
+        settings=("rate_distilled.likelihood", "model"),
+        when=lambda config: config.rate_distilled.likelihood.model is not None,
+        check=_check_likelihood,
+        versions=_likelihood_versions,
+        identity=_likelihood_identity,
+    ),
+    Stage(
         "rate_distilled",
         "lm_mixup.augment.rate_distilled:rate_distilled",
-        inputs=("distill",),
+        inputs=("distill", "likelihood?"),
         settings=("rate", "embedder", "select.neighbors", "select.min_score", "rate_distilled"),
     ),
     Stage(

@@ -275,7 +275,7 @@ def rated(ray_session, tmp_path_factory):
         piece = schemas.table(rows[start : start + 8], schemas.DISTILLED)
         put_part(distill, part, piece)
     outcome = rate_distilled(
-        distill, out, RateConfig(), EmbedderConfig(num_cpus=0.5), 2, min_score=4, gate=GATE
+        distill, None, out, RateConfig(), EmbedderConfig(num_cpus=0.5), 2, min_score=4, gate=GATE
     )
     return run, out, outcome
 

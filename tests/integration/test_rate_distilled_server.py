@@ -45,7 +45,7 @@ def test_what_the_inputs_do_not_support_is_refused_by_the_judge(ray_session, tmp
     ungated = RateDistilledConfig(min_faithfulness=0, min_coverage=0)  # the measure would refuse it unrated
     with serving(judged) as server:
         embedder = EmbedderConfig(num_cpus=0.5)
-        rate_distilled(distill, out, server.config(num_cpus=0.5), embedder, 2, 4, ungated)
+        rate_distilled(distill, None, out, server.config(num_cpus=0.5), embedder, 2, 4, ungated)
         assert sorted(seen.row["sources"] == INPUTS for seen in server.seen) == [False, True, True]
     kept, refused = out.read().to_pylist(), out.read(kind="rejected").to_pylist()
     assert [(row["completion"], row["inputs"]) for row in kept] == [(TRUE, INPUTS), (FALSE, other)]
