@@ -49,7 +49,9 @@ class ReportConfig(Section):
     """The HTML page."""
 
     title: str = Field("", description="Heading of the page; default: the pool's name.")
-    examples: int = Field(10, ge=0, description="Distilled rows shown beside their parents.")
+    examples: int = Field(
+        60, ge=0, description="Distilled rows shown beside their parents: as many kept and as many rejected."
+    )
 
 
 class Config(Section):

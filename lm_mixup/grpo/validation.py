@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lm_mixup.demo import has_entities, recall
 from lm_mixup.grpo.loop import Actors
@@ -15,9 +16,14 @@ from lm_mixup.grpo.scored_batch import reward_batch
 from lm_mixup.grpo.types import Group, Prompt
 from lm_mixup.train.tracking import append_metrics, trim_metrics
 
+_SAMPLES = 6  # prompts whose completions are kept at every validation
+
 
 class Validation:
-    """Writes one line per validation to `validation.jsonl`, and the best model so far to `best/`."""
+    """Writes one line per validation to `validation.jsonl`, and the best model so far to `best/`.
+
+    `completions.jsonl` beside it has what the policy wrote for the first few prompts, a line per validation.
+    """
 
     def __init__(self, folder: Path, actors: Actors, prompts: Sequence[Prompt], resume_step: int) -> None:
         """Opens the log and drops the lines after `resume_step`, because those steps run again.
@@ -58,6 +64,9 @@ class Validation:
         if all(line["reward"] > earlier["reward"] for earlier in self._lines):
             self._actors.learner.save_model(self._folder / "best")
         self._lines.append(line)
+        kept = self._folder / "completions.jsonl"
+        trim_metrics(kept, step - 1)  # a kill between the two files leaves a line that is written again
+        append_metrics(kept, {"step": step, "samples": samples_of(groups, scores.reported)})
         append_metrics(self._path, line)  # last: a validation with a line is not run again
         self.on_line(_tracker_line(line))
 
@@ -71,6 +80,30 @@ class Validation:
                 )
             shutil.rmtree(model)
             shutil.copytree(best, model)
+
+
+def samples_of(
+    groups: Sequence[Group], rewards: NDArray[np.float64], most: int = _SAMPLES
+) -> list[dict[str, Any]]:
+    """The first completion of the first few prompts, beside its inputs and reference.
+
+    Args:
+        groups: Of the held-out prompts, in their order.
+        rewards: float64 [N], of all completions, group after group.
+        most: How many prompts.
+    """
+    starts = np.cumsum([0, *(len(group.completions) for group in groups)])
+    return [
+        {
+            "id": group.prompt.id,
+            "task_type": group.prompt.task_type,
+            "inputs": list(group.prompt.inputs),
+            "reference": group.prompt.reference,
+            "completion": group.completions[0].text,
+            "reward": float(rewards[start]),
+        }
+        for group, start in zip(groups[:most], starts[:most], strict=True)
+    ]
 
 
 def _tracker_line(line: dict[str, Any]) -> dict[str, Any]:

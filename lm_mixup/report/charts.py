@@ -33,8 +33,8 @@ _GRPO = (
         {"sampling/logp_difference/mean": "mean", "sampling/logp_difference/max": "max"},
     ),
     (
-        "Zero-std groups",
-        "Share of groups whose rewards are equal.",
+        "Groups without a signal",
+        "Share of groups whose completions all have the same reward: nothing is learned from them.",
         "share",
         {"frac_reward_zero_std": "share"},
     ),
@@ -47,6 +47,9 @@ _SFT = (
 )
 
 
+_MOST_LINES = 12
+
+
 @dataclass(frozen=True)
 class Chart:
     """A figure with its caption, as the template shows it."""
@@ -55,6 +58,7 @@ class Chart:
     title: str
     note: str
     json: Markup
+    table: tuple[tuple[str, ...], ...] = ()
 
 
 def draw_charts(facts: RunFacts) -> dict[str, list[Chart]]:
@@ -63,15 +67,20 @@ def draw_charts(facts: RunFacts) -> dict[str, list[Chart]]:
     for section, title, note, figure in _drawn(facts):
         if figure is not None:
             listed = charts.setdefault(section, [])
-            listed.append(Chart(f"{section}-{len(listed)}", title, note, _json(figure)))
+            listed.append(Chart(f"{section}-{len(listed)}", title, note, _json(figure), as_table(figure)))
     return charts
 
 
 def _drawn(facts: RunFacts) -> Iterator[tuple[str, str, str, go.Figure | None]]:
     """Section, title, caption and figure, in the order of the page."""
-    note = f"0-5, of the pool and of what was distilled from it.{_sampled(*facts.scores.values())}"
+    note = f"All rated rows, refused ones among them, 0 to 5.{_sampled(*facts.scores.values())}"
     yield "scores", "Scores", note, figures.score_histogram(facts.scores)
     note = f"Rows in a cluster.{_sampled(facts.sizes)}"
+    note_map = (
+        "Rows that say similar things lie near each other (t-SNE of a sample of the embeddings). "
+        "Point at one to read it; draw a box to see the examples of its clusters."
+    )
+    yield "map", "The pool", note_map, figures.pool_map(facts.points)
     yield "clusters", "Size", note, figures.cluster_sizes(facts.sizes)
     note = "How alike the rows of a cluster are."
     yield "clusters", "Cohesion", note, figures.cohesion_histogram(facts.cohesion)
@@ -87,8 +96,8 @@ def _drawn(facts: RunFacts) -> Iterator[tuple[str, str, str, go.Figure | None]]:
 
 
 def _reward_charts(facts: RunFacts) -> Iterator[tuple[str, str, str, go.Figure | None]]:
-    note = "Mean of each step; the line is its moving average."
-    drawn = figures.curves(facts.grpo, _REWARD, unit="reward", smooth=True, height=320)
+    note = "Mean of each step; the line is its moving average, the band one standard deviation."
+    drawn = figures.curves(facts.grpo, _REWARD, unit="reward", smooth=True, band="reward_std", height=320)
     yield "grpo", "Reward", note, drawn
     drawn = figures.curves(facts.grpo, _components(facts.grpo), unit="reward", smooth=True, height=320)
     yield "grpo", "Components", "The same, before they are weighted.", drawn
@@ -114,6 +123,28 @@ def _components(metrics: Metrics) -> dict[str, str]:
     """Metric → name of each reward component, custom ones too, in the order of the log."""
     keys = dict.fromkeys(key for line in metrics for key in line if key.startswith("rewards/"))
     return {key: key.split("/")[1] for key in keys}
+
+
+def as_table(figure: go.Figure) -> tuple[tuple[str, ...], ...]:
+    """The figure's numbers as a table, for readers without JavaScript or sight: a heading, then lines.
+
+    Of long curves at most `_MOST_LINES` places are listed, evenly spread. Maps and bars of names have none.
+    """
+    traces = [trace for trace in figure.data if trace.showlegend is not False]
+    if not traces or traces[0].orientation == "h" or ("mode" in traces[0] and traces[0].mode == "markers"):
+        return ()
+    places = sorted({x for trace in traces for x in trace.x})
+    if len(places) > _MOST_LINES:
+        places = [places[i * (len(places) - 1) // (_MOST_LINES - 1)] for i in range(_MOST_LINES)]
+    axis = figure.layout.xaxis.title.text or ""
+    unit = figure.layout.yaxis.title.text or "value"
+    heads = (axis, *(trace.name or unit for trace in traces))
+    values = [dict(zip(trace.x, trace.y, strict=True)) for trace in traces]
+    lines = [
+        (f"{x:.4g}", *(f"{found[x]:.4g}" if found.get(x) is not None else "–" for found in values))
+        for x in places
+    ]
+    return (heads, *lines)
 
 
 def _json(figure: go.Figure) -> Markup:

@@ -7,11 +7,15 @@ series are set here.
 
 from __future__ import annotations
 
-import itertools
+import textwrap
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lm_mixup.report.gather import Counts, Metrics, StageFacts
+from lm_mixup.report.pool_map import Point
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -23,6 +27,7 @@ VERB_COLOURS = {"build": SKY, "train": INDIGO, "augment": TEAL, "evaluate": AMBE
 PHASES = ("rollout", "reward", "advantage", "update", "sync")
 
 MOST_POINTS = 400
+LEAST_POINTS = 3  # two points are no trend
 _SMOOTHING = 0.15
 
 
@@ -79,18 +84,16 @@ def cohesion_histogram(cohesion: Counts | None, bins: int = 40) -> go.Figure | N
     known = {} if cohesion is None else {v: n for v, n in cohesion.values.items() if v is not None}
     if not known:
         return None
-    low, high = min(known), max(known)
-    width = (high - low) / bins or 0.01
-    heights = [0] * bins
-    for value, count in known.items():
-        heights[min(bins - 1, int((value - low) / width))] += count
+    values = np.array(list(known), dtype=np.float64)
+    low, high = values.min(), values.max()
+    span = (low, high) if high > low else (low - 0.01, high + 0.01)
+    heights, edges = np.histogram(values, bins=bins, range=span, weights=list(known.values()))
     figure = _figure(xaxis_title="cohesion (mean cosine)", yaxis_title="clusters")
-    centres = [low + (index + 0.5) * width for index in range(bins)]
     figure.add_trace(
         go.Bar(
-            x=centres,
-            y=heights,
-            width=width * 0.92,
+            x=((edges[:-1] + edges[1:]) / 2).round(4).tolist(),
+            y=heights.astype(int).tolist(),
+            width=float(np.diff(edges)[0]) * 0.92,
             marker_color=INDIGO,
             hovertemplate="%{y:,} clusters near %{x:.3f}<extra></extra>",
         )
@@ -99,37 +102,99 @@ def cohesion_histogram(cohesion: Counts | None, bins: int = 40) -> go.Figure | N
 
 
 def curves(
-    metrics: Metrics, series: Mapping[str, str], *, unit: str = "", smooth: bool = False, height: int = 260
+    metrics: Metrics,
+    series: Mapping[str, str],
+    *,
+    unit: str = "",
+    smooth: bool = False,
+    band: str = "",
+    height: int = 260,
 ) -> go.Figure | None:
-    """Lines of some metrics over the steps.
+    """Lines of some metrics over the steps; none where no metric has `LEAST_POINTS` of them.
 
     Args:
         metrics: One dict a step.
         series: Metric key → name in the legend; metrics that never occur are left out.
-        unit: Title of the vertical axis.
+        unit: Title of the vertical axis; a `share` goes from 0 to 1.
         smooth: Draws the raw values faintly and an exponential moving average over them.
+        band: Metric key of a standard deviation, drawn as a band around the first line.
         height: Pixels.
     """
     import plotly.graph_objects as go
 
     figure = _figure(xaxis_title="step", yaxis_title=unit, height=height)
-    for colour, (key, name) in zip(itertools.cycle(SERIES), series.items(), strict=False):
+    for place, (key, name) in enumerate(series.items()):
+        colour = SERIES[place % len(SERIES)]
         steps, values = points(metrics, key)
-        if not steps:
+        if len(steps) < LEAST_POINTS:
             continue
-        mode = "lines" if len(steps) > 1 else "markers"
         line = {"color": colour, "width": 2}
         if smooth and len(steps) > 8:
-            raw = go.Scatter(x=steps, y=values, mode=mode, line={"color": colour, "width": 1})
+            raw = go.Scatter(x=steps, y=values, mode="lines", line={"color": colour, "width": 1})
             figure.add_trace(raw.update(opacity=0.45, showlegend=False, hoverinfo="skip"))
             values = moving_average(values)
-        trace = go.Scatter(x=steps, y=values, mode=mode, line=line, marker_color=colour, name=name)
+        spreads = points(metrics, band)[1] if band and not place else []
+        if len(spreads) == len(values):
+            spreads = moving_average(spreads) if smooth else spreads
+            low, high = zip(*((v - s, v + s) for v, s in zip(values, spreads, strict=True)), strict=True)
+            edges = go.Scatter(
+                x=[*steps, *reversed(steps)], y=[*high, *reversed(low)], mode="lines", fill="toself"
+            )
+            edges.update(line={"width": 0, "color": colour}, fillcolor=_faint(colour), hoverinfo="skip")
+            figure.add_trace(edges.update(name="± one standard deviation", showlegend=False))
+        trace = go.Scatter(x=steps, y=values, mode="lines", line=line, marker_color=colour, name=name)
         figure.add_trace(trace.update(hovertemplate="%{y:.4g}"))
     named = [trace for trace in figure.data if trace.showlegend is not False]
     figure.update_layout(hovermode="x unified", showlegend=len(named) > 1)
+    if unit == "share":
+        figure.update_yaxes(range=[0, 1.02], tickformat=".0%")
     if metrics and metrics[-1]["step"] - metrics[0]["step"] < 10:
         figure.update_xaxes(dtick=1)  # no half steps
     return figure if figure.data else None
+
+
+def _faint(colour: str) -> str:
+    """A colour #rrggbb with little opacity."""
+    red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
+    return f"rgba({red},{green},{blue},0.16)"
+
+
+def pool_map(found: Sequence[Point]) -> go.Figure | None:
+    """The pool on a plane: rows in clusters, poor rows without kin, good rows; hover shows the row."""
+    import plotly.graph_objects as go
+
+    if not found:
+        return None
+    groups = {
+        "in a cluster": (TEAL, [point for point in found if point.cluster]),
+        "not clustered": (GREY, [point for point in found if not point.cluster]),
+    }
+    figure = _figure(height=460)
+    for name, (colour, members) in groups.items():
+        if members:
+            figure.add_trace(
+                go.Scatter(
+                    x=[point.x for point in members],
+                    y=[point.y for point in members],
+                    mode="markers",
+                    name=name,
+                    marker={"color": colour, "size": 6, "opacity": 0.75},
+                    customdata=[[point.cluster, *_hover(point)] for point in members],
+                    hovertemplate="%{customdata[1]}<br><i>%{customdata[2]}</i><extra></extra>",
+                )
+            )
+    figure.update_layout(dragmode="select", hovermode="closest", legend_itemsizing="constant")
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(visible=False)
+    return figure
+
+
+def _hover(point: Point) -> tuple[str, str]:
+    """A row's text in lines, and where it is from, escaped: Plotly reads some tags in hover texts."""
+    short = escape(" ".join(point.text.split())[:160])
+    lines = textwrap.wrap(short, 60, break_long_words=False)
+    score = "not rated" if point.score is None else f"score {point.score}"
+    return "<br>".join(lines), escape(f"{point.source} · {score}"[:80])
 
 
 def points(metrics: Metrics, key: str) -> tuple[list[float], list[float]]:

@@ -9,25 +9,28 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from lm_mixup.core.run_dir import Kind, Manifest, RunDir, StageDir
-from lm_mixup.core.schemas import content_id
-from lm_mixup.core.task_types import answer_of, read_input
+from lm_mixup.core.task_types import answer_of
 from lm_mixup.demo import answer_is_true
 from lm_mixup.grpo.metrics import alarm_history
+from lm_mixup.report.agreement import Crossing, read_crossings
+from lm_mixup.report.examples import Example, distilled_examples, mixture_examples
+from lm_mixup.report.fates import Fates, read_fates
+from lm_mixup.report.parts import MOST_PARTS, Coverage, read_parts, spread
+from lm_mixup.report.pool_map import Point, map_pool
 from lm_mixup.report.verdict import TruthShare
 from lm_mixup.stages import GROUPS
 
-MOST_PARTS = 64
-MOST_PARENT_PARTS = 512
 REJECTS_PER_REASON = 3
+_MOST_MIXTURES = 6
+RESULTS = ("benchmark/results.json", "experiment/results.json")
+_KINDS: tuple[Kind, ...] = ("data", "rejected")
 
 Metrics = list[dict[str, Any]]
 
@@ -39,14 +42,6 @@ class StageFacts:
     name: str
     verb: str
     manifest: Manifest | None
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """How many parts of a stage were looked at."""
-
-    read: int
-    parts: int
 
 
 @dataclass(frozen=True)
@@ -72,39 +67,6 @@ class Reject:
 
 
 @dataclass(frozen=True)
-class Parent:
-    """A pool row that went into a distilled one."""
-
-    prompt: str
-    completion: str
-    score: int | None
-
-
-@dataclass(frozen=True)
-class Example:
-    """A dense row beside the poor ones it was made of.
-
-    Of a distilled row these are its parents, `missing` of which lay outside the parts that were looked at. Of
-    a MIXTURE row they are its inputs, which nobody rated: `rated` is False. `unsupported` are the spans that
-    the parents do not bear out, `reason` is why the row was rejected.
-    """
-
-    task_type: str
-    prompt: str
-    completion: str
-    cot: str
-    score: int | None
-    long_tail: float | None
-    parents: list[Parent]
-    missing: int = 0
-    rated: bool = True
-    faithfulness: float | None = None
-    coverage: float | None = None
-    unsupported: tuple[str, ...] = ()
-    reason: str = ""
-
-
-@dataclass(frozen=True)
 class ModelCalls:
     """What a stage asked of a judge or a teacher; `cost` is None where the config has no prices."""
 
@@ -116,6 +78,16 @@ class ModelCalls:
     prompt_tokens: int
     completion_tokens: int
     cost: float | None
+
+
+@dataclass(frozen=True)
+class Completions:
+    """What the policy wrote for one held-out prompt at two steps of GRPO, the first and the last."""
+
+    task_type: str
+    inputs: list[str]
+    reference: str
+    steps: list[tuple[int, str, float]]
 
 
 @dataclass(frozen=True)
@@ -137,9 +109,12 @@ class RunFacts:
     examples: list[Example] = field(default_factory=list)
     alarms: list[tuple[int, str]] = field(default_factory=list)
     calls: list[ModelCalls] = field(default_factory=list)
-    rejected_examples: list[Example] = field(default_factory=list)
-    rejected_scores: Counts | None = None
     truth: TruthShare | None = None
+    fates: Fates | None = None
+    points: list[Point] = field(default_factory=list)
+    crossings: list[Crossing] = field(default_factory=list)
+    completions: list[Completions] = field(default_factory=list)
+    results: dict[str, Any] = field(default_factory=dict)
 
     @property
     def manifests(self) -> dict[str, Manifest | None]:
@@ -159,14 +134,16 @@ def gather(run: RunDir, examples: int) -> RunFacts:
         examples: How many distilled rows to show.
     """
     stages = _stages(run)
-    scores = {
-        "pool": _counts(run.stage("rate"), "score"),
-        "curated": _counts(run.stage("curate"), "curated_score"),
-        "distilled": _counts(run.stage("rate_distilled"), "score"),
-    }
     info = run.read_json("run.json") or {}
+    config = info.get("config") or {}
+    scores = {"pool": _counts(run.stage("rate"), "score")}
+    if config.get("curate", {}).get("enabled", True):
+        scores["curated"] = _counts(run.stage("curate"), "curated_score")
+    # Kept and refused rows: of survivors alone all would be good.
+    scores["distilled"] = _added(*(_counts(run.stage("rate_distilled"), "score", kind=k) for k in _KINDS))
     grpo = _metrics(run, "grpo/metrics.jsonl")
-    mode = info.get("config", {}).get("grpo", {}).get("mode")
+    mode = config.get("grpo", {}).get("mode")
+    shown = distilled_examples(run, examples)
     return RunFacts(
         uri=run.uri,
         info=info,
@@ -179,11 +156,14 @@ def gather(run: RunDir, examples: int) -> RunFacts:
         cohesion=_counts(run.stage("cluster"), "cohesion", digits=3),
         origins=_counts(run.stage("select"), "origin"),
         rejects={facts.name: found for facts in stages if (found := _rejects(run.stage(facts.name)))},
-        mixtures=_mixtures(run.stage("mixture"), examples),
-        examples=_examples(run, examples),
-        rejected_examples=_examples(run, examples, "rejected"),
-        rejected_scores=_counts(run.stage("rate_distilled"), "score", kind="rejected"),
-        truth=demo_truth(run, info.get("config") or {}),
+        mixtures=mixture_examples(run.stage("mixture"), min(examples, _MOST_MIXTURES)),
+        examples=shown,
+        truth=demo_truth(run, config),
+        fates=read_fates(run),
+        points=map_pool(run, {example.cluster for example in shown}),
+        crossings=list(read_crossings(run)),
+        completions=_completions(run),
+        results={path: found for path in RESULTS if (found := run.read_json(path)) is not None},
         alarms=alarm_history(grpo, synchronous=mode != "async"),
         calls=[calls for facts in stages for calls in _calls(facts)],
     )
@@ -211,25 +191,11 @@ def _stages(run: RunDir) -> list[StageFacts]:
     return facts
 
 
-def _spread(stage: StageDir, kind: Kind, most: int) -> tuple[list[str], Coverage]:
-    """At most `most` parts of a stage, evenly spread, always the same ones."""
-    parts = stage.parts(kind)
-    chosen = [parts[i * len(parts) // most] for i in range(most)] if len(parts) > most else parts
-    return chosen, Coverage(read=len(chosen), parts=len(parts))
-
-
-def _iter(stage: StageDir, chosen: Sequence[str], columns: list[str]) -> Iterator[pa.Table]:
-    """The chosen parts with those of the columns that they have."""
-    for relative in chosen:  # opened, not read whole: an object store sends only these columns
-        with stage.run.fs.open(f"{stage.run.path}/{relative}", "rb") as file:
-            yield pq.ParquetFile(file).read(columns)
-
-
 def _counts(stage: StageDir, column: str, digits: int | None = None, kind: Kind = "data") -> Counts | None:
     """Counts a column's values (rounded to `digits`); None where the stage or the column is absent."""
-    chosen, coverage = _spread(stage, kind, MOST_PARTS)
+    chosen, coverage = spread(stage, kind, MOST_PARTS)
     total: Counter[Any] = Counter()
-    for part in _iter(stage, chosen, [column]):
+    for part in read_parts(stage, chosen, [column]):
         if part.num_columns:
             values = part[column] if digits is None else pc.round(part[column], digits)
             total.update({entry["values"]: entry["counts"] for entry in values.value_counts().to_pylist()})
@@ -253,15 +219,46 @@ def _metrics(run: RunDir, relative: str) -> Metrics:
     return [merged[step] for step in sorted(merged)]
 
 
+def _added(*counts: Counts | None) -> Counts | None:
+    """Several counts as one; None where there are none."""
+    known = [one for one in counts if one is not None]
+    if not known:
+        return None
+    read, parts = (sum(getattr(one.coverage, name) for one in known) for name in ("read", "parts"))
+    return Counts(sum((one.values for one in known), Counter()), Coverage(read, parts))
+
+
+def _completions(run: RunDir) -> list[Completions]:
+    """Held-out prompts with their first and last completion; none where they were read only once."""
+    lines = _metrics(run, "grpo/completions.jsonl")
+    if len(lines) < 2:
+        return []
+    first, last = lines[0], lines[-1]
+    before = {sample["id"]: sample for sample in first["samples"]}
+    return [
+        Completions(
+            task_type=sample["task_type"],
+            inputs=sample["inputs"],
+            reference=sample["reference"],
+            steps=[
+                (line["step"], one["completion"], one["reward"])
+                for line, one in ((first, before[sample["id"]]), (last, sample))
+            ],
+        )
+        for sample in last["samples"]
+        if sample["id"] in before
+    ]
+
+
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _rejects(stage: StageDir) -> list[Reject]:
     """A few refused rows of each reason, with the text that was refused."""
-    chosen, _ = _spread(stage, "rejected", 8)
+    chosen, _ = spread(stage, "rejected", 8)
     found: dict[str, list[Reject]] = defaultdict(list)
-    for part in _iter(stage, chosen, ["reason", "raw", "prompt", "completion", "text"]):
+    for part in read_parts(stage, chosen, ["reason", "raw", "prompt", "completion", "text"]):
         for row in part.to_pylist():
             if len(found[row["reason"]]) < REJECTS_PER_REASON:
                 found[row["reason"]].append(Reject(row["reason"], _text_of(row)))
@@ -274,72 +271,6 @@ def _text_of(row: Mapping[str, Any]) -> str:
     return "\n".join(str(text) for text in texts if text)
 
 
-def _mixtures(stage: StageDir, limit: int) -> list[Example]:
-    """MIXTURE rows, their inputs beside the target."""
-    rows = _sample(stage, ["id", "task_type", "inputs", "instruction", "output", "cot", "score"], "id", limit)
-    return [
-        Example(
-            task_type=row["task_type"],
-            prompt=row["instruction"] or "",
-            completion=row["output"] or "",
-            cot=row["cot"] or "",
-            score=row["score"],
-            long_tail=None,
-            parents=[Parent(*read_input(text), score=None) for text in row["inputs"]],
-            rated=False,
-        )
-        for row in rows
-    ]
-
-
-def _examples(run: RunDir, limit: int, kind: Kind = "data") -> list[Example]:
-    """Distilled rows beside their parents: those that were kept, or those that were rejected."""
-    stage = next((s for s in map(run.stage, ("rate_distilled", "distill")) if s.parts(kind)), None)
-    if stage is None:
-        return []
-    columns = ["cluster_id", "task_type", "prompt", "completion", "cot", "parent_ids", "score", "long_tail"]
-    columns += ["faithfulness", "coverage", "unsupported", "reason", "member_ids", "raw"]
-    turns = _sample(stage, columns, "cluster_id", limit, kind)
-    for row in turns:  # what `distill` rejected was never a pair
-        row["parent_ids"] = row.get("parent_ids") or row.get("member_ids") or []
-        row["completion"] = row.get("completion") or (row.get("raw") if row.get("prompt") is None else "")
-    parents = _parents(run, {parent for row in turns for parent in row["parent_ids"]})
-    return [_example(row, parents) for row in turns]
-
-
-def _sample(
-    stage: StageDir, columns: list[str], key: str, limit: int, kind: Kind = "data"
-) -> list[dict[str, Any]]:
-    """At most `limit` rows of a stage: an arbitrary sample, the task types in turn, not the best ones."""
-    chosen, _ = _spread(stage, kind, MOST_PARTS)
-    by_type: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for part in _iter(stage, chosen, columns) if limit else ():
-        for row in part.to_pylist():
-            by_type[row["task_type"]].append(row)
-        for rows in by_type.values():  # order by a hash: a sample that favours no part and no score
-            rows.sort(key=lambda row: content_id(row[key]))
-            del rows[limit:]
-    return [rows[turn] for turn in range(limit) for rows in by_type.values() if turn < len(rows)][:limit]
-
-
-def _example(row: Mapping[str, Any], parents: Mapping[str, Parent]) -> Example:
-    known = [parents[parent] for parent in row["parent_ids"] if parent in parents]
-    return Example(
-        task_type=row["task_type"],
-        prompt=row.get("prompt") or "",
-        completion=row["completion"] or "",
-        cot=row.get("cot") or "",
-        score=row.get("score"),
-        long_tail=row.get("long_tail"),
-        parents=known,
-        missing=len(row["parent_ids"]) - len(known),
-        faithfulness=row.get("faithfulness"),
-        coverage=row.get("coverage"),
-        unsupported=tuple(row.get("unsupported") or ()),
-        reason=row.get("reason") or "",
-    )
-
-
 def demo_truth(run: RunDir, config: Mapping[str, Any]) -> TruthShare | None:
     """How many distilled rows of the demo pool are true: chosen, kept, rejected; None for other pools."""
     stage, select = run.stage("rate_distilled"), run.stage("select")
@@ -348,8 +279,8 @@ def demo_truth(run: RunDir, config: Mapping[str, Any]) -> TruthShare | None:
     columns = ["id", "task_type", "raw"]
     found: dict[str, list[tuple[str | None, bool]]] = {}
     for kind in ("data", "rejected"):
-        chosen, _ = _spread(stage, kind, MOST_PARTS)
-        rows = [row for part in _iter(stage, chosen, columns) for row in part.to_pylist()]
+        chosen, _ = spread(stage, kind, MOST_PARTS)
+        rows = [row for part in read_parts(stage, chosen, columns) for row in part.to_pylist()]
         rows = [row for row in rows if row.get("raw")]  # what was never written cannot be checked
         answers = [answer_of(row["task_type"], row["raw"]) for row in rows]
         found[kind] = [
@@ -361,24 +292,3 @@ def demo_truth(run: RunDir, config: Mapping[str, Any]) -> TruthShare | None:
     chosen_rows = [true for id_, true in found["data"] if id_ in taken]
     kept, rejected = ([true for _, true in found[kind]] for kind in ("data", "rejected"))
     return TruthShare(sum(chosen_rows), len(chosen_rows), sum(kept), len(kept), sum(rejected), len(rejected))
-
-
-def _parents(run: RunDir, wanted: set[str]) -> dict[str, Parent]:
-    """The pool rows with these ids, searched part by part until all are found or the bound is reached."""
-    found: dict[str, Parent] = {}
-    stage = next((s for s in map(run.stage, ("curate", "rate", "ingest")) if s.parts()), None)
-    if stage is None:
-        return found
-    chosen, _ = _spread(stage, "data", MOST_PARENT_PARTS)
-    values = pa.array(sorted(wanted), pa.string())
-    for part in _iter(stage, chosen, ["id", "prompt", "completion", "score", "curated_score"]):
-        for row in part.filter(pc.is_in(part["id"], value_set=values)).to_pylist():
-            score = row.get("curated_score")
-            found[row["id"]] = Parent(
-                prompt=row["prompt"] or "",
-                completion=row["completion"] or "",
-                score=row.get("score") if score is None else score,
-            )
-        if len(found) == len(wanted):
-            break
-    return found

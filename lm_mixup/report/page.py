@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 import shlex
 from dataclasses import dataclass
 from importlib import resources
@@ -17,18 +16,26 @@ from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from lm_mixup.config import ReportConfig
 from lm_mixup.core.run_dir import Outcome, RunDir
 from lm_mixup.core.value_counts import splits_in, tables_of, without_value_counts
 from lm_mixup.report import figures
 from lm_mixup.report.charts import Chart, draw_charts
-from lm_mixup.report.gather import Counts, RunFacts, gather
+from lm_mixup.report.examples import Example
+from lm_mixup.report.flow import draw_flow
+from lm_mixup.report.gather import RunFacts, gather
+from lm_mixup.report.marks import clip, kept_words, mark_invented, mark_parent
+from lm_mixup.report.reasons import in_words
+from lm_mixup.report.results import result_tables
 from lm_mixup.report.verdict import judge_run
 
 PAGE = "report/index.html"
-_LONGEST_TEXT = 2400
+_LIBRARY = "vendor/plotly-basic.min.js"  # bars and lines: a quarter of the whole library
+
+
+_STATES = {"chosen": "in the training set", "kept": "kept, not chosen", "rejected": "rejected"}
 
 
 @dataclass(frozen=True)
@@ -60,8 +67,6 @@ def report(run: RunDir, config: ReportConfig) -> Outcome:
 
 def render(facts: RunFacts, config: ReportConfig, charts: dict[str, list[Chart]]) -> str:
     """The page as text."""
-    from plotly.offline import get_plotlyjs
-
     environment = Environment(
         loader=PackageLoader("lm_mixup", "report"),
         autoescape=True,
@@ -72,13 +77,15 @@ def render(facts: RunFacts, config: ReportConfig, charts: dict[str, list[Chart]]
     environment.filters |= {
         "number": _number,
         "seconds": _seconds,
-        "clip": _clip,
+        "clip": clip,
         "flat": _flat,
-        "mark": _mark,
-        "words": _words,
+        "invented": mark_invented,
+        "parent": mark_parent,
+        "kept_words": kept_words,
+        "words": in_words,
     }
     # Script elements are written as they are hashed: not a byte may differ.
-    scripts = {"plotly": get_plotlyjs() if charts else "", "draw": _resource("page.js")}
+    scripts = {"plotly": _resource(_LIBRARY) if charts else "", "draw": _resource("page.js")}
     mixture = facts.manifest("mixture")
     return environment.get_template("page.html.j2").render(
         facts=facts,
@@ -94,7 +101,11 @@ def render(facts: RunFacts, config: ReportConfig, charts: dict[str, list[Chart]]
         command=_command(facts.info.get("command") or []),
         resolved=_yaml(facts.info.get("config")),
         versions=facts.info.get("versions") or {},
-        most_rows=max((s.manifest.rows_out for s in facts.stages if s.manifest), default=0) or 1,
+        flow=draw_flow(facts.fates) if facts.fates else None,
+        states=_STATES,
+        filters=_filters(facts.examples),
+        results=result_tables(facts.results),
+        links=_links(facts),
         total_seconds=sum(s.manifest.seconds for s in facts.stages if s.manifest),
     )
 
@@ -114,7 +125,7 @@ def _tiles(facts: RunFacts) -> list[Tile]:
         if manifest is not None:
             rows = manifest.rows_in if stage == "ingest" else manifest.rows_out
             tiles.append(Tile(label, _number(rows), note))
-    pool, distilled = facts.scores.get("pool"), _all_distilled(facts)
+    pool, distilled = facts.scores.get("pool"), facts.scores.get("distilled")
     means = [counts.mean() if counts is not None else None for counts in (pool, distilled)]
     if means[0] is not None and means[1] is not None:
         note = "pool → all distilled rows that were rated"
@@ -127,12 +138,34 @@ def _tiles(facts: RunFacts) -> list[Tile]:
     return tiles
 
 
-def _all_distilled(facts: RunFacts) -> Counts | None:
-    """The scores of kept and rejected distilled rows: of survivors alone they would all be good."""
-    kept, rejected = facts.scores.get("distilled"), facts.rejected_scores
-    if kept is None or rejected is None:
-        return kept or rejected
-    return Counts(kept.values + rejected.values, kept.coverage)
+def _filters(examples: list[Example]) -> list[tuple[str, str, list[tuple[str, str]]]]:
+    """The filters of the examples: (name, label, options as value and text) where there is a choice."""
+    scores = sorted({example.score for example in examples if example.score is not None})
+    filters = [
+        (
+            "state",
+            "kept or rejected",
+            [(k, v) for k, v in _STATES.items() if any(e.state == k for e in examples)],
+        ),
+        ("source", "source", [(name, name) for name in sorted({e.source for e in examples} - {""})]),
+        ("task", "task", [(name, name) for name in sorted({e.task_type for e in examples})]),
+        ("score", "score", [(str(score), str(score)) for score in scores]),
+        ("faithful", "true to its inputs", [("yes", "all of it"), ("no", "not all of it")]),
+    ]
+    if all(example.faithfulness is None for example in examples):
+        filters.pop()
+    return [entry for entry in filters if len(entry[2]) > 1]
+
+
+def _links(facts: RunFacts) -> list[tuple[str, str]]:
+    """What lies beside the page: (path relative to it, what it is)."""
+    links = []
+    if facts.manifest("select") is not None:
+        links.append(("../select/train.jsonl", "the training set"))
+    for stage in facts.stages:
+        if stage.manifest is not None and stage.manifest.rows_rejected:
+            links.append((f"../{stage.name}/rejected/", f"rows rejected by {stage.name}"))
+    return links
 
 
 def _title(facts: RunFacts, config: ReportConfig) -> str:
@@ -183,42 +216,16 @@ def _seconds(value: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
-def _clip(text: str) -> str:
-    """A text short enough to read on a page."""
-    return text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + " …"
-
-
-def _mark(text: str, spans: tuple[str, ...]) -> Markup:
-    """A text, escaped, with the spans that its inputs do not bear out marked."""
-    found = sorted({span for span in spans if span.strip()}, key=len, reverse=True)
-    if not found:
-        return escape(text)
-    pieces = re.split("(" + "|".join(map(re.escape, found)) + ")", text)
-    return Markup("").join(
-        Markup("<mark>{}</mark>").format(piece) if piece in found else escape(piece) for piece in pieces
-    )
-
-
-_REASONS = {
-    "cut_at_max_completion_length": "did not end within the length limit",
-    "answer_pattern": "does not follow the answer format of its task type",
-    "repeated_mark": "holds a mark of the answer format twice",
-    "text_outside_tags": "text stands outside the <think> and <answer> tags",
-    "prompt_too_long": "its inputs do not fit in the prompt",
-    "unrated": "could not be rated",
-    "empty_answer": "the answer is empty",
-}
-
-
-def _words(reason: str) -> str:
-    """A reject's reason in words."""
-    return _REASONS.get(reason) or reason.replace("_", " ")
-
-
 def _flat(metrics: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested metrics as (dotted name, value), lists cut to something that fits a line; no value counts."""
+    """Nested metrics as (dotted name, value), lists cut to something that fits a line.
+
+    Left out: value counts, which have tables; what is empty or did not happen; and the judge's errors, which
+    are drawn.
+    """
     pairs: list[tuple[str, Any]] = []
     for key, value in without_value_counts(metrics).items():
+        if value in (None, 0, "", [], {}) or key in ("transition", "prior"):
+            continue
         if isinstance(value, dict):
             pairs += _flat(value, f"{prefix}{key}.")
         else:

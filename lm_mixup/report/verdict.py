@@ -16,6 +16,11 @@ Level = Literal["good", "warning", "bad"]
 
 # Below this share of clusters that end as good rows, the distiller is the weak part, not the pool.
 _POOR_YIELD = 0.1
+_HEADLINES: dict[Level, str] = {
+    "good": "Ready to train on",
+    "warning": "Read the examples before you train on it",
+    "bad": "Do not train on this",
+}
 # From this share of true rows on, the closed world's training set is called true.
 _TRUE_ENOUGH = 0.95
 
@@ -57,6 +62,11 @@ class Verdict:
     warnings: tuple[str, ...] = ()
     advice: str = ""
     yields: tuple[Step, ...] = ()
+
+    @property
+    def headline(self) -> str:
+        """The verdict in a few words."""
+        return _HEADLINES[self.level]
 
 
 def yield_of(manifests: Mapping[str, Manifest | None]) -> tuple[Step, ...]:

@@ -10,7 +10,17 @@ from pathlib import Path
 import pyarrow as pa
 
 from lm_mixup.core.run_dir import Outcome, RunDir, StageDir, summarise
-from lm_mixup.core.schemas import CLUSTER, CURATION, DISTILLED, INSTRUCTION, MIXTURE, RATING, extend, table
+from lm_mixup.core.schemas import (
+    CLUSTER,
+    CURATION,
+    DISTILLED,
+    FAITHFULNESS,
+    INSTRUCTION,
+    MIXTURE,
+    RATING,
+    extend,
+    table,
+)
 from lm_mixup.core.value_counts import count_values
 from lm_mixup.distributed.map_parts import PartResult, receipt_of
 
@@ -26,7 +36,13 @@ REASONS = ("empty_completion", "not_json", "missing_tag:</answer>")
 
 
 def write_run(
-    folder: Path, *, seed: int = 0, pool: int = 600, train: bool = True, evil: bool = False
+    folder: Path,
+    *,
+    seed: int = 0,
+    pool: int = 600,
+    train: bool = True,
+    evil: bool = False,
+    embed: bool = False,
 ) -> RunDir:
     """A run with an augment half and, if asked, a build and a train half."""
     rng = random.Random(seed)
@@ -50,6 +66,8 @@ def write_run(
     if train:
         _train(run, rng, evil)
     rows = [_pool_row(i, rng, evil) for i in range(pool)]
+    if embed:
+        _embed(run, rows, random.Random(seed))
     _augment(run, rows, rng)
     return run
 
@@ -61,7 +79,7 @@ def _pool_row(index: int, rng: random.Random, evil: bool) -> dict:
     )
     return {
         "id": f"row{index:05d}",
-        "source": "demo",
+        "source": ("demo", "forum", "<b>wiki</b>" if evil else "wiki")[index % 3],
         "task_type": ("qa", "mcq", "tfq", "cs", "para")[index % 5],
         "prompt": EVIL if evil else f"what is the symbol for {name}?",
         "completion": EVIL if evil else completion,
@@ -100,10 +118,22 @@ def _augment(run: RunDir, rows: list[dict], rng: random.Random) -> None:
         r | {"curated_score": min(5, r["score"] + (rng.random() < 0.1)), "confidence": 0.8} for r in rated
     ]
     schema = extend(INSTRUCTION, RATING, CURATION)
-    metrics = {"corrected": 61, "kept": 539}
+    judge = [[0.75 if s == t else 0.05 for s in range(6)] for t in range(6)]
+    metrics = {"corrected": 61, "kept": 539, "transition": judge, "prior": [1 / 6] * 6}
     parts = [PartResult(table(p, schema), None, len(p)) for p in _chunks(curated)]
     _write(run.stage("curate"), parts, 5.5, Outcome(metrics=metrics))
     _distil(run, curated, rng)
+
+
+def _embed(run: RunDir, rows: list[dict], rng: random.Random) -> None:
+    """Vectors in five groups, one for each fact."""
+    schema = pa.schema([("id", pa.string()), ("embedding", pa.list_(pa.float16(), 8))])
+    vectors = [
+        {"id": row["id"], "embedding": [float(axis == n % 5) + rng.gauss(0, 0.1) for axis in range(8)]}
+        for n, row in enumerate(rows)
+    ]
+    parts = [PartResult(pa.Table.from_pylist(part, schema), None, len(part)) for part in _chunks(vectors)]
+    _write(run.stage("embed"), parts, 3.0)
 
 
 def _rating(overall: int) -> dict:
@@ -156,14 +186,30 @@ def _distil(run: RunDir, curated: list[dict], rng: random.Random) -> None:
         ]
     )
     _write(run.stage("distill"), [PartResult(table(good, DISTILLED), failed, len(rows))], 48.0)
-    rated = [r | _rating(rng.choice([7, 8, 9, 9, 9])) | {"long_tail": rng.random()} for r in good]
-    schema = extend(DISTILLED, RATING, pa.schema([("long_tail", pa.float32())]))
-    _write(run.stage("rate_distilled"), [PartResult(table(rated, schema), None, len(rated))], 4.0)
+    rated = [
+        r
+        | _rating(rng.choice([7, 8, 9, 9, 9]))
+        | {"id": r["cluster_id"], "long_tail": rng.random(), "faithfulness": 1.0, "coverage": 0.9}
+        for r in good
+    ]
+    own = pa.schema([("id", pa.string()), ("long_tail", pa.float32())])
+    schema = extend(DISTILLED, RATING, FAITHFULNESS, own)
+    _write(run.stage("rate_distilled"), [PartResult(*_gate(rated, schema), len(rated))], 4.0)
+    rated = rated[len(rated) // 10 :]
     chosen = [{"id": r["cluster_id"], "origin": "distilled"} for r in rated[:9]]
     chosen += [{"id": r["id"], "origin": "original"} for r in curated[:9]]
     rows_in = len(rated) + len(curated)
     outcome = Outcome(rows_in=rows_in, rows_used=18, left_out={"over_budget": rows_in - 18})
     _write(run.stage("select"), [PartResult(pa.Table.from_pylist(chosen))], 1.2, outcome)
+
+
+def _gate(rated: list[dict], schema: pa.Schema) -> tuple[pa.Table, pa.Table]:
+    """A tenth of the rows says something that no parent bears out, and is rejected."""
+    count = len(rated) // 10
+    invented = {"faithfulness": 0.5, "unsupported": ["atomic number"], "unsupported_kinds": ["term"]}
+    refused = table([row | invented for row in rated[:count]], schema)
+    reason = pa.array(["faithfulness_below_0.9"] * count)
+    return table(rated[count:], schema), refused.append_column("reason", reason)
 
 
 def _distilled(cluster: dict, number: int) -> dict:
@@ -209,6 +255,7 @@ def _train(run: RunDir, rng: random.Random, evil: bool) -> None:
     )
     steps = [_grpo_step(step, rng) for step in range(1, 61)]
     run.write_bytes("grpo/metrics.jsonl", _lines(steps))
+    run.write_bytes("grpo/completions.jsonl", _lines([_written(step, evil) for step in (0, 20, 40, 60)]))
     held_out = [step | {"format/compliance": 0.9} for step in steps if step["step"] % 20 == 0]
     run.write_bytes("grpo/validation.jsonl", _lines(held_out))
 
@@ -229,6 +276,13 @@ def _mixture_row(index: int, rng: random.Random, evil: bool) -> dict:
         "source_ids": [],
         "split": ("sft", "sft", "sft", "grpo", "test")[index % 5],
     }
+
+
+def _written(step: int, evil: bool) -> dict:
+    """What the policy wrote for a held-out prompt at a step."""
+    text = EVIL if evil else f"Iron has the symbol Fe, written at step {step}."
+    sample = {"id": "m00004", "task_type": "para", "inputs": ["iron is Fe"], "reference": "Iron is Fe."}
+    return {"step": step, "samples": [sample | {"completion": text, "reward": 0.4 + step / 200}]}
 
 
 def _lines(rows: list[dict]) -> bytes:
@@ -258,6 +312,7 @@ def _grpo_step(step: int, rng: random.Random) -> dict:
     return {
         "step": step,
         "reward": 0.42 + 0.3 * rise + rng.gauss(0, 0.03),
+        "reward_std": 0.1,
         **parts,
         **timing,
         "timing_s/step": sum(timing.values()),

@@ -13,8 +13,12 @@ from sample_run import EVIL, write_run
 from lm_mixup.config import ReportConfig
 from lm_mixup.core.run_dir import Manifest, Outcome, RunDir, summarise
 from lm_mixup.report import charts, figures, gather
-from lm_mixup.report.gather import Counts, Coverage, StageFacts
+from lm_mixup.report import examples as beside
+from lm_mixup.report.gather import Counts, StageFacts
 from lm_mixup.report.page import _number, _seconds, report
+from lm_mixup.report.parts import Coverage
+
+REFUSING = ("ingest", "distill", "rate_distilled")  # stages of the sample that reject rows
 
 
 class Page(HTMLParser):
@@ -54,7 +58,7 @@ def _page(run, **config):
     outcome = report(run, ReportConfig(**config))
     assert outcome.files == ["report/index.html"]
     content = run.read_bytes("report/index.html")
-    assert outcome.metrics["bytes"] == len(content) < 6_000_000
+    assert outcome.metrics["bytes"] == len(content) < 2_000_000
     return Page(content.decode("utf-8"))
 
 
@@ -77,9 +81,10 @@ def test_every_section_and_chart_is_there(full):
     }
     for stage in ("passages", "grpo", "ingest", "rate_distilled", "select"):
         assert stage in full.text
-    for reason in ("empty_completion", "missing_tag:</answer>", "no_kin", "over_budget"):
+    for reason in ("empty_completion", "missing_tag:</answer>", "high_score", "over_budget"):
         assert reason in full.text
     assert "A & B" in full.text
+    assert "its score is good: it is not distilled" in full.text  # a code in words
     assert "lm-mixup run configs/quickstart.yaml --run-dir runs/demo" in full.text
     assert "/opt/venv" not in full.text
 
@@ -89,18 +94,19 @@ def test_mixture_is_told_by_kind_and_split(full):
     assert "mixture" in full.ids
     start = full.text.index("What the distiller is trained on")
     table = full.text[start : full.text.index("A few rows", start)]
-    assert "sft grpo test all rows 144 48 48 240" in table
-    assert "task type cs 0 48 0 48 mcq 48 0 0 48 para 0 0 48 48 qa 48 0 0 48 tfq 48 0 0 48" in table
+    assert "sft grpo test all share rows 144 48 48 240" in table
+    assert "task type cs 0 48 0 48 20% mcq 48 0 0 48 20% para 0 0 48 48 20% qa 48 0 0 48 20%" in table
     for label in ("method", "inputs", "noisy", "reasoning", "score"):
         assert f" {label} " in table
-    rows = full.text[full.text.index("A few rows", start) : full.text.index("Scores before", start)]
+    rows = full.text[full.text.index("A few rows", start) : full.text.index("Stage by stage", start)]
     assert "poor texts" in rows and "Target" in rows and "has the symbol" in rows and "unrated" not in rows
     assert "rows/sft" not in full.text  # not a second time among the stages' figures
 
 
 def test_page_is_self_contained(full):
-    assert [link for link in full.links if not link.startswith("#")] == []
-    assert {link[1:] for link in full.links} <= set(full.ids)
+    beside = [link for link in full.links if not link.startswith("#")]
+    assert beside == ["../select/train.jsonl", *(f"../{s}/rejected/" for s in REFUSING)]
+    assert {link[1:] for link in full.links if link.startswith("#")} <= set(full.ids)
     library = [text for attributes, text in full.scripts if "plotly.js" in text[:400]]
     assert len(library) == 1
 
@@ -194,15 +200,18 @@ def test_counts_states_how_many_parts_it_read(tmp_path, monkeypatch):
 def test_examples_are_spread_over_task_types_and_carry_their_parents(tmp_path):
     run = write_run(tmp_path, train=False)
     examples = gather.gather(run, 10).examples
-    assert Counter(example.task_type for example in examples) == dict.fromkeys(
+    kept = [example for example in examples if example.state != "rejected"]
+    assert Counter(example.task_type for example in kept) == dict.fromkeys(
         ("qa", "mcq", "tfq", "cs", "para"), 2
     )
+    reasons = {example.reason for example in examples if example.state == "rejected"}
+    assert reasons == {"missing_tag:</answer>", "faithfulness_below_0.9"}
     assert all(2 <= len(example.parents) <= 5 and example.missing == 0 for example in examples)
     assert examples == gather.gather(run, 10).examples
 
 
 def test_parents_outside_the_parts_looked_at_are_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr(gather, "MOST_PARENT_PARTS", 1)
+    monkeypatch.setattr(beside, "MOST_PARENT_PARTS", 1)
     examples = gather.gather(write_run(tmp_path, train=False), 10).examples
     assert sum(example.missing for example in examples) > 0
 
@@ -243,7 +252,7 @@ def test_points_join_long_runs_into_means():
 
 def test_every_reward_component_has_its_line():
     names = ["quality", "alignment", "format", *(f"own_{i}" for i in range(5))]
-    lines = [{"step": step} | {f"rewards/{name}/mean": 0.5 for name in names} for step in (1, 2)]
+    lines = [{"step": step} | {f"rewards/{name}/mean": 0.5 for name in names} for step in (1, 2, 3)]
     series = charts._components(lines)
     assert list(series.values()) == names
     assert [trace.name for trace in figures.curves(lines, series).data] == names
