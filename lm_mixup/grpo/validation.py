@@ -102,7 +102,7 @@ def samples_of(
             "completion": group.completions[0].text,
             "reward": float(rewards[start]),
         }
-        for group, start in zip(groups[:most], starts[:most], strict=True)
+        for group, start in zip(groups[:most], starts, strict=False)
     ]
 
 
