@@ -8,7 +8,7 @@ WITH_PATH := PATH="$(CURDIR)/$(BIN):$$PATH"
 
 TWO_AT_A_TIME := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-fast setup setup-dev lint clean
+.PHONY: demo test test-fast setup setup-dev lint docs clean
 
 demo: setup
 	$(WITH_PATH) lm-mixup run configs/quickstart.yaml --run-dir runs/demo
@@ -33,6 +33,10 @@ lint: setup-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site, in build/site: it opens without a server.
+docs: setup-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Leaves runs/ alone: it is yours.
 clean:

@@ -123,7 +123,7 @@ def _annotation_at(location: Sequence[str]) -> Any:
         if info is None:
             return None
         annotation = info.annotation
-        section = _section_of(annotation)
+        section = section_of(annotation)
     return annotation
 
 
@@ -165,20 +165,20 @@ def _keys_at(location: Sequence[str]) -> list[str]:
     section: type[BaseModel] = Config
     for name in location:
         info = section.model_fields.get(name)
-        inner = _section_of(info.annotation) if info else None
+        inner = section_of(info.annotation) if info else None
         if inner is None:
             continue
         section = inner
     return list(section.model_fields)
 
 
-def _section_of(annotation: Any) -> type[BaseModel] | None:
+def section_of(annotation: Any) -> type[BaseModel] | None:
     """The section inside an annotation such as `X`, `X | None` or `dict[str, X]`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is not None:
         for argument in typing.get_args(annotation):
-            found = _section_of(argument)
+            found = section_of(argument)
             if found is not None:
                 return found
     return None
@@ -193,7 +193,7 @@ def explain_key(config: Config, key: str) -> str:
     *parents, leaf = location = key.split(".")
     section, value = Config, config
     for name in parents:
-        inner = _section_of(section.model_fields[name].annotation) if name in section.model_fields else None
+        inner = section_of(section.model_fields[name].annotation) if name in section.model_fields else None
         if inner is None:
             raise InputError(f"config --explain {key}: {name} is not a section")
         section, value = inner, getattr(value, name)  # type: ignore[assignment]
@@ -203,7 +203,7 @@ def explain_key(config: Config, key: str) -> str:
             f"config --explain {key}: unknown key" + (f"; did you mean {near[0]}?" if near else "")
         )
     info = section.model_fields[leaf]
-    inner = _section_of(info.annotation)
+    inner = section_of(info.annotation)
     if inner is not None and typing.get_origin(info.annotation) is not dict:
         lines = [f"{key}: {(inner.__doc__ or '').strip().splitlines()[0]}"]
         return "\n".join(
