@@ -142,20 +142,35 @@ def export(
     to: Annotated[str | None, typer.Option("--to", metavar="FOLDER", help="A new local folder.")] = None,
     push_to_hub: Annotated[
         str | None,
-        typer.Option("--push-to-hub", metavar="ORG/NAME", help="A data set on the Hub; token in HF_TOKEN."),
+        typer.Option(
+            "--push-to-hub",
+            metavar="ORG/NAME",
+            help="A data set on the Hub; token of `hf auth login` or HF_TOKEN.",
+        ),
     ] = None,
+    format_: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="LAYOUT",
+            help="parquet: MIXTURE and training set; messages, alpaca, sharegpt: the training set as JSONL.",
+        ),
+    ] = "parquet",
     public: Annotated[bool, typer.Option("--public", help="Everyone may read it on the Hub.")] = False,
     licence: Annotated[
         str | None, typer.Option("--license", metavar="ID", help="For the card, e.g. cc-by-4.0.")
     ] = None,
 ) -> None:
-    """Write MIXTURE and training set as a Hugging Face data set: Parquet and a card."""
+    """Write MIXTURE and training set as a Hugging Face data set with a card, or in a trainer's layout."""
     with _Errors(None):
         import tempfile
 
         from lm_mixup.export.folder import export as write
         from lm_mixup.export.hub import check_token, push
+        from lm_mixup.export.layouts import LAYOUTS, export_layout
 
+        if format_ not in ("parquet", *LAYOUTS):
+            raise InputError(f"export: --format {format_} is not known; choose parquet, {', '.join(LAYOUTS)}")
         if to is None and push_to_hub is None:
             raise InputError("export: say where to, with --to FOLDER, --push-to-hub ORG/NAME or both")
         opened = _open(run_dir)
@@ -163,7 +178,13 @@ def export(
             check_token()
         with tempfile.TemporaryDirectory(prefix="lm-mixup-export-") as scratch:
             folder = to or f"{scratch}/export"
-            for subset in write(opened, folder, licence, (push_to_hub or "").rpartition("/")[2] or None):
+            title = (push_to_hub or "").rpartition("/")[2] or None
+            if format_ == "parquet":
+                subsets = write(opened, folder, licence, title)
+            else:
+                layout = next(layout for layout in LAYOUTS if layout == format_)
+                subsets = [export_layout(opened, folder, layout, licence, title)]
+            for subset in subsets:
                 splits = ", ".join(f"{split} {rows:,}" for split, rows in subset.splits.items())
                 say(f"{subset.name}: {splits}")
             if to is not None:

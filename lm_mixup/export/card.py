@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
 from lm_mixup import __version__
 from lm_mixup.core.run_dir import Manifest, RunDir
 from lm_mixup.core.value_counts import NOT_STATED, splits_in, tables_of
@@ -36,10 +34,12 @@ class Subset:
     Attributes:
         name: `mixture` or `training_set`.
         figures: Its value counts.
+        files: Its one file; empty: Parquet files of each split in a folder of its name.
     """
 
     name: str
     figures: Counter[str] = field(default_factory=Counter)
+    files: str = ""
 
     @property
     def splits(self) -> dict[str, int]:
@@ -83,8 +83,10 @@ def write_card(path: Path, run: RunDir, subsets: list[Subset], title: str, licen
         licence=licence,
         version=__version__,
     )
-    front = yaml.safe_dump(front_matter(subsets, title, licence), sort_keys=False, allow_unicode=True)
-    path.write_text(f"---\n{front}---\n\n{page}", encoding="utf-8")
+    from huggingface_hub import DatasetCard, DatasetCardData
+
+    front = DatasetCardData(ignore_metadata_errors=False, **front_matter(subsets, title, licence))
+    DatasetCard(f"---\n{front.to_yaml()}\n---\n\n{page}").save(path)
 
 
 def default_of(subsets: list[Subset]) -> str:
@@ -96,7 +98,10 @@ def front_matter(subsets: list[Subset], title: str, licence: str | None) -> dict
     """What `datasets` and the Hub read: configurations with their files, licence, size, tags."""
     configs = []
     for subset in subsets:
-        files = [{"split": split, "path": f"{subset.name}/{split}-*.parquet"} for split in subset.splits]
+        files = [
+            {"split": split, "path": subset.files or f"{subset.name}/{split}-*.parquet"}
+            for split in subset.splits
+        ]
         entry: dict[str, Any] = {"config_name": subset.name, "data_files": files}
         configs.append(entry | ({"default": True} if subset.name == default_of(subsets) else {}))
     total = sum(subset.rows for subset in subsets)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -46,28 +46,44 @@ def export(run: RunDir, folder: str, licence: str | None = None, title: str | No
     Raises:
         InputError: Neither stage is done or has rows, or the folder holds something.
     """
-    target = Path(folder).expanduser().absolute()
-    check_target(target)
+    check_target(Path(folder).expanduser().absolute())
     stages = {name: run.stage(stage) for name, stage in SUBSETS.items()}
     done = {name: stage for name, stage in stages.items() if stage.manifest() is not None}
     if not done:
         raise InputError(
             f"{run.uri}: neither mixture nor select is done; run `lm-mixup build` or `lm-mixup augment` first"
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.parent / f".{target.name}.{uuid.uuid4().hex}.partial"
-    try:
-        subsets = [write_subset(name, stage, scratch / name) for name, stage in done.items()]
+    with new_folder(folder) as (scratch, name):
+        subsets = [write_subset(subset, stage, scratch / subset) for subset, stage in done.items()]
         subsets = [subset for subset in subsets if subset.rows]
         if not subsets:
             raise InputError(f"{run.uri}: {' and '.join(done)} hold no rows; there is nothing to export")
-        write_card(scratch / "README.md", run, subsets, title or target.name, licence)
+        write_card(scratch / "README.md", run, subsets, title or name, licence)
+    return subsets
+
+
+@contextmanager
+def new_folder(folder: str) -> Iterator[tuple[Path, str]]:
+    """A folder to fill, which takes its place when the block ends well.
+
+    Yields:
+        Where to write, and the name that the folder will have.
+
+    Raises:
+        InputError: There is something in the folder's place.
+    """
+    target = Path(folder).expanduser().absolute()
+    check_target(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = target.parent / f".{target.name}.{uuid.uuid4().hex}.partial"
+    scratch.mkdir()
+    try:
+        yield scratch, target.name
         if target.exists():
             target.rmdir()
         scratch.rename(target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return subsets
 
 
 def check_target(target: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Final
 
@@ -13,14 +12,19 @@ TOKEN: Final = "HF_TOKEN"  # noqa: S105
 
 
 def check_token() -> str:
-    """The Hub's token, which is read from the environment and from nowhere else.
+    """The Hub's token: of the environment (`HF_TOKEN`), or else of `hf auth login`.
 
     Raises:
         InputError: There is none.
     """
-    token = os.environ.get(TOKEN, "").strip()
+    from huggingface_hub import get_token
+
+    token = get_token()
     if not token:
-        raise InputError(f"--push-to-hub: no token; put one that may write into the environment as {TOKEN}")
+        raise InputError(
+            "--push-to-hub: no token; run `hf auth login`, or put one that may write into the environment as "
+            f"{TOKEN}"
+        )
     return token
 
 

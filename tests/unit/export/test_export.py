@@ -19,6 +19,7 @@ from lm_mixup.core.schemas import table
 from lm_mixup.export import hub
 from lm_mixup.export.card import cell, public_name
 from lm_mixup.export.folder import export, write_subset
+from lm_mixup.export.layouts import lay_out
 from lm_mixup.mixture.assemble import SCHEMA
 from lm_mixup.mixture.passages import SCHEMA as PASSAGES
 from lm_mixup.mixture.read_samples import SCHEMA as SAMPLES
@@ -217,8 +218,9 @@ def call(*arguments):
     return result.exit_code, " ".join(result.output.split())
 
 
-def test_pushing_takes_the_token_from_the_environment_alone(run, tmp_path, monkeypatch):
+def test_pushing_asks_for_a_token_of_the_environment_or_the_login(run, tmp_path, monkeypatch):
     monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "nobody-logged-in"))
     fake = FakeHub()
     monkeypatch.setattr("huggingface_hub.HfApi", fake)
     code, output = call(run.uri, "--push-to-hub", "me/set", "--to", tmp_path / "x")
@@ -259,3 +261,27 @@ def test_the_command_writes_a_folder(run, tmp_path):
     assert load(tmp_path / "mine", tmp_path)["train"].num_rows == 10
     assert call(run.uri)[0] == 2 and call(tmp_path / "nowhere", "--to", tmp_path / "y")[0] == 2
     assert json.dumps(DatasetCard.load(tmp_path / "mine" / "README.md").data.license) == '"mit"'
+
+
+@pytest.mark.parametrize(
+    ("layout", "expected"),
+    [
+        ("messages", {"messages": [{"role": "user", "content": "P"}, {"role": "assistant", "content": "C"}]}),
+        ("alpaca", {"instruction": "P", "input": "", "output": "C"}),
+        ("sharegpt", {"conversations": [{"from": "human", "value": "P"}, {"from": "gpt", "value": "C"}]}),
+    ],
+)
+def test_layouts_of_trainers(layout, expected):
+    row = {"prompt": "P", "completion": "C", "id": "1", "origin": "distilled", "parent_ids": ["a"]}
+    assert lay_out(row, layout) == expected | {"id": "1", "origin": "distilled"}
+
+
+def test_a_layout_is_one_file_that_datasets_reads(run, tmp_path):
+    command = ["export", run.uri, "--to", str(tmp_path / "out"), "--format", "messages"]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["README.md", "train.jsonl"]
+    loaded = load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert loaded.num_rows == run.stage("select").manifest().rows_out > 0
+    assert [turn["role"] for turn in loaded[0]["messages"]] == ["user", "assistant"]
+    wrong = CliRunner().invoke(app, ["export", run.uri, "--to", str(tmp_path / "x"), "--format", "csv"])
+    assert wrong.exit_code == 2
