@@ -34,6 +34,9 @@ class RayConfig(Section):
         description="What models run on. `auto`: GPUs, where the cluster has any or may start some.",
     )
     num_cpus: int | None = resources(None, ge=1, description="CPUs of a local cluster; default: all.")
+    dashboard: bool = resources(
+        False, description="Ray's dashboard on a local cluster: http://127.0.0.1:8265."
+    )
     object_store_gib: float = resources(1.0, gt=0.1, description="Object store of a local cluster, GiB.")
 
 

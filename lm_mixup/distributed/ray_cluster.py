@@ -57,7 +57,7 @@ def start_ray(config: RayConfig) -> None:
             address="local",  # else Ray joins whatever cluster runs on this machine, and refuses `num_cpus`
             num_cpus=config.num_cpus,
             object_store_memory=int(config.object_store_gib * _GIB),
-            include_dashboard=False,
+            include_dashboard=config.dashboard,
             **options,
         )
     if address:

@@ -29,7 +29,7 @@ from lm_mixup.report.gather import RunFacts, gather
 from lm_mixup.report.marks import clip, kept_words, mark_invented, mark_parent
 from lm_mixup.report.reasons import in_words
 from lm_mixup.report.results import result_tables
-from lm_mixup.report.verdict import judge_run
+from lm_mixup.report.verdict import judge_run, training_command
 
 PAGE = "report/index.html"
 _LIBRARY = "vendor/plotly-basic.min.js"  # bars and lines: a quarter of the whole library
@@ -87,12 +87,15 @@ def render(facts: RunFacts, config: ReportConfig, charts: dict[str, list[Chart]]
     # Script elements are written as they are hashed: not a byte may differ.
     scripts = {"plotly": _resource(_LIBRARY) if charts else "", "draw": _resource("page.js")}
     mixture = facts.manifest("mixture")
+    verdict = judge_run(facts.manifests, facts.info.get("config") or {}, facts.truth)
+    is_trainable = verdict is not None and verdict.level != "bad" and facts.manifest("select") is not None
     return environment.get_template("page.html.j2").render(
         facts=facts,
         splits=splits_in(mixture.metrics if mixture else {}),
         mixture=tables_of(mixture.metrics if mixture else {}),
         title=_title(facts, config),
-        verdict=judge_run(facts.manifests, facts.info.get("config") or {}, facts.truth),
+        verdict=verdict,
+        training=training_command(facts.uri) if is_trainable else "",
         charts=charts,
         tiles=_tiles(facts),
         style=Markup(_resource("page.css")),  # noqa: S704

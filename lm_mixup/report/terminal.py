@@ -13,7 +13,7 @@ from lm_mixup.core.progress import say
 from lm_mixup.core.run_dir import Manifest, RunDir
 from lm_mixup.core.value_counts import splits_in, tables_of
 from lm_mixup.report.gather import demo_truth
-from lm_mixup.report.verdict import judge_run
+from lm_mixup.report.verdict import judge_run, training_command
 from lm_mixup.stages import STAGES
 
 
@@ -51,6 +51,8 @@ def show_results(results: Mapping[str, tuple[Manifest, bool]], run: RunDir) -> N
         for warning in verdict.warnings:
             console.print(f"[bold red]warning[/]: {escape(warning)}")
         console.print(f"next: {escape(verdict.advice)}")
+        if verdict.level != "bad" and "select" in manifests:
+            console.print(f"  {escape(training_command(run.uri))}")
     where = {"select": "select/train.jsonl", "finetune": "finetune/model", "report": "report/index.html"}
     labels = {"select": "training set", "finetune": "fine-tuned", "report": "report"}
     for name, path in where.items():

@@ -6,6 +6,7 @@ rejected on the way: a mean over survivors of a threshold says nothing about the
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -159,4 +160,13 @@ def _advice(level: Level, select: Manifest | None) -> str:
         return "Name a better distiller (augment.policy), or train one on MIXTURE of your own domain."
     if select is None:
         return "Run the rest of `lm-mixup augment` to choose the training set."
-    return "Read the examples, then fine-tune on select/train.jsonl (`lm-mixup evaluate`, or `trl sft`)."
+    return "Read the examples, then train on it."
+
+
+def training_command(run: str) -> str:
+    """What trains a model on a run's training set with TRL; MODEL is for the reader to name."""
+    where, data = shlex.quote(run), shlex.quote(f"{run.rstrip('/')}-data")
+    return (
+        f"lm-mixup export {where} --to {data} --format messages && "
+        f"trl sft --model_name_or_path MODEL --dataset_name {data} --output_dir {shlex.quote(run + '-model')}"
+    )

@@ -127,7 +127,8 @@ def test_axe_finds_nothing_serious(open_page, scheme):
 
 def test_the_command_is_copied(open_page):
     page = open_page("full", permissions=["clipboard-read", "clipboard-write"])
-    page.click(".copy")
-    page.wait_for_function("document.querySelector('.copy').textContent === 'Copied'")
+    button = page.locator(".copy[data-copy=command]")
+    button.click()
+    button.filter(has_text="Copied").wait_for()
     copied = page.evaluate("navigator.clipboard.readText()")
     assert re.fullmatch(r"lm-mixup run \S+ --run-dir \S+", copied)
