@@ -2,7 +2,7 @@
 
     import lm_mixup
 
-    run = lm_mixup.augment(pool="my.jsonl", policy="my/distiller", recipe="quickstart")
+    run = lm_mixup.augment(pool="my.jsonl")
     run.train.to_pandas()
 
 Works in a script and in a notebook. Results are those of the command line: both call `pipeline.run_verb`.
@@ -25,7 +25,7 @@ from lm_mixup.stages import STAGES
 if TYPE_CHECKING:
     from datasets import Dataset
 
-DEFAULT_RECIPE = "quickstart"
+DEFAULT_RECIPE = "laptop"
 
 
 class Run:
@@ -155,7 +155,7 @@ def run(**options: Any) -> Run:
 
     Args:
         options: `config`, a `Config`, a YAML file or nothing; `recipe`, the packaged recipe where there is no
-            config (default: quickstart); `run_dir` (default: runs/default); `set`, a mapping of dotted keys
+            config (default: laptop); `run_dir` (default: runs/default); `set`, a mapping of dotted keys
             to values; `until`, `only`, `fresh` and `take_over` as on the command line.
 
     Returns:

@@ -89,7 +89,7 @@ def test_the_judge_rates():
     from lm_mixup.config import RateConfig
 
     names: dict = {"__name__": "my_judge"}
-    exec(PROGRAMS["my_judge.py"], names)  # noqa: S102
+    exec(PROGRAMS["my_judge.py"], names)
     server = ThreadingHTTPServer(("127.0.0.1", 0), names["Judge"])
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
