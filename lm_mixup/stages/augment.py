@@ -51,6 +51,14 @@ def _check_policy(config: Config) -> None:
         )
 
 
+def _check_judge(config: Config) -> None:
+    """Refuses a judge without a model or a key, before the pool is read."""
+    if config.rate.backend != "offline":
+        from lm_mixup.chat.client import check_chat
+
+        check_chat(config.rate, config.rate.backend, "rate")
+
+
 def _policy_versions(config: Config) -> list[str]:
     policy = config.augment.policy
     return [] if policy is None else model_version(policy) or file_versions(policy)
@@ -110,7 +118,14 @@ STAGES = (
         versions=_pool_versions,
         needs_output=True,
     ),
-    Stage("rate", "lm_mixup.augment.rate:rate", inputs=("ingest",), settings=("rate",), needs_output=True),
+    Stage(
+        "rate",
+        "lm_mixup.augment.rate:rate",
+        inputs=("ingest",),
+        settings=("rate",),
+        check=_check_judge,
+        needs_output=True,
+    ),
     Stage(
         "embed",
         "lm_mixup.augment.embed:embed",

@@ -42,6 +42,7 @@ def test_help_answers_in_under_a_second():
         (["build", QUICKSTART, "--until", "sft"], "--until sft"),
         (["build", QUICKSTART, "--until", "mixtrue"], "did you mean mixture?"),
         (["build", "quikstart"], "did you mean quickstart?"),
+        (["augment", QUICKSTART, "--set", "rate.backend=openai"], "rate.model is not set"),
         (["config", QUICKSTART, "--explain", "grpo.betta"], "did you mean beta?"),
         (["config", QUICKSTART, "--explain", "seed.x"], "seed is not a section"),
         (["init", QUICKSTART], "exists; name another file"),
