@@ -24,12 +24,13 @@ from lm_mixup.report.examples import Example, distilled_examples, mixture_exampl
 from lm_mixup.report.fates import Fates, read_fates
 from lm_mixup.report.parts import MOST_PARTS, Coverage, read_parts, spread
 from lm_mixup.report.pool_map import Point, map_pool
+from lm_mixup.report.results import ResultTable, csv_table, result_tables
 from lm_mixup.report.verdict import TruthShare
 from lm_mixup.stages import GROUPS
 
 REJECTS_PER_REASON = 3
 _MOST_MIXTURES = 6
-RESULTS = ("benchmark/results.json", "experiment/results.json")
+_BENCHMARK, _EXPERIMENT = "benchmark/table.csv", "experiment/results.json"
 _KINDS: tuple[Kind, ...] = ("data", "rejected")
 
 Metrics = list[dict[str, Any]]
@@ -114,7 +115,7 @@ class RunFacts:
     points: list[Point] = field(default_factory=list)
     crossings: list[Crossing] = field(default_factory=list)
     completions: list[Completions] = field(default_factory=list)
-    results: dict[str, Any] = field(default_factory=dict)
+    results: list[ResultTable] = field(default_factory=list)
 
     @property
     def manifests(self) -> dict[str, Manifest | None]:
@@ -163,7 +164,7 @@ def gather(run: RunDir, examples: int) -> RunFacts:
         points=map_pool(run, {example.cluster for example in shown}),
         crossings=list(read_crossings(run)),
         completions=_completions(run),
-        results={path: found for path in RESULTS if (found := run.read_json(path)) is not None},
+        results=_results(run),
         alarms=alarm_history(grpo, synchronous=mode != "async"),
         calls=[calls for facts in stages for calls in _calls(facts)],
     )
@@ -248,6 +249,17 @@ def _completions(run: RunDir) -> list[Completions]:
         for sample in last["samples"]
         if sample["id"] in before
     ]
+
+
+def _results(run: RunDir) -> list[ResultTable]:
+    """What benchmarks and experiments found, where the run has any."""
+    tables = []
+    if run.exists(_BENCHMARK):
+        text = run.read_bytes(_BENCHMARK).decode("utf-8")
+        tables.append(csv_table("Benchmarks: value ± standard error of each model", text))
+    if run.exists(_EXPERIMENT):
+        tables += result_tables({"Experiment": run.read_json(_EXPERIMENT)})
+    return tables
 
 
 def _finite(value: Any) -> Any:

@@ -28,7 +28,6 @@ from lm_mixup.report.flow import draw_flow
 from lm_mixup.report.gather import RunFacts, gather
 from lm_mixup.report.marks import clip, kept_words, mark_invented, mark_parent
 from lm_mixup.report.reasons import in_words
-from lm_mixup.report.results import result_tables
 from lm_mixup.report.verdict import judge_run, training_command
 
 PAGE = "report/index.html"
@@ -107,7 +106,7 @@ def render(facts: RunFacts, config: ReportConfig, charts: dict[str, list[Chart]]
         flow=draw_flow(facts.fates) if facts.fates else None,
         states=_STATES,
         filters=_filters(facts.examples),
-        results=result_tables(facts.results),
+        results=facts.results,
         links=_links(facts),
         total_seconds=sum(s.manifest.seconds for s in facts.stages if s.manifest),
     )

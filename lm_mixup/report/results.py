@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +16,12 @@ class ResultTable:
     title: str
     heads: tuple[str, ...]
     lines: list[tuple[Any, ...]]
+
+
+def csv_table(title: str, text: str) -> ResultTable:
+    """A CSV text with a heading as a table."""
+    heads, *lines = csv.reader(io.StringIO(text))
+    return ResultTable(title, tuple(heads), [tuple(line) for line in lines])
 
 
 def result_tables(results: Mapping[str, Any]) -> list[ResultTable]:

@@ -11,6 +11,7 @@ from lm_mixup.report import fates
 from lm_mixup.report.agreement import read_crossings, weighted_kappa
 from lm_mixup.report.fates import CHOSEN, CLUSTERED, GOOD, KEPT, LEFT, POOR, REFUSED, WRITTEN, Fates
 from lm_mixup.report.flow import draw_flow
+from lm_mixup.report.gather import gather
 from lm_mixup.report.marks import kept_words, mark_invented, mark_parent
 from lm_mixup.report.reasons import in_words
 from lm_mixup.report.results import result_tables
@@ -94,3 +95,10 @@ def test_results_are_tables_whatever_they_are_nested_in():
     (table,) = result_tables({"benchmark": results})
     assert (table.title, table.heads) == ("benchmark: tasks", ("", "acc", "n"))
     assert table.lines == [("mmlu", 0.31, 57), ("gsm8k", 0.02, None)]
+
+
+def test_the_table_of_the_benchmarks_is_on_the_page(tmp_path):
+    run = RunDir(tmp_path)
+    run.write_bytes("benchmark/table.csv", b'task,metric,mine\nmmlu,acc,"0.31 \xc2\xb1 0.01"\n')
+    (table,) = gather(run, 0).results
+    assert (table.heads, table.lines) == (("task", "metric", "mine"), [("mmlu", "acc", "0.31 ± 0.01")])
