@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import errno
 import importlib.metadata
+import logging
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,10 @@ from lm_mixup.core.errors import InputError
 from lm_mixup.core.lease import hold_lease
 from lm_mixup.core.progress import say
 from lm_mixup.core.redact import redact
+from lm_mixup.core.remote import remove_scratch, storage_errors
 from lm_mixup.core.run_dir import Manifest, RunDir, fingerprint, summarise
+from lm_mixup.core.run_log import LogPlace, close_log, log, open_log
+from lm_mixup.distributed.labels import name_run
 from lm_mixup.distributed.run_dir_probe import check_run_dir, refuse_relative
 from lm_mixup.stages import GROUPS, STAGES, Stage, open_inputs, required_inputs, stages_of
 
@@ -37,6 +41,9 @@ _PACKAGES = (
     "peft",
     "sentence-transformers",
 )
+
+
+_SCRATCH_S = 30.0
 
 
 class StageEmpty(RuntimeError):
@@ -83,12 +90,19 @@ def run_verb(verb: str, config: Config, run: RunDir, options: Options) -> dict[s
     _check_inputs(stages, config, run)
     _tell_unused(config)
     results: dict[str, StageResult] = {}
+    name_run(run.uri)
     with ExitStack() as held:
         with _writable(run):
-            held.enter_context(hold_lease(run, take_over=options.take_over))
-            _write_run_json(run, config, options.command)
+            lease = held.enter_context(hold_lease(run, take_over=options.take_over))
+            _write_run_json(run, config, options.command, lease.owner)
+        held.callback(_leave, run)
         for name, stage in stages.items():
-            results[name] = run_stage(stage, config, run, fresh=options.fresh)
+            open_log(LogPlace(run.uri, lease.owner, name, "driver"))
+            try:
+                results[name] = run_stage(stage, config, run, fresh=options.fresh)
+            except Exception as error:
+                log("%s failed", name, level=logging.ERROR, error=error)
+                raise
         write_report(run, config)
     return results
 
@@ -156,11 +170,13 @@ def run_stage(stage: Stage, config: Config, run: RunDir, *, fresh: bool = False)
     if kept := out.begin(digest, fresh=fresh):
         say(f"  what {stage.name} trained under other settings is kept for their return: {run.uri}/{kept}")
     started = time.monotonic()
+    log("%s begins", stage.name)
     outcome = stage.call(config, inputs, out)
     manifest = summarise(out, digest, read, time.monotonic() - started, outcome)
     if stage.needs_output and not manifest.rows_out:
         raise StageEmpty(_why_empty(manifest, run))
     out.finish(manifest)
+    log("%s: %d rows out, %d rejected", stage.name, manifest.rows_out, manifest.rows_rejected)
     return StageResult(manifest, skipped=False)
 
 
@@ -203,7 +219,20 @@ def _start_ray(config: Config) -> None:
     start_ray(config.ray)
 
 
-def _write_run_json(run: RunDir, config: Config, command: Sequence[str]) -> None:
+def _leave(run: RunDir) -> None:
+    """Ends the log, and removes the scratch folders of a run at a URI from every node."""
+    import ray
+
+    close_log()
+    if not run.is_local:
+        if ray.is_initialized():
+            from lm_mixup.distributed.ray_cluster import on_every_node
+
+            on_every_node(remove_scratch, (run.uri, run.session), _SCRATCH_S)
+        remove_scratch(run.uri, run.session)
+
+
+def _write_run_json(run: RunDir, config: Config, command: Sequence[str], run_id: str) -> None:
     versions = {"lm_mixup": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -212,6 +241,7 @@ def _write_run_json(run: RunDir, config: Config, command: Sequence[str]) -> None
             continue
     value = {
         "config": _mask(config.model_dump(mode="json")),
+        "run_id": run_id,
         "seed": config.seed,
         "versions": versions,
         "command": _mask(list(command)),
@@ -229,10 +259,11 @@ def _writable(run: RunDir) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
+    except Exception as error:
+        # Cloud libraries are loaded by the first access, so what they raise is not known before.
+        if not isinstance(error, storage_errors()) or getattr(error, "errno", None) == errno.ENOSPC:
             raise
-        reason = error.strerror or " ".join(str(error).split())
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise InputError(
             f"run directory {run.uri}: cannot be written ({reason}); choose another --run-dir"
         ) from None

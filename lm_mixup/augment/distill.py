@@ -76,7 +76,7 @@ def distill_with_trained(
     model: ModelConfig,
 ) -> Outcome:
     """Writes one row per cluster with the policy that this run has trained, as `distill` does."""
-    return distill(cluster, curated, out, str(trained.local / "model"), config, model)
+    return distill(cluster, curated, out, trained.location("model"), config, model)
 
 
 def is_demonstration(policy: str) -> bool:

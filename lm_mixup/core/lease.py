@@ -10,6 +10,7 @@ end as one, and so does `--take-over`.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -24,6 +25,7 @@ from typing import Any
 
 from lm_mixup.core.errors import InputError
 from lm_mixup.core.progress import say
+from lm_mixup.core.remote import storage_errors
 from lm_mixup.core.run_dir import RunDir
 
 LEASE = "lease.json"
@@ -118,13 +120,18 @@ def _acquire(run: RunDir, *, take_over: bool, beat_s: float) -> Lease:
 
 
 def _create(run: RunDir, lease: Lease) -> bool:
-    """Writes the lease if there is none, by a hard link, which is atomic on NFS too.
+    """Writes the lease if there is none: by a hard link, which is atomic on NFS too, or a conditional write.
 
     Returns:
-        Whether it did: object stores and some mounts have no hard links.
+        Whether it did: some mounts have no hard links, some stores no conditional writes.
     """
     if not run.is_local:
-        return False
+        try:
+            content = json.dumps(asdict(lease), indent=2).encode()
+            run.fs.pipe_file(f"{run.path}/{LEASE}", content, mode="create")
+        except FileExistsError:
+            raise InputError(f"{run.uri} was taken by another run just now: {read_lease(run)}") from None
+        return False  # a store that does not know the condition has ignored it: look once more
     scratch = f"{LEASE}.{lease.owner}.tmp"
     run.write_json(scratch, asdict(lease))
     try:
@@ -216,8 +223,10 @@ class _Keeper(threading.Thread):
                     return
                 self._run.write_json(LEASE, asdict(replace(self._lease, heartbeat=time.time())))
                 self._failing = False
-            except (OSError, ValueError) as error:  # a shared disk that is away for a moment ends no run
-                if not self._failing:
+            except Exception as error:
+                if not isinstance(error, (*storage_errors(), ValueError)):
+                    raise
+                if not self._failing:  # a shared disk that is away for a moment ends no run
                     say(f"the lease of {self._run.uri} could not be renewed ({error}); trying again")
                 self._failing = True
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,10 +22,15 @@ from rich.progress import (
 console = Console(stderr=True)
 """Progress and logs; results go to stdout."""
 _LOG_EVERY_S = 15.0
+_MARKUP = re.compile(r"\[/?[a-z ]*\]")
+_run_log = logging.getLogger("lm_mixup.run")  # silent until `run_log.open_log`
+_run_log.addHandler(logging.NullHandler())
+_run_log.propagate = False
 
 
 def say(message: str) -> None:
-    """Prints one line to stderr."""
+    """Prints one line to stderr, and into the run's log where there is one."""
+    _run_log.info("%s", _MARKUP.sub("", message).strip())
     console.print(message, highlight=False, soft_wrap=True)  # logs need the message on one line
 
 

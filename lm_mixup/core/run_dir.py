@@ -11,14 +11,15 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from lm_mixup.core import remote
 
 Kind = Literal["data", "rejected"]
 
@@ -89,7 +90,8 @@ class RunDir:
 
     def __init__(self, uri: str | Path) -> None:
         self.uri = str(uri).rstrip("/")
-        self.fs, self.path = fsspec.core.url_to_fs(self.uri)
+        self.fs, self.path = remote.open_file_system(self.uri)
+        self.session = uuid.uuid4().hex[:12]  # of the driver; travels to its workers with this object
         self.is_local = (
             "file" in self.fs.protocol if isinstance(self.fs.protocol, tuple) else self.fs.protocol == "file"
         )
@@ -161,14 +163,38 @@ class StageDir:
     def local(self) -> Path:
         """The folder as a local path, for parts that write files themselves (models, checkpoints).
 
-        Raises:
-            ValueError: The run directory is not on a local or mounted file system.
+        Of a run at a URI it is this node's scratch folder: `upload` what has to last, `fetch` what is there.
         """
         if not self.run.is_local:
-            raise ValueError(f"{self.run.uri}: training writes to a local or mounted folder")
+            return remote.scratch_folder(self.run.uri, self.run.session, self.name)
         folder = Path(self.run.path).absolute() / self.name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def location(self, relative: str) -> str:
+        """A file or folder of the stage as every node can name it: an absolute path, or a URI."""
+        return str(self.local / relative) if self.run.is_local else f"{self.run.uri}/{self.name}/{relative}"
+
+    def upload(self, relative: str, last: Sequence[str] = ()) -> None:
+        """Copies a file or folder from the scratch folder to the URI. Does nothing in a local run.
+
+        Args:
+            last: Names of files that are written after the others.
+        """
+        if not self.run.is_local and (self.local / relative).exists():
+            remote.upload(self.run.fs, self.local / relative, f"{self.run.path}/{self.name}/{relative}", last)
+
+    def fetch(self, relative: str) -> Path:
+        """The local path of a file or folder; in a remote run it is copied from the URI, if it is there."""
+        target = self.local / relative
+        if not self.run.is_local and self.run.exists(f"{self.name}/{relative}"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            remote.download(self.run.fs, f"{self.run.path}/{self.name}/{relative}", target)
+        return target
+
+    def exists(self, relative: str) -> bool:
+        """Whether the stage has the file or folder."""
+        return self.run.exists(f"{self.name}/{relative}")
 
     def manifest(self) -> Manifest | None:
         """The manifest, or None while the stage is not done."""

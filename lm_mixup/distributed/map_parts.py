@@ -8,11 +8,12 @@ workers or their failures, and a part with a receipt is not computed again. Memo
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ import pyarrow as pa
 from lm_mixup.core.errors import InputError
 from lm_mixup.core.progress import track
 from lm_mixup.core.run_dir import Receipt, StageDir
+from lm_mixup.core.run_log import LogPlace, current_place, log, open_log
+from lm_mixup.distributed.labels import run_name, set_gauge
 from lm_mixup.distributed.ray_wait import deaths
 
 
@@ -74,7 +77,7 @@ def map_parts(
     """
     import ray.data
 
-    done = stage.receipts()
+    done, place = stage.receipts(), current_place()
     pending = [index for index in range(len(items)) if index not in done]
     with track(label or stage.name, total=len(items), completed=len(items) - len(pending)) as advance:
         if not pending:
@@ -84,11 +87,12 @@ def map_parts(
             # Ray 2.60 has no named parameter yet for `max_task_retries`, and warns of the way it has.
             warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
             dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-                _PartWorker,
+                type(f"{run_name()}/{stage.name}", (_PartWorker,), {}),  # how Ray's dashboard names it
                 fn_constructor_kwargs={
                     "stage": stage,
                     "make_work": make_work,
                     "make_kwargs": dict(make_kwargs),
+                    "log_place": None if place is None else replace(place, role=label or "parts"),
                 },
                 batch_size=1,
                 batch_format="numpy",
@@ -99,15 +103,33 @@ def map_parts(
                 max_task_retries=_ATTEMPTS - 1,  # Ray Data alone would try for ever
             )
         nodes: dict[int, str] = {}
+        figures = _Figures(stage.name, len(pending))
         try:
             for row in dataset.iter_rows():
                 if row["error"]:
                     raise InputError(row["error"])
                 nodes[row["part"]] = row["node"]
+                figures.add(row["rows"], row["rejected"])
                 advance(1)
         except deaths() as error:
             raise RuntimeError(_killed(stage, pending, num_actors)) from error
         _require_receipts(stage, nodes)
+
+
+class _Figures:
+    """The gauges of a stage over parts, as they are done."""
+
+    def __init__(self, stage: str, pending: int) -> None:
+        self._stage, self._left, self._rows, self._rejected = stage, pending, 0, 0
+        self._started = time.monotonic()
+        set_gauge("lm_mixup_queue_depth", pending, stage, "parts")
+
+    def add(self, rows: int, rejected: int) -> None:
+        self._left, self._rows, self._rejected = self._left - 1, self._rows + rows, self._rejected + rejected
+        speed = self._rows / max(time.monotonic() - self._started, 1e-9)
+        set_gauge("lm_mixup_rows_per_second", speed, self._stage)
+        set_gauge("lm_mixup_rejected_rows", self._rejected, self._stage)
+        set_gauge("lm_mixup_queue_depth", self._left, self._stage, "parts")
 
 
 def _killed(stage: StageDir, pending: Sequence[int], num_actors: int) -> str:
@@ -150,27 +172,48 @@ class _Box:
 class _PartWorker:
     """The actor: creates its work once, then maps one item at a time and writes the part."""
 
-    def __init__(self, stage: StageDir, make_work: Callable[..., Work], make_kwargs: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        stage: StageDir,
+        make_work: Callable[..., Work],
+        make_kwargs: dict[str, Any],
+        log_place: LogPlace | None = None,
+    ) -> None:
+        if log_place is not None:
+            open_log(log_place)
         self._stage = stage
         self._error = ""
         try:
             self._work = make_work(**make_kwargs)
         except InputError as error:
             self._error = str(error)
+        except Exception as error:
+            log("cannot start", level=logging.ERROR, error=error)
+            raise
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         import ray
 
         part, item = int(batch["part"][0]), batch["item"][0].value
+        rows, rejected = 0, 0
         # Returned as a value: Ray Data would wrap the exception and print a traceback.
         try:
             if not self._error:
+                log("part %d begins", part)
                 result = self._work(item)
-                self._stage.write_part(part, result.rows, result.rejected, receipt_of(part, result))
+                receipt = receipt_of(part, result)
+                self._stage.write_part(part, result.rows, result.rejected, receipt)
+                rows, rejected = receipt.rows_out, receipt.rows_rejected
+                log("part %d: %d rows, %d rejected", part, rows, rejected)
         except InputError as error:
             self._error = str(error)
+        except Exception as error:
+            log("part %d failed", part, level=logging.ERROR, error=error)
+            raise
         return {
             "part": np.array([part]),
+            "rows": np.array([rows]),
+            "rejected": np.array([rejected]),
             "error": np.array([self._error], dtype=object),
             "node": np.array([ray.util.get_node_ip_address()], dtype=object),
         }

@@ -9,6 +9,10 @@ from typing import Any
 _ANSWER_S = 30.0  # the death of an actor is reported at once, that of its node when Ray notices it
 
 
+class Hang(TimeoutError):
+    """An actor did not answer in time: it is as good as dead."""
+
+
 def wait_for(refs: Sequence[Any], what: str, timeout_s: float) -> list[Any]:
     """The results of the references, in order.
 
@@ -16,24 +20,23 @@ def wait_for(refs: Sequence[Any], what: str, timeout_s: float) -> list[Any]:
         what: What is waited for, for the error message.
 
     Raises:
-        TimeoutError: Time ran out; the message says what was waited for.
+        Hang: Time ran out; the message says what was waited for.
     """
     import ray
 
     try:
         results: list[Any] = ray.get(list(refs), timeout=timeout_s)
     except ray.exceptions.GetTimeoutError:
-        raise TimeoutError(
-            f"waited {timeout_s:.0f} s for {what} (grpo.timeout_s); it did not answer"
-        ) from None
+        raise Hang(f"waited {timeout_s:.0f} s for {what} (grpo.timeout_s); it did not answer") from None
     return results
 
 
 class Incidents:
     """Counts failures within a sliding window of time, those of one cause once.
 
-    Actors that die within a minute of each other count as one incident: a node that dies takes all its actors
-    with it. An actor that dies again is an incident of its own, so a crash that repeats is not hidden.
+    A node that dies takes all its actors with it: those of one node that die within a minute of each other
+    count as one incident, those of two nodes as two. An actor that dies again is an incident of its own, so a
+    crash that repeats is not hidden.
     """
 
     _TOGETHER_S = 60.0
@@ -41,15 +44,21 @@ class Incidents:
     def __init__(self, window_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._window_s, self._clock = window_s, clock
         self._begun: list[float] = []
-        self._members: set[int] = set()
+        self._latest: dict[str | None, tuple[float, set[int]]] = {}  # of each node: since when, and who
 
-    def add(self, actor: int) -> int:
-        """Counts the death of an actor, by its index; returns the incidents within the window."""
+    def add(self, actor: int, node: str | None = None) -> int:
+        """Counts a death; returns the incidents within the window.
+
+        Args:
+            actor: Its index.
+            node: The node that it was on; those of which nothing is known count as one.
+        """
         now = self._clock()
-        if not self._begun or now - self._begun[-1] > self._TOGETHER_S or actor in self._members:
+        since, members = self._latest.get(node, (now, set()))
+        if not members or now - since > self._TOGETHER_S or actor in members:
             self._begun.append(now)
-            self._members = set()
-        self._members.add(actor)
+            since, members = now, set()
+        self._latest[node] = since, members | {actor}
         self._begun = [begun for begun in self._begun if now - begun <= self._window_s]
         return len(self._begun)
 

@@ -7,20 +7,20 @@ file is written last; a checkpoint without it is incomplete.
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lm_mixup.core.run_dir import write_whole
+from lm_mixup.core.run_dir import StageDir
 from lm_mixup.grpo.learner.learner import Learner
 from lm_mixup.grpo.types import Group, Prompt
 from lm_mixup.models.engine import Completion
+from lm_mixup.train.remote_checkpoint import complete, drop_oldest, step_of
 
 _STATE = "state.json"
 _BUFFERED = "buffered.parquet"
@@ -62,36 +62,41 @@ class Progress:
     buffered: tuple[list[Group], ...] = ()
 
 
-def save(folder: Path, learner: Learner, progress: Progress, limit: int) -> None:
+def save(out: StageDir, learner: Learner, progress: Progress, limit: int) -> None:
     """Writes a checkpoint, then removes all but the newest `limit`."""
     tag = _tag(progress.step)
-    learner.save(folder, tag)
+    folder = f"{out.name}/checkpoints/{tag}"
+    learner.save(out, tag)
     if progress.buffered:
-        write_groups(folder / tag / _BUFFERED, progress.buffered)
+        sink = pa.BufferOutputStream()
+        write_groups(sink, progress.buffered)
+        out.run.write_bytes(f"{folder}/{_BUFFERED}", sink.getvalue().to_pybytes())
     state = {"step": progress.step, "num_tokens": progress.num_tokens, "buffered": len(progress.buffered)}
-    write_whole(folder / tag / _STATE, json.dumps(state))
-    for old in _complete(folder)[:-limit]:
-        shutil.rmtree(folder / _tag(old))
+    out.run.write_json(f"{folder}/{_STATE}", state)
+    drop_oldest(out, _STATE, limit)
 
 
-def load_latest(folder: Path, learner: Learner) -> Progress:
+def load_latest(out: StageDir, learner: Learner) -> Progress:
     """Restores the newest complete checkpoint, or returns the initial progress if there is none."""
-    step = newest_step(folder)
+    step = newest_step(out)
     if not step:
         return Progress()
-    learner.load(folder, _tag(step))
-    state = json.loads((folder / _tag(step) / _STATE).read_text(encoding="utf-8"))
-    buffered = tuple(read_groups(folder / _tag(step) / _BUFFERED)) if state["buffered"] else ()
+    folder = f"{out.name}/checkpoints/{_tag(step)}"
+    learner.load(out, _tag(step))
+    state = out.run.read_json(f"{folder}/{_STATE}")
+    buffered: tuple[list[Group], ...] = ()
+    if state["buffered"]:
+        buffered = tuple(read_groups(pa.BufferReader(out.run.read_bytes(f"{folder}/{_BUFFERED}"))))
     return Progress(state["step"], state["num_tokens"], buffered)
 
 
-def newest_step(folder: Path) -> int:
+def newest_step(out: StageDir) -> int:
     """The step of the newest complete checkpoint; 0 if there is none."""
-    return max(_complete(folder), default=0)
+    return max(map(step_of, complete(out, _STATE)), default=0)
 
 
-def write_groups(path: Path, buffered: Sequence[list[Group]]) -> None:
-    """Writes the buffered rollouts as Parquet, one row per group."""
+def write_groups(target: Path | Any, buffered: Sequence[list[Group]]) -> None:
+    """Writes the buffered rollouts as Parquet, one row per group, to a path or a stream of pyarrow."""
     rows = [
         {
             "ahead": ahead,
@@ -102,13 +107,13 @@ def write_groups(path: Path, buffered: Sequence[list[Group]]) -> None:
         for ahead, groups in enumerate(buffered)
         for group in groups
     ]
-    pq.write_table(pa.Table.from_pylist(rows, schema=_GROUP), path)
+    pq.write_table(pa.Table.from_pylist(rows, schema=_GROUP), target)
 
 
-def read_groups(path: Path) -> list[list[Group]]:
+def read_groups(source: Path | Any) -> list[list[Group]]:
     """Reads what `write_groups` wrote."""
     buffered: list[list[Group]] = []
-    for row in pq.read_table(path).to_pylist():
+    for row in pq.read_table(source).to_pylist():
         ahead, version, completions = (row.pop(key) for key in ("ahead", "weight_version", "completions"))
         if ahead == len(buffered):
             buffered.append([])
@@ -117,11 +122,6 @@ def read_groups(path: Path) -> list[list[Group]]:
         prompt = Prompt(**row | {key: tuple(row[key]) for key in ("entities", "inputs")})
         buffered[ahead].append(Group(prompt, [Completion(**c) for c in completions], version))
     return buffered
-
-
-def _complete(folder: Path) -> list[int]:
-    """Steps of the complete checkpoints, oldest first."""
-    return sorted(int(path.parent.name.removeprefix("step-")) for path in folder.glob(f"step-*/{_STATE}"))
 
 
 def _tag(step: int) -> str:

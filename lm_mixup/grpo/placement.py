@@ -7,13 +7,15 @@ cores, and reward actors too if they use GPUs; in the other modes each has its o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lm_mixup.config import GrpoConfig, RewardsConfig
 from lm_mixup.core.errors import InputError
 from lm_mixup.core.progress import say
+from lm_mixup.core.run_log import current_place
 from lm_mixup.distributed.gpus import check_gpu_nodes
+from lm_mixup.distributed.labels import label
 from lm_mixup.distributed.ray_cluster import gpus_of_nodes, has_gpu
 from lm_mixup.grpo.weights.transport import no_gpu
 from lm_mixup.models.engine import engine_environment
@@ -139,7 +141,7 @@ def reserve(config: GrpoConfig, rewards: RewardsConfig) -> Placement:
     )
     if any(asked[key] > has.get(key, 0) for key in asked):
         say(f"  {report}; waiting {config.placement_timeout_s:.0f} s for more nodes")
-    group = placement_group(bundles, strategy="PACK")
+    group = placement_group(bundles, strategy="PACK", name=label("grpo", "placement"))
     if not group.wait(timeout_seconds=config.placement_timeout_s):
         free = ray.available_resources()
         remove_placement_group(group)
@@ -159,8 +161,8 @@ def reserve(config: GrpoConfig, rewards: RewardsConfig) -> Placement:
     rollout_gpus = gpu_share if config.tensor_parallel_size == 1 else config.tensor_parallel_size
     return Placement(
         group=group,
-        learner_options=_options(cpus, gpu_share if on_gpu else 0, learner_env),
-        rollout_options=_options(cpus, rollout_gpus if on_gpu else 0, engine_environment(threads)),
+        learner_options=_options(cpus, gpu_share if on_gpu else 0, learner_env, "learner"),
+        rollout_options=_options(cpus, rollout_gpus if on_gpu else 0, engine_environment(threads), "rollout"),
         first_rollout_bundle=first_rollout,
         reward_bundles=reward_places,
         reward_gpus=reward_gpus,
@@ -168,5 +170,7 @@ def reserve(config: GrpoConfig, rewards: RewardsConfig) -> Placement:
     )
 
 
-def _options(cpus: float, gpus: float, env: dict[str, str]) -> dict[str, Any]:
+def _options(cpus: float, gpus: float, env: dict[str, str], role: str) -> dict[str, Any]:
+    if place := current_place():
+        env |= replace(place, role=role).environment()
     return {"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": env}}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -14,8 +13,9 @@ from lm_mixup.config import EmbedderConfig, GrpoConfig, ModelConfig, RewardsConf
 from lm_mixup.core.errors import InputError
 from lm_mixup.core.progress import say, track
 from lm_mixup.core.run_dir import Outcome, StageDir
+from lm_mixup.distributed.labels import set_gauge
 from lm_mixup.distributed.map_parts import PartResult, map_parts
-from lm_mixup.distributed.ray_wait import Incidents
+from lm_mixup.distributed.ray_wait import Hang, Incidents
 from lm_mixup.grpo import checkpoint
 from lm_mixup.grpo.checkpoint import Progress
 from lm_mixup.grpo.learner.learner import Learner
@@ -28,7 +28,7 @@ from lm_mixup.grpo.validation import Validation
 from lm_mixup.rewards.custom import check_custom
 from lm_mixup.rewards.library import check_library, require_task_types
 from lm_mixup.rewards.workers import RewardWorkers
-from lm_mixup.train.tracking import append_metrics, open_trackers, read_metrics, trim_metrics
+from lm_mixup.train.tracking import append_metrics, read_stage_metrics, stage_trackers, trim_metrics
 
 PROMPT = pa.schema(
     [
@@ -78,7 +78,7 @@ def grpo(
     """
     check_custom(rewards.custom)
     items = [(mixture, part) for part in mixture.parts()]
-    policy = str(sft.local / "model")
+    policy = sft.location("model")
     map_parts(out, items, _make_encode, {"policy": policy, "model": model, "limit": config.max_prompt_length})
     prompts, held_out, others = _read_prompts(out, config.eval_prompts)
     if not prompts:
@@ -90,17 +90,17 @@ def grpo(
     require_task_types(info, (prompt.task_type for prompt in (*prompts, *held_out)))
     probe = prompts[0].token_ids[:128]
     with _start_actors(library, policy, probe, config, model, rewards, embedder, seed) as actors:
-        progress = _run(actors, prompts, held_out, out.local, config, tracking or TrackingConfig(), seed)
+        progress = _run(actors, prompts, held_out, out, config, tracking or TrackingConfig(), seed)
     drawn = progress.step * config.prompts_per_step
     return Outcome(
-        metrics=_summary(out.local) | {"steps": progress.step, "num_tokens": progress.num_tokens},
+        metrics=_summary(out) | {"steps": progress.step, "num_tokens": progress.num_tokens},
         rows_used=min(drawn, len(prompts)),
         left_out={
             "not_drawn": max(0, len(prompts) - drawn),
             "held_out": len(held_out),
             "dev_rows_not_evaluated": others,
         },
-        files=[f"grpo/model/{path.name}" for path in sorted((out.local / "model").iterdir())],
+        files=[f"{out.name}/model/{name}" for name in out.run.listing(f"{out.name}/model")],
     )
 
 
@@ -186,15 +186,15 @@ def _run(
     actors: Actors,
     prompts: Sequence[Prompt],
     held_out: Sequence[Prompt],
-    folder: Path,
+    out: StageDir,
     config: GrpoConfig,
     tracking: TrackingConfig,
     seed: int,
 ) -> Progress:
-    """Trains to the end; if learner ranks die, restarts the learner and resumes from the newest checkpoint.
+    """Trains to the end; if learner ranks die or hang, restarts the learner from the newest checkpoint.
 
     Raises:
-        RuntimeError: They died more than `grpo.max_failures` times within `grpo.failure_window_s`.
+        RuntimeError: They did more than `grpo.max_failures` times within `grpo.failure_window_s`.
     """
     import ray
 
@@ -203,42 +203,46 @@ def _run(
         try:
             if failures:
                 actors.learner.restart()
-            return _train(actors, prompts, held_out, folder, config, tracking, seed)
-        except ray.exceptions.RayError as error:
+            return _train(actors, prompts, held_out, out, config, tracking, seed)
+        except (ray.exceptions.RayError, Hang) as error:
             dead = actors.learner.dead_ranks()
-            if not dead:
+            if not dead and not isinstance(error, Hang):
                 raise
             failures = incidents.add(0)
-            ranks = "learner rank " + ", ".join(map(str, dead))
+            ranks = (
+                "learner rank " + ", ".join(map(str, dead)) + " died"
+                if dead
+                else f"the learner hangs: {error}"
+            )
             if failures > config.max_failures:
                 raise RuntimeError(
-                    f"{ranks} died, after {failures - 1} recoveries (grpo.max_failures="
+                    f"{ranks}, after {failures - 1} recoveries (grpo.max_failures="
                     f"{config.max_failures}). A process killed by the system usually ran out of memory: "
                     "lower grpo.micro_tokens, or use more learner ranks with grpo.zero_stage 3"
                 ) from error
-            step = checkpoint.newest_step(folder / "checkpoints")
+            step = checkpoint.newest_step(out)
             source = f"the checkpoint of step {step}" if step else "the SFT model: there is no checkpoint yet"
             times = f"failure {failures} of {config.max_failures} tolerated"
-            say(f"  {ranks} died; restarting the learner from {source} ({times})")
+            say(f"  {ranks}; restarting the learner from {source} ({times})")
 
 
 def _train(
     actors: Actors,
     prompts: Sequence[Prompt],
     held_out: Sequence[Prompt],
-    folder: Path,
+    out: StageDir,
     config: GrpoConfig,
     tracking: TrackingConfig,
     seed: int,
 ) -> Progress:
     """Resumes from the newest checkpoint, runs the loop, writes logs and checkpoints, saves the model."""
-    progress = checkpoint.load_latest(folder / "checkpoints", actors.learner)
-    validation = Validation(folder, actors, held_out, progress.step)
-    log = folder / "metrics.jsonl"
+    progress = checkpoint.load_latest(out, actors.learner)
+    validation = Validation(out, actors, held_out, progress.step)
+    log = out.fetch("metrics.jsonl")
     lines = trim_metrics(log, progress.step)
     settings = config.model_dump(mode="json")
     with (
-        open_trackers(folder, tracking, settings, [*lines, *validation.tracker_lines]) as write_trackers,
+        stage_trackers(out, tracking, settings, [*lines, *validation.tracker_lines]) as write_trackers,
         track("grpo", config.max_steps, progress.step) as advance,
     ):
         validation.on_line = write_trackers
@@ -248,27 +252,37 @@ def _train(
             progress, step = now, now.step
             lines.append(metrics)
             append_metrics(log, metrics)
+            out.upload(log.name)
             write_trackers(metrics)
+            _set_gauges(metrics, actors)
             for text in new_alarms(lines, synchronous=config.mode != "async").values():
                 say(f"  [bold yellow]grpo step {step}[/]: {text}")
             last = step == config.max_steps
             if last or step % config.eval_steps == 0:
                 validation.run(step)
             if last or step % config.save_steps == 0:
-                checkpoint.save(folder / "checkpoints", actors.learner, progress, config.save_limit)
+                checkpoint.save(out, actors.learner, progress, config.save_limit)
             advance(1, note=f"reward {metrics['reward']:.3f}")
 
         train(actors, prompts, config, seed, progress, validation.run_first, on_step)
-    actors.learner.save_model(folder / "model")
+    actors.learner.save_model(out, "model")
     if config.keep_best:
-        validation.use_best(folder / "model")
+        validation.use_best()
     return progress
 
 
-def _summary(folder: Path) -> dict[str, Any]:
+def _set_gauges(metrics: Mapping[str, Any], actors: Actors) -> None:
+    """The figures of a step for Prometheus, as docs/cluster.md names them."""
+    for role in ("rollout", "update"):
+        set_gauge("lm_mixup_tokens_per_second", metrics[f"tokens_per_second/{role}"], "grpo", role)
+    set_gauge("lm_mixup_staleness", metrics["staleness/max"], "grpo")
+    set_gauge("lm_mixup_sync_seconds", metrics["timing_s/sync"], "grpo")
+    set_gauge("lm_mixup_queue_depth", actors.rollout.waiting, "grpo", "rollout")
+
+
+def _summary(out: StageDir) -> dict[str, Any]:
     """First and last metrics, for the manifest."""
-    lines = read_metrics(folder / "metrics.jsonl")
-    checks = read_metrics(folder / "validation.jsonl")
+    lines, checks = read_stage_metrics(out), read_stage_metrics(out, "validation.jsonl")
     summary: dict[str, Any] = {}
     if lines:
         summary |= {"reward_first": lines[0]["reward"], "reward_last": lines[-1]["reward"]}

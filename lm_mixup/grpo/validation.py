@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lm_mixup.core.run_dir import StageDir
 from lm_mixup.demo import has_entities, recall
 from lm_mixup.grpo.loop import Actors
 from lm_mixup.grpo.scored_batch import reward_batch
 from lm_mixup.grpo.types import Group, Prompt
+from lm_mixup.train.remote_checkpoint import has_model, upload_model
 from lm_mixup.train.tracking import append_metrics, trim_metrics
 
 _SAMPLES = 6  # prompts whose completions are kept at every validation
@@ -25,17 +26,17 @@ class Validation:
     `completions.jsonl` beside it has what the policy wrote for the first few prompts, a line per validation.
     """
 
-    def __init__(self, folder: Path, actors: Actors, prompts: Sequence[Prompt], resume_step: int) -> None:
+    def __init__(self, out: StageDir, actors: Actors, prompts: Sequence[Prompt], resume_step: int) -> None:
         """Opens the log and drops the lines after `resume_step`, because those steps run again.
 
         Args:
-            folder: The stage's folder.
+            out: The stage.
             actors: The run's actors.
             prompts: Held-out prompts; if empty, nothing is validated.
             resume_step: Steps the learner's weights have been trained for.
         """
-        self._folder = folder
-        self._path = folder / "validation.jsonl"
+        self._out = out
+        self._path = out.fetch("validation.jsonl")
         self._actors = actors
         self._prompts = prompts
         self._lines = trim_metrics(self._path, resume_step) if self._path.exists() else []
@@ -62,24 +63,28 @@ class Validation:
         line["format/compliance"] = float((scores.components["format"] >= 1.0).mean())
         line |= fact_recall(groups)
         if all(line["reward"] > earlier["reward"] for earlier in self._lines):
-            self._actors.learner.save_model(self._folder / "best")
+            self._actors.learner.save_model(self._out, "best")
         self._lines.append(line)
         kept = self._folder / "completions.jsonl"
         trim_metrics(kept, step - 1)  # a kill between the two files leaves a line that is written again
         append_metrics(kept, {"step": step, "samples": samples_of(groups, scores.reported)})
         append_metrics(self._path, line)  # last: a validation with a line is not run again
+        self._out.upload(self._path.name)
         self.on_line(_tracker_line(line))
 
-    def use_best(self, model: Path) -> None:
+    def use_best(self) -> None:
         """Replaces the final model with the best one, if there was a validation."""
-        best = self._folder / "best"
         if self._lines:
-            if not best.is_dir():
+            if not has_model(self._out, "best"):
                 raise RuntimeError(
-                    f"{best}: the best model is missing; set grpo.keep_best: false to keep the last one"
+                    f"{self._out.location('best')}: the best model is missing; set grpo.keep_best: false to "
+                    "keep the last one"
                 )
-            shutil.rmtree(model)
+            best, model = self._out.fetch("best"), self._out.local / "model"
+            self._out.run.remove(f"{self._out.name}/model")
+            shutil.rmtree(model, ignore_errors=True)
             shutil.copytree(best, model)
+            upload_model(self._out, "model")
 
 
 def samples_of(

@@ -1,21 +1,25 @@
 """What a config may call a model, and where that lies on the machine that asks.
 
-A model is a Hub name, a folder, or a name of the package: `nano`, `smollm2` and `smollm2-distiller`, and
-`minilm` among embedders. Names travel to other nodes as they are, and each node finds its own folder of them.
+A model is a Hub name, a folder, a URI of one (`s3://…`), or a name of the package: `nano`, `smollm2` and
+`smollm2-distiller`, and `minilm` among embedders. Names and URIs travel to other nodes as they are, and each
+node finds its own folder of them; of a URI it keeps a copy.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from lm_mixup.config import ModelConfig
 from lm_mixup.core.errors import InputError
+from lm_mixup.core.remote import open_file_system, storage_errors, versions
 from lm_mixup.models import smollm2
-from lm_mixup.models.model_cache import file_digest
+from lm_mixup.models.model_cache import file_digest, kept_folder
 
 NANO, UNTRAINED_NANO, MINILM = "nano", "nano-untrained", "minilm"
 
@@ -67,7 +71,42 @@ def model_folder(path: str) -> str:
     Raises:
         InputError: A named model cannot be made ready.
     """
+    if is_uri(path):
+        return str(_copy_of(path))
     return str(_LANGUAGE_MODELS[path]()) if path in _LANGUAGE_MODELS else portable_path(path)
+
+
+def is_uri(path: str) -> bool:
+    """Whether a model is named by a URI."""
+    return "://" in path
+
+
+def _copy_of(uri: str) -> Path:
+    """The model at a URI, copied to this machine's cache once for each version of it.
+
+    Raises:
+        InputError: There is no model, or it cannot be read.
+    """
+    fs, source = open_file_system(uri)
+    try:
+        files = [str(path) for path in fs.find(source)]
+        size = sum(int(fs.size(path) or 0) for path in files)
+        version = versions(fs, files)
+    except storage_errors() as error:
+        raise InputError(f"model {uri}: cannot be read ({' '.join(str(error).split()):.200})") from None
+    if not any(path.endswith("/config.json") for path in files):
+        raise InputError(f"model {uri}: there is no config.json; give a Hugging Face model folder")
+    digests = [hashlib.blake2b(text.encode(), digest_size=8).hexdigest() for text in (uri, " ".join(version))]
+
+    def fetch(folder: Path) -> None:
+        own = [path for path in files if path.rpartition("/")[0] == source.rstrip("/")]
+        fs.get(own, [str(folder / path.rpartition("/")[2]) for path in own])
+
+    folder = kept_folder(uri, "-".join(digests), 2 * size, fetch)
+    for other in folder.parent.glob(f"{digests[0]}-*"):  # of earlier versions
+        if other != folder:
+            shutil.rmtree(other, ignore_errors=True)
+    return folder
 
 
 def portable_path(path: str) -> str:
@@ -106,6 +145,9 @@ def _find(
 ) -> str:
     if path in names:
         return str(names[path]())
+    if is_uri(path) and names is _LANGUAGE_MODELS:
+        _look_at(path, key)
+        return path
     folder = Path(path).expanduser()
     if folder.is_dir():
         if not any((folder / mark).is_file() for mark in marks):
@@ -117,6 +159,17 @@ def _find(
         known = ", ".join(f"`{name}`" for name in names)
         raise InputError(f"{key} {path}: no such folder; give a model folder, a Hub name or one of {known}")
     return path
+
+
+def _look_at(uri: str, key: str) -> None:
+    """Refuses a URI where no model can be read."""
+    fs, path = open_file_system(uri)
+    try:
+        there = fs.exists(f"{path.rstrip('/')}/config.json")
+    except storage_errors() as error:
+        raise InputError(f"{key} {uri}: cannot be read ({' '.join(str(error).split()):.200})") from None
+    if not there:
+        raise InputError(f"{key} {uri}: there is no config.json; give a Hugging Face model folder")
 
 
 def context_length(model: ModelConfig) -> int | None:

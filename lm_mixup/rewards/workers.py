@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,8 +21,10 @@ from numpy.typing import NDArray
 from lm_mixup.config import EmbedderConfig, RewardsConfig
 from lm_mixup.core.errors import InputError
 from lm_mixup.core.run_dir import StageDir
+from lm_mixup.core.run_log import current_place, log, open_from_environment
 from lm_mixup.core.schemas import content_id
 from lm_mixup.core.task_types import TaskType, answer_of, parse_answer, read_input, to_pair
+from lm_mixup.distributed.labels import label
 from lm_mixup.rewards.alignment import alignment_reward, cosine
 from lm_mixup.rewards.batch import RewardBatch, RewardScores, whole_groups
 from lm_mixup.rewards.combine import combine, component_names, weights_of
@@ -139,6 +142,8 @@ class _RewardActor:
     def load(self) -> tuple[Embed, CustomRewards]:
         """Loads the embedder, the libraries and the custom rewards, once."""
         if self._custom is None or self._embed is None:
+            open_from_environment()
+            log("reward actor loads")
             from lm_mixup.models.embedder import Embedder
 
             # the actor reserves a fraction of a CPU because it works while engine and learner wait for it;
@@ -255,13 +260,17 @@ class RewardWorkers:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         options: dict[str, Any] = {"num_cpus": self._config.num_cpus, "num_gpus": self._config.num_gpus}
+        if place := current_place():
+            options["runtime_env"] = {"env_vars": replace(place, role="reward").environment()}
         if self._placement is not None:
             group, bundles, options["num_gpus"] = self._placement
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
                 group, placement_group_bundle_index=bundles[slot]
             )
         remote: Any = ray.remote(_RewardActor)
-        handle = remote.options(max_restarts=0, **options).remote(*self._arguments)
+        handle = remote.options(name=label("grpo", f"reward-{slot}"), max_restarts=0, **options).remote(
+            *self._arguments
+        )
         handle.warm_up.remote()
         return handle
 

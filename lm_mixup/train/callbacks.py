@@ -11,21 +11,27 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lm_mixup.core.errors import InputError
-from lm_mixup.train.checkpoint import drop_oldest, mark_complete
+from lm_mixup.core.run_dir import StageDir
+from lm_mixup.train import remote_checkpoint
+from lm_mixup.train.checkpoint import MARK, drop_oldest, mark_complete
 from lm_mixup.train.tracking import append_metrics, read_metrics
 
 if TYPE_CHECKING:
     import torch
 
 
+_PUBLISH_EVERY_S = 5.0
+
+
 class MarkComplete(TrainerCallback):
     """Marks a checkpoint as complete once all ranks have written it, then removes the oldest ones.
 
-    The trainer's own rotation would delete an old checkpoint while the new one is still being written.
+    The trainer's own rotation would delete an old checkpoint while the new one is still being written. Of a
+    run at a URI the checkpoint is uploaded first, its mark last.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, out: StageDir, limit: int) -> None:
+        self._out, self._limit = out, limit
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -34,11 +40,17 @@ class MarkComplete(TrainerCallback):
         import torch.distributed as dist
 
         dist.barrier()
+        remote_checkpoint.upload_shares(self._out, f"checkpoint-{state.global_step}")
         if not state.is_world_process_zero:
             return
         folder = Path(str(args.output_dir))
+        self._out.upload("metrics.jsonl")  # a step that a run goes on from has its line there
         mark_complete(folder, state.global_step, dist.get_world_size())
-        drop_oldest(folder, self._limit)
+        self._out.upload(f"checkpoints/checkpoint-{state.global_step}/{MARK}")
+        if self._out.run.is_local:
+            drop_oldest(folder, self._limit)
+        else:
+            remote_checkpoint.drop_oldest(self._out, MARK, self._limit)
 
 
 class SaveBest(TrainerCallback):
@@ -83,8 +95,9 @@ class MetricsLog(TrainerCallback):
     and a resumed run continues the token count from there.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, publish: Callable[[], None] = lambda: None) -> None:
+        """Takes the log, and what is called after a new line, at most every few seconds."""
+        self._path, self._publish, self._published = path, publish, 0.0
         earlier = [line for line in read_metrics(path) if "num_tokens" in line]
         self._tokens_before = earlier[-1]["num_tokens"] if earlier else 0
         self._tokens = 0.0
@@ -134,6 +147,9 @@ class MetricsLog(TrainerCallback):
             append_metrics(self._path, {"step": state.global_step, "eval_loss": logs["eval_loss"]})
         elif "loss" in logs:
             append_metrics(self._path, self._step_line(state.global_step, logs))
+        if time.monotonic() - self._published > _PUBLISH_EVERY_S:
+            self._publish()
+            self._published = time.monotonic()
 
     def _step_line(self, step: int, logs: dict[str, Any]) -> dict[str, Any]:
         now, tokens = time.monotonic(), float(logs["num_tokens"])

@@ -10,7 +10,7 @@ from pathlib import Path
 from lm_mixup.config import ModelConfig, SftConfig
 from lm_mixup.core.run_dir import StageDir, write_whole
 
-_MARK = "complete.json"
+MARK = "complete.json"
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class SftJob:
         return self.out.local / "metrics.jsonl"
 
     @property
-    def refusal(self) -> Path:
-        """The error of a worker that cannot continue and would fail again if restarted."""
-        return self.out.local / "refusal.txt"
+    def refusal(self) -> str:
+        """The error of a worker that cannot continue and would fail again: a file of the run directory."""
+        return f"{self.out.name}/refusal.txt"
 
     @property
     def final(self) -> Path:
@@ -70,28 +70,28 @@ def step_of(checkpoint: Path | None) -> int:
 def drop_incomplete(folder: Path, keep: Path | None) -> None:
     """Removes checkpoints that a killed run left incomplete, and those newer than `keep`."""
     for found in folder.glob("checkpoint-*"):
-        if step_of(found) > step_of(keep) or not (found / _MARK).is_file():
+        if step_of(found) > step_of(keep) or not (found / MARK).is_file():
             shutil.rmtree(found)
 
 
 def mark_complete(folder: Path, step: int, ranks: int) -> None:
     """Records that every rank has written its share of a checkpoint."""
-    mark = folder / f"checkpoint-{step}" / _MARK
+    mark = folder / f"checkpoint-{step}" / MARK
     write_whole(mark, json.dumps({"ranks": ranks}) + "\n")
 
 
 def ranks_of(checkpoint: Path) -> int:
     """How many ranks wrote a complete checkpoint."""
-    ranks: int = json.loads((checkpoint / _MARK).read_text(encoding="utf-8"))["ranks"]
+    ranks: int = json.loads((checkpoint / MARK).read_text(encoding="utf-8"))["ranks"]
     return ranks
 
 
 def drop_oldest(folder: Path, limit: int) -> None:
     """Removes all complete checkpoints except the newest `limit`."""
     for old in sorted(_complete(folder), key=step_of)[:-limit]:
-        (old / _MARK).unlink()
+        (old / MARK).unlink()
         shutil.rmtree(old)
 
 
 def _complete(folder: Path) -> list[Path]:
-    return [found for found in folder.glob("checkpoint-*") if (found / _MARK).is_file()]
+    return [found for found in folder.glob("checkpoint-*") if (found / MARK).is_file()]

@@ -6,28 +6,33 @@ and checkpoints make the stage resumable: killed at any point, the same call end
 
 from __future__ import annotations
 
+import logging
 import os
-import shutil
-import tempfile
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from lm_mixup.config import ModelConfig, SftConfig, TrackingConfig
 from lm_mixup.core.errors import InputError
 from lm_mixup.core.progress import say, track
 from lm_mixup.core.run_dir import Outcome, StageDir
+from lm_mixup.core.run_log import current_place, log, open_log
 from lm_mixup.distributed.gpus import check_gpu_nodes
+from lm_mixup.distributed.labels import run_name, set_gauge
 from lm_mixup.distributed.map_parts import map_parts
 from lm_mixup.distributed.ray_cluster import has_gpu
 from lm_mixup.models.resolve import check_model_path
-from lm_mixup.train.checkpoint import SftJob, last_checkpoint, step_of
+from lm_mixup.train.checkpoint import MARK, SftJob
+from lm_mixup.train.remote_checkpoint import has_model, newest_complete, step_of
 from lm_mixup.train.tokenize import EVAL_SPLIT, TRAIN_SPLIT, base_model, make_encoder
-from lm_mixup.train.tracking import open_trackers, read_metrics, trim_metrics
+from lm_mixup.train.tracking import read_stage_metrics, stage_trackers, trim_metrics
 
 _POLL_S = 0.5
+_POLL_REMOTE_S = 5.0  # each look fetches the log
 
 
 def sft(
@@ -87,7 +92,7 @@ def fit(job: SftJob, tracking: TrackingConfig | None = None) -> Outcome:
             f"{name}: {name}.patience and {name}.keep_best need held-out rows and there are none; raise "
             f"{share}, or disable both"
         )
-    if not job.final.is_dir():
+    if not has_model(job.out):
         total = planned_steps(job.config, counts[TRAIN_SPLIT])
         _run_workers(job, total, tracking or TrackingConfig())
     return _outcome(job, counts)
@@ -118,10 +123,10 @@ def _run_workers(job: SftJob, total: int, tracking: TrackingConfig) -> None:
     if use_gpu:
         check_gpu_nodes()
     worker_env = {"TOKENIZERS_PARALLELISM": "false"} | ({} if use_gpu else {"DS_ACCELERATOR": "cpu"})
-    storage = tempfile.mkdtemp(prefix="ray-train-", dir=job.out.local)
+    storage = f"{job.out.name}/ray-train-{uuid.uuid4().hex[:8]}"
     trainer = TorchTrainer(
         _train_loop,
-        train_loop_config={"job": job},
+        train_loop_config={"job": job, "log_place": current_place()},
         scaling_config=ScalingConfig(
             num_workers=job.config.num_workers,
             use_gpu=use_gpu,
@@ -129,25 +134,38 @@ def _run_workers(job: SftJob, total: int, tracking: TrackingConfig) -> None:
         ),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         run_config=RunConfig(
-            name=job.out.name,
-            storage_path=storage,
+            name=f"{run_name()}.{job.out.name}",
+            **_storage(job, storage),
             failure_config=FailureConfig(max_failures=job.config.max_failures, controller_failure_limit=0),
             worker_runtime_env={"env_vars": worker_env},
         ),
     )
-    done = step_of(last_checkpoint(job.checkpoints))
-    lines = trim_metrics(job.metrics, done)  # workers trim it too, but the log is followed before they start
+    done = step_of(newest_complete(job.out, MARK))
+    # Workers trim it too, but the log is followed before they start.
+    lines = trim_metrics(job.out.fetch("metrics.jsonl"), done)
+    job.out.upload("metrics.jsonl")
     settings = job.config.model_dump(mode="json")
     try:
         with (
-            open_trackers(job.out.local, tracking, settings, lines) as write_trackers,
+            stage_trackers(job.out, tracking, settings, lines) as write_trackers,
             _progress_bar(job, total, done, write_trackers),
             _bounded_placement(job, use_gpu),
             _reraise_refusals(job),
         ):
             trainer.fit()
     finally:
-        shutil.rmtree(storage, ignore_errors=True)
+        job.out.run.remove(storage)
+
+
+def _storage(job: SftJob, relative: str) -> dict[str, Any]:
+    """Where Ray Train keeps its own state: in the run directory, which every node sees."""
+    run = job.out.run
+    if run.is_local:
+        return {"storage_path": str(job.out.local.parent / relative)}
+    import pyarrow.fs
+
+    files = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(run.fs))
+    return {"storage_path": f"{run.path}/{relative}", "storage_filesystem": files}
 
 
 @contextmanager
@@ -188,12 +206,13 @@ def _reraise_refusals(job: SftJob) -> Iterator[None]:
     """Re-raises the InputError of a worker with its own message, without Ray Train's wrapping."""
     from ray.train import WorkerGroupError
 
-    job.refusal.unlink(missing_ok=True)
+    run = job.out.run
+    run.remove(job.refusal)
     try:
         yield
     except WorkerGroupError:
-        if job.refusal.exists():
-            raise InputError(job.refusal.read_text(encoding="utf-8")) from None
+        if run.exists(job.refusal):
+            raise InputError(run.read_bytes(job.refusal).decode("utf-8")) from None
         raise
 
 
@@ -206,12 +225,19 @@ def _train_loop(loop_config: dict[str, Any]) -> None:
     from lm_mixup.train.sft_worker import train
 
     job: SftJob = loop_config["job"]
-    if job.refusal.exists():
-        raise InputError(job.refusal.read_text(encoding="utf-8"))
+    run = job.out.run
+    if loop_config["log_place"] is not None:
+        open_log(replace(loop_config["log_place"], role="worker"))
+    if run.exists(job.refusal):
+        raise InputError(run.read_bytes(job.refusal).decode("utf-8"))
     try:
+        log("training begins")
         train(job)
     except InputError as error:
-        job.refusal.write_text(str(error), encoding="utf-8")  # all workers write the same message
+        run.write_bytes(job.refusal, str(error).encode("utf-8"))  # all workers write the same message
+        raise
+    except Exception as error:
+        log("training failed", level=logging.ERROR, error=error)
         raise
 
 
@@ -240,20 +266,21 @@ def _follow_log(
     """Handles each line once, even if a restarted worker repeats some steps."""
     last, newest = False, (done, True)
     while not last:
-        last = ended.wait(_POLL_S)
-        for line in read_metrics(job.metrics):
+        last = ended.wait(_POLL_S if job.out.run.is_local else _POLL_REMOTE_S)
+        for line in read_stage_metrics(job.out):
             place = (line["step"], "eval_loss" in line)  # a step's evaluation follows its loss
             if place <= newest:
                 continue
             if "loss" in line:
                 advance(line["step"] - newest[0], f"loss {line['loss']:.3f}")
+                set_gauge("lm_mixup_tokens_per_second", line["tokens_per_second"], job.out.name, "update")
             write_trackers(line)
             newest = place
 
 
 def _outcome(job: SftJob, counts: dict[str, int]) -> Outcome:
     config, rows = job.config, counts[TRAIN_SPLIT]
-    lines = read_metrics(job.metrics)
+    lines = read_stage_metrics(job.out)
     steps = [line for line in lines if "loss" in line]
     evaluations = [line["eval_loss"] for line in lines if "eval_loss" in line]
     eval_loss = None  # of the model that is written: the last evaluation, or the best one
@@ -282,6 +309,6 @@ def _outcome(job: SftJob, counts: dict[str, int]) -> Outcome:
         },
         files=[
             f"{job.out.name}/metrics.jsonl",
-            *(f"{job.out.name}/model/{path.name}" for path in sorted(job.final.iterdir())),
+            *(f"{job.out.name}/model/{name}" for name in job.out.run.listing(f"{job.out.name}/model")),
         ],
     )

@@ -16,7 +16,7 @@ from trl import SFTTrainer
 from lm_mixup.config import SftConfig
 from lm_mixup.models.policy import load_policy, load_tokenizer, policy_dtype, save_model
 from lm_mixup.train.callbacks import MarkComplete, MetricsLog, RestoreParamGroups, SaveBest
-from lm_mixup.train.checkpoint import SftJob, drop_incomplete, last_checkpoint, ranks_of, step_of
+from lm_mixup.train.checkpoint import MARK, SftJob, drop_incomplete, last_checkpoint, ranks_of, step_of
 from lm_mixup.train.deepspeed import (
     deepspeed_config,
     gather_weights,
@@ -24,6 +24,12 @@ from lm_mixup.train.deepspeed import (
     write_universal,
 )
 from lm_mixup.train.lora import adapter, merge
+from lm_mixup.train.remote_checkpoint import (
+    fetch_checkpoint,
+    is_first_of_node,
+    newest_complete,
+    upload_model,
+)
 from lm_mixup.train.tokenize import EVAL_SPLIT, TRAIN_SPLIT
 from lm_mixup.train.tracking import trim_metrics
 
@@ -45,14 +51,18 @@ def train(job: SftJob) -> None:
 
     torch.set_num_threads(max(1, int(job.config.cpus_per_worker)))
     join_deepspeed()
+    fetch_checkpoint(job.out, newest_complete(job.out, MARK))
     last = last_checkpoint(job.checkpoints)
     dist.barrier()
     reshaped = _is_reshaped(job, last)
     if dist.get_rank() == 0:
         drop_incomplete(job.checkpoints, keep=last)
+        for name in ("metrics.jsonl", job.best.name, adapter_of(job.best).name):
+            job.out.fetch(name)
         trim_metrics(job.metrics, step_of(last))
-        if last is not None and reshaped:
-            write_universal(last)
+    converts = dist.get_rank() == 0 if job.out.run.is_local else is_first_of_node()
+    if converts and last is not None and reshaped:
+        write_universal(last)
     dist.barrier()
     trainer = make_trainer(job, load_universal=reshaped)
     trainer.train(resume_from_checkpoint=str(last) if last else None)
@@ -239,7 +249,10 @@ def make_trainer(job: SftJob, *, load_universal: bool = False) -> SFTTrainer:
     arguments = trainer_arguments(
         job, dist.get_world_size(), has_eval=has_eval, load_universal=load_universal
     )
-    callbacks: list[TrainerCallback] = [MetricsLog(job.metrics), MarkComplete(job.config.save_limit)]
+    callbacks: list[TrainerCallback] = [
+        MetricsLog(job.metrics, lambda: job.out.upload("metrics.jsonl")),
+        MarkComplete(job.out, job.config.save_limit),
+    ]
     if load_universal:
         callbacks.append(RestoreParamGroups())
     if job.config.patience is not None and evaluation is not None:
@@ -319,6 +332,9 @@ def finish(trainer: SFTTrainer, job: SftJob) -> None:
         scratch = job.final.with_name(".model.tmp")
         shutil.copytree(job.best, scratch, dirs_exist_ok=True)
         scratch.rename(job.final)  # last: if the folder exists, the stage is done
+        _upload(job, job.final)
+    if trainer.accelerator.is_main_process:
+        job.out.upload("metrics.jsonl")
     dist.barrier()
 
 
@@ -342,3 +358,11 @@ def write_model(module: Any, job: SftJob, folder: Path) -> None:
             policy = module.get_base_model()
         tokenizer = load_tokenizer(job.base, job.model)
         save_model(folder, policy, tokenizer, merge(weights, job.config.lora))
+        _upload(job, folder)
+
+
+def _upload(job: SftJob, folder: Path) -> None:
+    """A model of a run at a URI goes there, its adapters first."""
+    job.out.upload("metrics.jsonl")
+    job.out.upload(adapter_of(folder).name)
+    upload_model(job.out, folder.name)

@@ -16,6 +16,7 @@ from lm_mixup.demo import create_nano
 from lm_mixup.distributed.map_parts import PartResult, Work
 from lm_mixup.models.policy import encode_prompt, encode_target, load_tokenizer
 from lm_mixup.models.resolve import UNTRAINED_NANO, portable_path
+from lm_mixup.train.remote_checkpoint import has_model, upload_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -83,9 +84,10 @@ def base_model(mixture: StageDir, out: StageDir, model: ModelConfig, seed: int) 
     if model.path != UNTRAINED_NANO:
         return portable_path(model.path)
     folder: Path = out.local / "base"
-    if not folder.is_dir():
+    if not has_model(out, "base"):
         create_nano(folder, _texts(mixture), seed)
-    return str(folder)
+        upload_model(out, "base")
+    return out.location("base")
 
 
 def _texts(mixture: StageDir) -> Iterator[str]:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from lm_mixup.config import TrackingConfig
 from lm_mixup.core.errors import InputError
-from lm_mixup.core.run_dir import write_whole
+from lm_mixup.core.run_dir import StageDir, write_whole
 
 Line = Mapping[str, Any]
 
@@ -45,7 +45,17 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a log, none if there is no file; a last line that a kill cut short is ignored."""
     if not path.is_file():
         return []
-    text = path.read_text(encoding="utf-8")
+    return _parsed(path.read_text(encoding="utf-8"))
+
+
+def read_stage_metrics(out: StageDir, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    """The lines of a log of a stage in the run directory, local or at a URI."""
+    if out.run.is_local:
+        return read_metrics(out.local / name)
+    return _parsed(out.run.read_bytes(f"{out.name}/{name}").decode("utf-8")) if out.exists(name) else []
+
+
+def _parsed(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
@@ -68,6 +78,21 @@ def append_metrics(path: Path, line: Line) -> None:
 
 def _json_line(line: Line) -> str:
     return json.dumps(dict(line), allow_nan=False) + "\n"
+
+
+@contextmanager
+def stage_trackers(
+    out: StageDir, config: TrackingConfig, settings: Mapping[str, Any], lines: Iterable[Line]
+) -> Iterator[Callable[[Line], None]]:
+    """As `open_trackers`, for a stage; of a run at a URI their files are kept there."""
+    out.fetch("wandb.json")
+    try:
+        with open_trackers(out.local, config, settings, lines) as write:
+            out.upload("wandb.json")
+            yield write
+    finally:
+        for name in ("wandb.json", "tensorboard"):
+            out.upload(name)
 
 
 @contextmanager

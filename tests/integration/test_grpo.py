@@ -18,6 +18,7 @@ from grpo_parts import CONFIG, SEED, make_episodes, make_model
 from transformers import PreTrainedModel
 
 from lm_mixup.config import GrpoConfig, LoraConfig, ModelConfig, RewardsConfig, TrackingConfig
+from lm_mixup.core.run_dir import RunDir, StageDir
 from lm_mixup.grpo import checkpoint
 from lm_mixup.grpo.checkpoint import Progress
 from lm_mixup.grpo.learner.collate import collate
@@ -76,15 +77,15 @@ def run(
     actors: Actors,
     prompts: list[Prompt],
     progress: Progress,
-    folder: Path | None = None,
+    out: StageDir | None = None,
     config: GrpoConfig = CONFIG,
 ) -> list[dict]:
     lines: list[dict] = []
 
     def on_step(done: Progress, metrics: dict) -> None:
         lines.append(metrics)
-        if folder is not None and done.step == 2:
-            checkpoint.save(folder, actors.learner, done, limit=1)
+        if out is not None and done.step == 2:
+            checkpoint.save(out, actors.learner, done, limit=1)
 
     train(actors, prompts, config, SEED, progress, lambda step: None, on_step)
     return lines
@@ -100,13 +101,13 @@ def without_timings(lines: list[dict]) -> list[dict]:
 @pytest.fixture(scope="module")
 def undisturbed(pool, model: str, prompts: list[Prompt], tmp_path_factory: pytest.TempPathFactory):
     rollout, placement = pool
-    folder = tmp_path_factory.mktemp("checkpoints")
+    out = RunDir(tmp_path_factory.mktemp("run")).stage("grpo")
     learner = Learner(model, ModelConfig(), CONFIG, SEED, placement)
     actors = Actors(rollout, CountsLetters(), learner, RewardsConfig(), prompts[0].token_ids)
-    lines = run(actors, prompts, Progress(), folder)
-    learner.save_model(folder / "model")
+    lines = run(actors, prompts, Progress(), out)
+    learner.save_model(out, "model")
     learner.shutdown()
-    return lines, folder
+    return lines, out
 
 
 def test_every_metric_of_the_contract_is_there(undisturbed):
@@ -138,17 +139,17 @@ def test_reward_rises(undisturbed):
 
 def test_the_model_loads_and_has_moved(undisturbed, model: str):
     before = load_policy(model, ModelConfig()).state_dict()
-    after = load_policy(str(undisturbed[1] / "model"), ModelConfig()).state_dict()
+    after = load_policy(undisturbed[1].location("model"), ModelConfig()).state_dict()
     assert before.keys() == after.keys()
     assert all(torch.isfinite(value).all() for value in after.values())
     assert not torch.equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
 
 
 def test_a_resumed_run_equals_an_undisturbed_one(undisturbed, pool, model: str, prompts: list[Prompt]):
-    lines, folder = undisturbed
+    lines, out = undisturbed
     rollout, placement = pool
     learner = Learner(model, ModelConfig(), CONFIG, SEED, placement)
-    progress = checkpoint.load_latest(folder, learner)
+    progress = checkpoint.load_latest(out, learner)
     assert progress.step == 2
     actors = Actors(rollout, CountsLetters(), learner, RewardsConfig(), prompts[0].token_ids)
     resumed = run(actors, prompts, progress)
@@ -169,12 +170,13 @@ def test_rollouts_that_run_ahead_are_stale_by_no_more_than_allowed_and_still_lea
     undisturbed, pool, model: str, prompts: list[Prompt], tmp_path: Path
 ):
     rollout, placement = pool
+    out = RunDir(tmp_path).stage("grpo")
     config = CONFIG.model_copy(update={"mode": "async", "max_staleness": 2, "max_steps": 5})
     learner = Learner(model, ModelConfig(), config, SEED, placement)
     actors = Actors(rollout, CountsLetters(), learner, RewardsConfig(), prompts[0].token_ids)
-    lines = run(actors, prompts, Progress(), tmp_path, config)
+    lines = run(actors, prompts, Progress(), out, config)
     learner.restart()
-    progress = checkpoint.load_latest(tmp_path, learner)
+    progress = checkpoint.load_latest(out, learner)
     assert [[g.weight_version for g in groups] for groups in progress.buffered] == [[0] * 8, [1] * 8]
     resumed = run(actors, prompts, progress, config=config)
     learner.shutdown()
@@ -316,29 +318,30 @@ def test_an_engine_over_two_workers_is_as_one_and_is_replaced_when_it_loses_one(
 def test_adapters_alone_are_trained_and_engines_get_them_merged(
     ray_session, pool, model: str, change: dict, tmp_path: Path
 ):
+    out = RunDir(tmp_path).stage("grpo")
     change = {"lora": LoraConfig(r=4, alpha=8, dropout=0.2), "beta": 0.1, "rollout_actors": 1} | change
     config = CONFIG.model_copy(update=change)
     rollout, _ = pool
     placement = reserve(config, RewardsConfig())
     learner = Learner(model, ModelConfig(), config, SEED, placement)
     updates = [learner.update(make_episodes(12), 1e-2)]
-    learner.save(tmp_path, "first")
+    learner.save(out, "first")
     updates += [learner.update(make_episodes(12), 1e-2)]
     assert updates[0]["kl"] == pytest.approx(0, abs=1e-6) and updates[1]["kl"] > 1e-5
     expected = [kl_by_hand(model, episode) for episode in make_episodes(12)]
     np.testing.assert_allclose(learner.kl(make_episodes(12)), expected, rtol=1e-4)
     probe = list(range(20, 60))
     assert rollout.publish(1, learner.weights(), probe, learner.logps(probe)) <= 1e-4
-    learner.save_model(tmp_path / "model")
+    learner.save_model(out, "model")
     if config.zero_stage == 0:  # a resumed learner drops out what one that went on drops out
         learner.restart()
-        learner.load(tmp_path, "first")
+        learner.load(out, "first")
         again = learner.update(make_episodes(12), 1e-2)
         assert {k: again[k] for k in UPDATE_KEYS} == {k: updates[1][k] for k in UPDATE_KEYS}
     learner.shutdown()
     placement.release()
     before = load_policy(model, ModelConfig()).state_dict()
-    after = load_policy(str(tmp_path / "model"), ModelConfig()).state_dict()
+    after = load_policy(out.location("model"), ModelConfig()).state_dict()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert before.keys() == after.keys()
     assert moved == {name for name in before if name.endswith("_proj.weight")}

@@ -64,7 +64,8 @@ class Pool(RolloutPool):
         self._config = GrpoConfig(rollout_actors=2, prompts_per_step=4, timeout_s=60, **changes)
         self._doomed = list(doomed)
         self._published = self._digests = None
-        self._restarts = 0
+        self._restarts = self.waiting = 0
+        self._nodes: dict[int, Any] = {}
         self._incidents = Incidents(3600)
         self.actors = [self._start(index) for index in range(2)]
 

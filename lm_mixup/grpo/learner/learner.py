@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lm_mixup.config import GrpoConfig, ModelConfig
+from lm_mixup.core.run_dir import StageDir
+from lm_mixup.distributed.labels import label
 from lm_mixup.distributed.ray_wait import lost, wait_for
 from lm_mixup.grpo.learner.rank import LearnerRank
 from lm_mixup.grpo.learner.schedule import (
@@ -65,6 +66,7 @@ class Learner:
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
                     self._placement.group, placement_group_bundle_index=rank
                 ),
+                name=label("grpo", f"learner-{rank}"),
                 **self._placement.learner_options,
             ).remote(*self._make_args)
             for rank in range(self._config.learner_ranks)
@@ -142,19 +144,17 @@ class Learner:
         digests = self._wait([digest for _, digest in refs], "the learner to gather its weights")
         return StoredWeights(refs[0][0], digests[0])
 
-    def save(self, folder: Path, tag: str) -> None:
-        """Writes a checkpoint; every rank writes its share."""
-        self._wait([r.save.remote(str(folder), tag) for r in self.ranks], "the learner to write a checkpoint")
+    def save(self, out: StageDir, tag: str) -> None:
+        """Writes a checkpoint into `checkpoints/` of a stage; every rank writes its share."""
+        self._wait([r.save.remote(out, tag) for r in self.ranks], "the learner to write a checkpoint")
 
-    def load(self, folder: Path, tag: str) -> None:
+    def load(self, out: StageDir, tag: str) -> None:
         """Restores a checkpoint on all ranks."""
-        self._wait(
-            [r.load.remote(str(folder), tag) for r in self.ranks], "the learner to read its checkpoint"
-        )
+        self._wait([r.load.remote(out, tag) for r in self.ranks], "the learner to read its checkpoint")
 
-    def save_model(self, folder: Path) -> None:
-        """Writes the policy in Hugging Face format."""
-        self._wait([r.save_model.remote(str(folder)) for r in self.ranks], "the learner to write the model")
+    def save_model(self, out: StageDir, name: str) -> None:
+        """Writes the policy in Hugging Face format into a folder of a stage."""
+        self._wait([r.save_model.remote(out, name) for r in self.ranks], "the learner to write the model")
 
     def shutdown(self) -> None:
         """Kills the actors."""

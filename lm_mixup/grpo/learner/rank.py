@@ -6,12 +6,13 @@ import os
 import socket
 from collections import deque
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lm_mixup.config import GrpoConfig, ModelConfig
+from lm_mixup.core.run_dir import StageDir
+from lm_mixup.core.run_log import log, open_from_environment
 from lm_mixup.grpo.learner.collate import collate, collate_shared
 from lm_mixup.grpo.learner.schedule import OptimizerStep
 from lm_mixup.grpo.types import Episode
@@ -19,6 +20,7 @@ from lm_mixup.grpo.weights import ipc, nccl
 from lm_mixup.grpo.weights.object_store import HostTensor, to_host
 from lm_mixup.grpo.weights.stream import describe, gather, stream
 from lm_mixup.grpo.weights.verify import WeightDigest
+from lm_mixup.train.remote_checkpoint import fetch_checkpoint, upload_model, upload_shares
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +43,8 @@ class LearnerRank:
         from lm_mixup.models.policy import load_policy, load_tokenizer
         from lm_mixup.train.lora import with_adapter
 
+        open_from_environment()
+        log("learner rank starts")
         torch.manual_seed(seed)
         self._config, self._seed = config, seed
         self._device: Any = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -363,18 +367,21 @@ class LearnerRank:
     def _sharded(self) -> bool:
         return self._config.zero_stage == 3
 
-    def save(self, folder: str, tag: str) -> None:
+    def save(self, out: StageDir, tag: str) -> None:
         """Writes a DeepSpeed checkpoint: weights and optimizer state of every rank."""
-        self._engine.save_checkpoint(folder, tag=tag)
+        self._engine.save_checkpoint(str(out.local / "checkpoints"), tag=tag)
+        upload_shares(out, tag)
 
-    def load(self, folder: str, tag: str) -> None:
+    def load(self, out: StageDir, tag: str) -> None:
         """Reads a DeepSpeed checkpoint that this run wrote."""
+        fetch_checkpoint(out, tag)
+        folder = str(out.local / "checkpoints")
         loaded, _ = self._engine.load_checkpoint(folder, tag=tag)
         if loaded is None:
             raise RuntimeError(f"checkpoint {folder}/{tag} could not be loaded")
 
-    def save_model(self, folder: str) -> None:
-        """Writes the policy in Hugging Face format (safetensors) with its tokenizer."""
+    def save_model(self, out: StageDir, name: str) -> None:
+        """Writes the policy, as safetensors, and its tokenizer into a folder of a stage."""
         from lm_mixup.models.policy import save_model
         from lm_mixup.train.lora import merge
 
@@ -383,4 +390,5 @@ class LearnerRank:
         }  # a GPU may not have room for all of them
         if self._rank == 0:
             merged = merge(weights, self._config.lora)
-            save_model(Path(folder), self._policy, self._tokenizer, merged)
+            save_model(out.local / name, self._policy, self._tokenizer, merged)
+            upload_model(out, name)

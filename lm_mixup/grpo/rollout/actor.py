@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import traceback
 from collections.abc import Iterator, Sequence
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from lm_mixup.config import GrpoConfig, ModelConfig
+from lm_mixup.core.run_log import flush_log, log, open_from_environment
 from lm_mixup.grpo.types import Group, Prompt
 from lm_mixup.grpo.weights.object_store import HostTensor, from_host
 from lm_mixup.grpo.weights.verify import EngineState, model_digest
@@ -21,6 +23,8 @@ class RolloutActor:
     def __init__(self, model_path: str, model: ModelConfig, config: GrpoConfig) -> None:
         import torch
 
+        open_from_environment()
+        log("engine starts")
         self._shares_gpu = config.mode == "colocated" and torch.cuda.is_available()
         self._engine = Engine.from_config(
             model_path,
@@ -33,6 +37,13 @@ class RolloutActor:
             weight_transfer=None if config.weight_transport == "object_store" else config.weight_transport,
         )
         self._version: int | None = None
+
+    def node_id(self) -> str:
+        """The node that it runs on."""
+        import ray
+
+        node: str = ray.get_runtime_context().get_node_id()
+        return node
 
     def load_weights(self, version: int, weights: dict[str, HostTensor]) -> None:
         """Loads the weights of a version from the object store."""
@@ -62,6 +73,7 @@ class RolloutActor:
         if self._shares_gpu:
             self._engine.wake("kv_cache")
         self._version = version
+        log("weights %d loaded", version)
 
     def state(self, probe: list[int]) -> EngineState:
         """The engine's log-probs of the probe and the digest of its weights, to verify a weight sync."""
@@ -84,10 +96,12 @@ class RolloutActor:
         """Exits the process if its engine is dead: the pool replaces dead actors, not failing ones."""
         try:
             yield
-        except Exception:
+        except Exception as error:
             if self._engine.works():
                 raise
             traceback.print_exc()
+            log("the engine is dead", level=logging.ERROR, error=error)
+            flush_log()
             os._exit(1)
 
     def sleep(self) -> None:

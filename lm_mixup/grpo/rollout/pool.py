@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,16 @@ import numpy as np
 
 from lm_mixup.config import GrpoConfig, ModelConfig
 from lm_mixup.core.progress import say
-from lm_mixup.distributed.ray_wait import Incidents, deaths, deaths_and_hangs, failed_to_start, lost, wait_for
+from lm_mixup.distributed.labels import label
+from lm_mixup.distributed.ray_wait import (
+    Hang,
+    Incidents,
+    deaths,
+    deaths_and_hangs,
+    failed_to_start,
+    lost,
+    wait_for,
+)
 from lm_mixup.grpo.rollout.actor import RolloutActor
 from lm_mixup.grpo.types import Group, Prompt
 from lm_mixup.grpo.weights.transport import DeviceWeights, StoredWeights, kill_actors
@@ -86,6 +95,8 @@ class RolloutPool:
         self._digests: Digests | None = None
         self._restarts = 0
         self._incidents = Incidents(config.failure_window_s)
+        self._nodes: dict[int, Any] = {}
+        self.waiting = 0  # prompts that were sent and not answered
         self.actors = [self._start(index) for index in range(config.rollout_actors)]
 
     def _start(self, index: int) -> Any:
@@ -96,9 +107,23 @@ class RolloutPool:
             self._placement.group, placement_group_bundle_index=self._placement.first_rollout_bundle + index
         )
         actor_class: Any = ray.remote(RolloutActor)
-        return actor_class.options(scheduling_strategy=strategy, **self._placement.rollout_options).remote(
-            *self._make_args
-        )
+        actor = actor_class.options(
+            scheduling_strategy=strategy,
+            name=label("grpo", f"rollout-{index}"),
+            **self._placement.rollout_options,
+        ).remote(*self._make_args)
+        self._nodes[index] = actor.node_id.remote()
+        return actor
+
+    def _node(self, index: int) -> str | None:
+        """The node of an actor, dead or alive; None if it died before it could tell."""
+        import ray
+
+        try:
+            node: str = ray.get(self._nodes[index], timeout=0)
+        except (KeyError, ray.exceptions.RayError):
+            return None
+        return node
 
     def publish(
         self, version: int, weights: StoredWeights | DeviceWeights, probe: list[int], expected: np.ndarray
@@ -117,8 +142,8 @@ class RolloutPool:
         Raises:
             WeightSyncError: An engine scores the probe differently from the learner, or the digest of its
                 weights did not change although other weights were sent.
-            RayError: An engine or a learner rank died during a transfer from GPU to GPU; all of them were
-                killed and new engines are starting.
+            RayError, Hang: An engine or a learner rank died, or hung, during a transfer from GPU to GPU; all
+                of them were killed and new engines are starting.
         """
         self._published = Published(version, weights, probe, expected)
         if isinstance(weights, DeviceWeights):
@@ -139,13 +164,15 @@ class RolloutPool:
             The last result of each actor's calls; for a replaced one, the state of the new actor.
         """
         started = [call(actor) for actor in self.actors]
-        results: list[Any] = []
+        results: dict[int, Any] = {}
+        dead: dict[int, Exception] = {}
         for index, calls in enumerate(started):
             try:
-                results.append(self._wait(index, calls, what)[-1])
+                results[index] = self._wait(index, calls, what)[-1]
             except deaths_and_hangs() as error:  # one that hangs is as good as dead
-                results.append(self._replace(index, error))
-        return results
+                dead[index] = error
+        results |= self._replace(dead)
+        return [results[index] for index in range(len(started))]
 
     def _wait(self, index: int, calls: list[Any], what: str) -> list[Any]:
         return wait_for(calls, f"rollout actor {index} to {what}", self._config.timeout_s)
@@ -177,8 +204,8 @@ class RolloutPool:
         members = [*self.actors, *weights.ranks]
         try:
             return weights.sender.send(version, self.actors, weights.ranks)
-        except ray.exceptions.RayError:  # from the dead member, or from one that waited for it
-            if not lost(members):
+        except (ray.exceptions.RayError, Hang) as error:  # of the dead member, or of one that waited for it
+            if not isinstance(error, Hang) and not lost(members):
                 raise
             say(
                 f"  an engine or a learner rank died during the transfer of weights {version}; restarting all"
@@ -187,25 +214,34 @@ class RolloutPool:
             self.actors = [self._start(index) for index in range(len(self.actors))]
             raise
 
-    def _replace(self, index: int, error: Exception) -> EngineState:
-        """Replaces a dead actor, loads the published weights into the new one and verifies them."""
+    def _replace(self, dead: Mapping[int, Exception]) -> dict[int, EngineState]:
+        """Replaces dead actors, all at once, and loads the published weights, verified, into the new ones.
+
+        Args:
+            dead: By index, how each death showed.
+        """
         import ray
 
-        while True:
-            self._count_death(index, error)
-            say(f"  rollout actor {index} died or hangs; starting a new one and resending its prompts")
-            ray.kill(self.actors[index])  # it may be alive but unreachable, and still hold its bundle
-            self.actors[index] = self._start(index)
+        states: dict[int, EngineState] = {}
+        while dead:
+            for index, error in dead.items():
+                self._count_death(index, error)
+                say(f"  rollout actor {index} died or hangs; starting a new one and resending its prompts")
+            for index in dead:
+                ray.kill(self.actors[index])  # it may be alive but unreachable, and still hold its bundle
+                self.actors[index] = self._start(index)
             weights = self._current().weights
             weights = weights.fetch() if isinstance(weights, DeviceWeights) else weights
-            try:
-                calls = self._load(self.actors[index], weights)
-                state: EngineState = self._wait(index, calls, "load weights")[-1]
-            except deaths_and_hangs() as again:
-                error = again
-                continue
-            self._check(index, state)
-            return state
+            loading = {index: self._load(self.actors[index], weights) for index in dead}
+            dead = {}
+            for index, calls in loading.items():
+                try:
+                    states[index] = self._wait(index, calls, "load weights")[-1]
+                except deaths_and_hangs() as again:
+                    dead[index] = again
+                else:
+                    self._check(index, states[index])
+        return states
 
     def _count_death(self, index: int, error: Exception) -> None:
         """Counts a death.
@@ -217,7 +253,7 @@ class RolloutPool:
         if failed_to_start(error):
             raise RuntimeError(f"rollout actor {index} could not start: {error}") from error
         self._restarts += 1
-        incidents = self._incidents.add(index)
+        incidents = self._incidents.add(index, self._node(index))
         if incidents > self._config.max_failures:
             raise RuntimeError(
                 f"rollout actors died {incidents} times within {self._config.failure_window_s:.0f} s "
@@ -253,8 +289,14 @@ class RolloutPool:
         groups: dict[int, Group] = {}
         calls = pending.calls
         while True:
+            dead: dict[int, Exception] = {}
             for call in calls:
-                groups |= self._receive(call)
+                try:
+                    groups |= self._receive(call)
+                except deaths_and_hangs() as error:  # one that hangs is as good as dead
+                    if self.actors[call.index] is call.actor:  # replace it once, not once per call
+                        dead[call.index] = error
+            self._replace(dead)
             missing = [position for position in range(len(pending.prompts)) if position not in groups]
             if not missing:
                 return [groups[position] for position in range(len(pending.prompts))]
@@ -264,6 +306,7 @@ class RolloutPool:
         self, positions: Sequence[int], prompts: Sequence[Prompt], seeds: Sequence[int], sampling: Sampling
     ) -> list[RolloutCall]:
         cost = [len(p.token_ids) + self._config.max_completion_length for p in prompts]
+        self.waiting += len(positions)
         return [
             RolloutCall(
                 index,
@@ -277,15 +320,12 @@ class RolloutPool:
         ]
 
     def _receive(self, call: RolloutCall) -> dict[int, Group]:
-        """The groups of a call by position; none if its actor died, in which case it is replaced."""
+        """The groups of a call by position."""
+        what = f"rollout actor {call.index} to generate"
         try:
-            (groups,) = wait_for(
-                [call.groups], f"rollout actor {call.index} to generate", self._config.timeout_s
-            )
-        except deaths_and_hangs() as error:  # one that hangs is as good as dead
-            if self.actors[call.index] is call.actor:  # replace it once, not once per call
-                self._replace(call.index, error)
-            return {}
+            (groups,) = wait_for([call.groups], what, self._config.timeout_s)
+        finally:
+            self.waiting -= len(call.positions)
         return dict(zip(call.positions, groups, strict=True))
 
     def sleep(self) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
+import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
+from lm_mixup.core.errors import InputError
 from lm_mixup.core.run_dir import Outcome, RunDir, fingerprint, summarise
 from lm_mixup.distributed.map_parts import PartResult, receipt_of
 
@@ -106,9 +109,57 @@ def test_no_scratch_file_is_left_and_none_counts_as_a_part(tmp_path: Path):
     assert run.stage("s").parts() == ["s/data/part-000000.parquet"]
 
 
-def test_training_needs_a_local_folder():
-    with pytest.raises(ValueError, match="local"):
-        _ = RunDir("memory://x").stage("sft").local
+def test_a_stage_of_a_remote_run_has_a_scratch_folder_of_its_driver(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("LM_MIXUP_SCRATCH", str(tmp_path))
+    stage = RunDir(f"memory://{tmp_path.name}/mine").stage("sft")
+    (stage.local / "model" / "deep").mkdir(parents=True)
+    (stage.local / "model" / "config.json").write_text("{}")
+    (stage.local / "model" / "deep" / "weights").write_text("1")
+    assert stage.local.parts[-2:] == ("mine", "sft")
+    assert stage.local == pickle.loads(pickle.dumps(stage)).local  # on every worker of the same driver
+    assert not stage.exists("model")
+    stage.upload("model")
+    stage.upload("absent")
+    assert stage.run.read_bytes("sft/model/deep/weights") == b"1"
+
+    other = RunDir(stage.run.uri).stage("sft")
+    assert other.local != stage.local and not stage.local.parent.joinpath("sft", "model").exists()
+    (other.local / "model").mkdir()
+    (other.local / "model" / "stale").write_text("0")
+    folder = other.fetch("model")
+    assert sorted(path.name for path in folder.rglob("*")) == ["config.json", "deep", "weights"]
+    assert not other.fetch("absent").exists()
+
+
+def test_a_folder_is_uploaded_in_order(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("LM_MIXUP_SCRATCH", str(tmp_path))
+    stage = RunDir(f"memory://{tmp_path.name}/mine").stage("sft")
+    (stage.local / "model").mkdir()
+    for name in ("config.json", "a", "z"):
+        (stage.local / "model" / name).write_text("")
+    written: list[str] = []
+    put = stage.run.fs.put
+    monkeypatch.setattr(
+        stage.run.fs,
+        "put",
+        lambda here, there: (written.extend(Path(p).name for p in there), put(here, there)),
+    )
+    stage.upload("model", last=("config.json",))
+    assert written == ["a", "z", "config.json"]
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"), [("s4://b/r", "cannot be opened"), ("sftp://b/r", "a package that is not installed")]
+)
+def test_a_uri_that_cannot_be_opened_is_an_input_error(uri: str, said: str):
+    with pytest.raises(InputError, match=said):
+        RunDir(uri)
+
+
+def test_the_extra_that_a_uri_needs_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(InputError, match=r"gs://b/r: .* pip install 'lm-mixup\[gcs\]'"):
+        RunDir("gs://b/r")
 
 
 def test_fingerprints_depend_on_values_and_not_on_key_order():

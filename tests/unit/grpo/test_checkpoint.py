@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lm_mixup.core.run_dir import RunDir, StageDir
 from lm_mixup.grpo import checkpoint
 from lm_mixup.grpo.checkpoint import Progress, read_groups, write_groups
 from lm_mixup.grpo.types import Group, Prompt
@@ -21,25 +23,31 @@ class FakeLearner:
     def __init__(self) -> None:
         self.loaded: str | None = None
 
-    def save(self, folder: Path, tag: str) -> None:
-        (folder / tag).mkdir(parents=True)
+    def save(self, out: StageDir, tag: str) -> None:
+        out.run.write_bytes(f"{out.name}/checkpoints/{tag}/weights", b"")
 
-    def load(self, folder: Path, tag: str) -> None:
+    def load(self, out: StageDir, tag: str) -> None:
         self.loaded = tag
 
 
-def test_a_checkpoint_without_its_last_file_is_not_one(tmp_path: Path):
+@pytest.fixture(params=["local", "memory"])
+def out(request: pytest.FixtureRequest, tmp_path: Path) -> StageDir:
+    run = RunDir(tmp_path / "run" if request.param == "local" else f"memory://{tmp_path.name}/run")
+    return run.stage("grpo")
+
+
+def test_a_checkpoint_without_its_last_file_is_not_one(out: StageDir):
     learner = FakeLearner()
     for step in (1, 2, 3):
-        checkpoint.save(tmp_path, learner, Progress(step, 10 * step), limit=2)
-    (tmp_path / "step-000009").mkdir()
-    assert checkpoint.load_latest(tmp_path, learner) == Progress(3, 30)
+        checkpoint.save(out, learner, Progress(step, 10 * step), limit=2)
+    learner.save(out, "step-000009")
+    assert checkpoint.load_latest(out, learner) == Progress(3, 30)
     assert learner.loaded == "step-000003"
-    assert not (tmp_path / "step-000001").exists()
+    assert out.run.listing("grpo/checkpoints") == ["step-000002", "step-000003", "step-000009"]
 
 
-def test_without_a_checkpoint_the_run_starts_at_the_start(tmp_path: Path):
-    assert checkpoint.load_latest(tmp_path, FakeLearner()) == Progress(0, 0)
+def test_without_a_checkpoint_the_run_starts_at_the_start(out: StageDir):
+    assert checkpoint.load_latest(out, FakeLearner()) == Progress(0, 0)
 
 
 tokens = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=5)

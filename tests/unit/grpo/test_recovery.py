@@ -17,6 +17,8 @@ import pytest
 from ray.exceptions import RayActorError, RayTaskError
 
 from lm_mixup.config import GrpoConfig, RewardsConfig, TrackingConfig
+from lm_mixup.core.run_dir import RunDir, StageDir
+from lm_mixup.distributed.ray_wait import Hang
 from lm_mixup.grpo.checkpoint import Progress
 from lm_mixup.grpo.loop import Actors, train
 from lm_mixup.grpo.metrics import UPDATE_KEYS
@@ -80,17 +82,19 @@ class Learner:
         self._call()
         return self.weight
 
-    def save(self, folder: Path, tag: str) -> None:
-        (folder / tag).mkdir(parents=True, exist_ok=True)
+    def save(self, out: StageDir, tag: str) -> None:
+        folder = out.local / "checkpoints" / tag
+        folder.mkdir(parents=True, exist_ok=True)
         self._call()
-        (folder / tag / "weight").write_text(str(self.weight))
+        (folder / "weight").write_text(str(self.weight))
 
-    def load(self, folder: Path, tag: str) -> None:
+    def load(self, out: StageDir, tag: str) -> None:
         self._call()
-        self.weight = int((folder / tag / "weight").read_text())
+        self.weight = int((out.local / "checkpoints" / tag / "weight").read_text())
 
-    def save_model(self, folder: Path) -> None:
+    def save_model(self, out: StageDir, name: str) -> None:
         self._call()
+        folder = out.local / name
         folder.mkdir(exist_ok=True)
         (folder / "weight").write_text(str(self.weight))
 
@@ -107,7 +111,7 @@ class Rollout:
     """Draws at once what an engine would draw from the weights it holds then."""
 
     def __init__(self) -> None:
-        self.version, self.weight = -1, 0
+        self.version, self.weight, self.waiting = -1, 0, 0
 
     def start(
         self, prompts: Sequence[Prompt], seeds: Sequence[int], *, validation: bool = False
@@ -148,7 +152,8 @@ def run(folder: Path, learner: Learner, **changes: Any) -> dict[str, Any]:
     actors = Actors(rollout, rewards, fake, RewardsConfig(), [1, 2])
     folder.mkdir(exist_ok=True)
     tracking = TrackingConfig(report_to=[])
-    _run(actors, PROMPTS[:4], PROMPTS[4:], folder, CONFIG.model_copy(update=changes), tracking, seed=0)
+    out = RunDir(folder.parent).stage(folder.name)
+    _run(actors, PROMPTS[:4], PROMPTS[4:], out, CONFIG.model_copy(update=changes), tracking, seed=0)
     timed = ("timing_s", "tokens_per_second")
     lines = read_metrics(folder / "metrics.jsonl")
     return {
@@ -263,6 +268,22 @@ def test_a_learner_that_dies_before_any_checkpoint_starts_again_from_the_sft_mod
     (said,) = [line for line in capsys.readouterr().err.splitlines() if "died" in line]
     expected = "from the SFT model: there is no checkpoint yet (failure 1 of 2 tolerated)"
     assert expected in " ".join(said.split())
+
+
+def test_a_learner_that_hangs_is_restarted_as_one_that_died(tmp_path: Path, capsys):
+    class Stuck(Learner):
+        def update(self, episodes: Sequence[Any], rate: float) -> dict[str, float]:
+            if self.restarts == 0:
+                raise Hang("waited 5 s for the learner to update (grpo.timeout_s); it did not answer")
+            return super().update(episodes, rate)
+
+    undisturbed = run(tmp_path / "calm", Learner())
+    learner = Stuck()
+    assert run(tmp_path / "stuck", learner) == undisturbed
+    assert learner.restarts == 1
+    assert "the learner hangs: waited 5 s for the learner to update" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 def test_an_error_of_a_living_learner_is_not_tried_again(tmp_path: Path):

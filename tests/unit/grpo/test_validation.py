@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from lm_mixup.core.run_dir import RunDir, StageDir
 from lm_mixup.demo.fact_check import recall
 from lm_mixup.grpo.types import Group, Prompt
 from lm_mixup.grpo.validation import Validation, fact_recall
@@ -60,9 +61,8 @@ class Actors(SimpleNamespace):
                 total, dict.fromkeys(("quality", "alignment", "format", "faithfulness"), total)
             )
 
-        def save_model(folder: str | Path) -> None:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            (Path(folder) / "step").write_text(str(self.step))
+        def save_model(out: StageDir, name: str) -> None:
+            out.run.write_bytes(f"{out.name}/{name}/step", str(self.step).encode())
 
         super().__init__(
             step=0,
@@ -76,7 +76,7 @@ class Actors(SimpleNamespace):
 
 def validate(folder: Path, rewards: list[float], resume_step: int = 0) -> Validation:
     actors = Actors(rewards)
-    validation = Validation(folder, actors, [group(HALF).prompt], resume_step)
+    validation = Validation(RunDir(folder).stage("grpo"), actors, [group(HALF).prompt], resume_step)
     validation.run_first(resume_step)
     for step in range(resume_step + 1, resume_step + 1 + len(rewards) - (resume_step == 0)):
         actors.step = step
@@ -87,21 +87,21 @@ def validate(folder: Path, rewards: list[float], resume_step: int = 0) -> Valida
 @pytest.mark.parametrize(("rewards", "best"), [([0.1, 0.3, 0.2], "1"), ([0.5, 0.3, 0.2], "0")])
 def test_the_best_model_is_kept_and_may_be_the_result(tmp_path: Path, rewards: list[float], best: str):
     validation = validate(tmp_path, rewards)
-    lines = read_metrics(tmp_path / "validation.jsonl")
+    lines = read_metrics(tmp_path / "grpo" / "validation.jsonl")
     assert [line["step"] for line in lines] == [0, 1, 2]
     assert [line["reward"] for line in lines] == rewards
     assert lines[0]["facts/recall"] == 0.5
-    model = tmp_path / "model"
+    model = tmp_path / "grpo" / "model"
     model.mkdir()
     (model / "step").write_text("2")
-    validation.use_best(model)
+    validation.use_best()
     assert (model / "step").read_text() == best
 
 
 def test_a_resumed_run_forgets_what_it_will_do_again(tmp_path: Path):
     validate(tmp_path, [0.1, 0.3, 0.9])
     validate(tmp_path, [0.2], resume_step=1)
-    lines = read_metrics(tmp_path / "validation.jsonl")
+    lines = read_metrics(tmp_path / "grpo" / "validation.jsonl")
     assert [(line["step"], line["reward"]) for line in lines] == [(0, 0.1), (1, 0.3), (2, 0.2)]
     written = read_metrics(tmp_path / "completions.jsonl")
     rewards = {line["step"]: line["samples"][0]["reward"] for line in written}
