@@ -11,7 +11,7 @@ compile() {
     shift
     uv pip compile ../pyproject.toml --quiet --upgrade --no-header --no-annotate --no-emit-index-url \
         --python-version 3.12 --python-platform x86_64-unknown-linux-gnu \
-        --extra "$accelerator" --extra eval --extra wandb "$@"
+        --extra "$accelerator" --extra eval --extra wandb --extra s3 --extra gcs "$@"
 }
 
 # Wanted for its file of weights alone, so what it asks for is left out.

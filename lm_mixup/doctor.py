@@ -205,6 +205,7 @@ def examine(config: Config, run: RunDir, *, cluster: bool) -> Iterator[Check]:
     if not cluster:
         yield from check_node(node_state(run.path if run.is_local else "."), config, counted_gpus=None)
         return
+    from lm_mixup.distributed.all_reduce import all_reduce
     from lm_mixup.distributed.ray_cluster import on_every_node, start_ray
     from lm_mixup.distributed.run_dir_probe import run_dir_problems
 
@@ -227,3 +228,8 @@ def examine(config: Config, run: RunDir, *, cluster: bool) -> Iterator[Check]:
     yield from (Check("run_dir", False, problem) for problem in problems)
     if not problems:
         yield Check("run_dir", True, f"{len(answers)} nodes read and write it")
+    if len(answers) > 1:
+        on_gpu = (
+            config.ray.accelerator != "cpu" and sum(n["Resources"].get("GPU", 0) > 0 for n, _ in answers) > 1
+        )
+        yield Check("all_reduce", *all_reduce(on_gpu=on_gpu))

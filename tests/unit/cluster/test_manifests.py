@@ -26,6 +26,7 @@ from manifests import (
 
 from lm_mixup.config import Config
 from lm_mixup.config.load import load_config
+from lm_mixup.distributed.labels import GAUGES
 
 OVERLAYS = sorted(path.name for path in (K8S / "overlays").iterdir())
 COMPONENTS = sorted(path.name for path in (K8S / "components").iterdir())
@@ -271,6 +272,18 @@ def test_the_command_parses_and_its_paths_are_on_the_shared_volume(documents, tm
 
 
 @every_overlay
+def test_what_models_run_on_is_said_and_not_guessed(documents, tmp_path):
+    """A group of GPU nodes that is scaled to 0, or late, must not look like a cluster without GPUs."""
+    accelerator = _config(documents, tmp_path).ray.accelerator
+    for job in of_kind(documents, "RayJob"):
+        words = _command(job)
+        given = [word for option, word in zip(words, words[1:], strict=False) if option == "--set"]
+        accelerator = dict(word.split("=") for word in given).get("ray.accelerator", accelerator)
+    with_gpu = any(pod.requests("nvidia.com/gpu") for pod in ray_pods(documents))
+    assert accelerator == ("gpu" if with_gpu else "cpu")
+
+
+@every_overlay
 def test_keys_that_the_config_names_are_given(documents, tmp_path):
     """A config that names a key must not start without the secret; one that names none must start without."""
     config = _config(documents, tmp_path)
@@ -491,13 +504,13 @@ def test_prometheus_finds_the_pods_and_grafana_the_dashboard():
     assert json.loads(dashboard["data"]["lm-mixup.json"])["title"]
 
 
-def test_the_dashboard_shows_every_documented_metric_and_no_other():
+def test_the_dashboard_shows_every_metric_that_the_run_sets_and_no_other():
     """Ray puts `ray_` before the names of `ray.util.metrics`."""
     text = (K8S / "components" / "monitoring" / "lm-mixup.json").read_text()
     panels = json.loads(text)["panels"]
     shown = set(re.findall(r"\bray_(lm_mixup_\w+)", text))
     documented = set(re.findall(r"^\| `(lm_mixup_\w+)` \|", GUIDE.read_text(encoding="utf-8"), re.MULTILINE))
-    assert shown == documented
+    assert shown == documented == set(GAUGES)
     assert len({panel["id"] for panel in panels}) == len(panels)
     queries = [target["expr"] for panel in panels for target in panel.get("targets", [])]
     assert all(

@@ -17,13 +17,9 @@ def test_a_node_that_dies_with_its_actors_counts_once_and_a_repeated_crash_each_
     now = 604.0
     assert incidents.add(0) == 4  # the first has left the window
     now = 700.0
-    assert [incidents.add(actor, node) for actor, node in ((0, "a"), (1, "a"), (2, "b"), (3, "b"))] == [
-        2,
-        2,
-        3,
-        3,
-    ]
+    deaths = ((0, "a"), (1, "a"), (2, "b"), (3, "b"))  # two nodes
+    assert [incidents.add(actor, node) for actor, node in deaths] == [3, 3, 4, 4]
     now = 720.0
-    assert incidents.add(1, "a") == 4  # of the same node, again
+    assert incidents.add(1, "a") == 5  # of the same node, again
     now = 5_000.0
     assert incidents.add(0) == 1
