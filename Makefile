@@ -8,7 +8,7 @@ WITH_PATH := PATH="$(CURDIR)/$(BIN):$$PATH"
 
 TWO_AT_A_TIME := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-fast setup setup-dev lint docs clean
+.PHONY: demo test test-fast test-cluster setup setup-dev lint docs clean
 
 demo: setup
 	$(WITH_PATH) lm-mixup run configs/quickstart.yaml --run-dir runs/demo
@@ -22,6 +22,11 @@ test: setup-dev
 # The unit tests alone: no model is loaded.
 test-fast: setup-dev
 	$(WITH_PATH) DS_ACCELERATOR=cpu python -m pytest tests/unit $(TWO_AT_A_TIME)
+
+# Several Ray nodes on this machine, an object store, cut cables and random kills: an hour or two.
+test-cluster: setup-dev
+	$(WITH_PATH) DS_ACCELERATOR=cpu python -m pytest tests/cluster
+	$(WITH_PATH) DS_ACCELERATOR=cpu PYTHONPATH=.:tests/support python tests/chaos/rounds.py --rounds 20 --seed 0
 
 setup:
 	@$(PYTHON) bootstrap.py

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import re
 import shlex
@@ -277,7 +278,7 @@ def test_what_models_run_on_is_said_and_not_guessed(documents, tmp_path):
     accelerator = _config(documents, tmp_path).ray.accelerator
     for job in of_kind(documents, "RayJob"):
         words = _command(job)
-        given = [word for option, word in zip(words, words[1:], strict=False) if option == "--set"]
+        given = [word for option, word in itertools.pairwise(words) if option == "--set"]
         accelerator = dict(word.split("=") for word in given).get("ray.accelerator", accelerator)
     with_gpu = any(pod.requests("nvidia.com/gpu") for pod in ray_pods(documents))
     assert accelerator == ("gpu" if with_gpu else "cpu")
