@@ -273,7 +273,9 @@ def _follow_log(
                 continue
             if "loss" in line:
                 advance(line["step"] - newest[0], f"loss {line['loss']:.3f}")
-                set_gauge("lm_mixup_tokens_per_second", line["tokens_per_second"], job.out.name, "update")
+                if "tokens_per_second" in line:
+                    speed = line["tokens_per_second"]
+                    set_gauge("lm_mixup_tokens_per_second", speed, job.out.name, "update")
             write_trackers(line)
             newest = place
 
