@@ -22,7 +22,7 @@ import pyarrow as pa
 from lm_mixup.core.errors import InputError
 from lm_mixup.core.progress import track
 from lm_mixup.core.run_dir import Receipt, StageDir
-from lm_mixup.core.run_log import LogPlace, current_place, log, open_log
+from lm_mixup.core.run_log import LogPlace, current_place, flush_log, log, open_log
 from lm_mixup.distributed.labels import run_name, set_gauge
 from lm_mixup.distributed.ray_wait import deaths
 
@@ -205,6 +205,7 @@ class _PartWorker:
                 self._stage.write_part(part, result.rows, result.rejected, receipt)
                 rows, rejected = receipt.rows_out, receipt.rows_rejected
                 log("part %d: %d rows, %d rejected", part, rows, rejected)
+                flush_log()  # a worker may be ended at any time
         except InputError as error:
             self._error = str(error)
         except Exception as error:
