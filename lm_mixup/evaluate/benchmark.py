@@ -50,7 +50,7 @@ def benchmark_finetuned(
 ) -> Outcome:
     """Measures the model that `finetune` made and the one it started from, as `benchmark` does."""
     base = (own_model or model).path
-    chosen = config.model_copy(update={"model": [str(finetune.local / "model"), base]})
+    chosen = config.model_copy(update={"model": [finetune.location("model"), base]})
     return benchmark(out, chosen, model, seed)
 
 
