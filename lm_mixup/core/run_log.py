@@ -69,7 +69,7 @@ class _Writer(logging.Handler):
         self._name = f"{LOGS}/{self._node}-{os.getpid()}-{int(time.time())}.jsonl"
         self._lines: list[str] = []
         self._written = 0.0
-        self._failing = False
+        self._failing = self._unwritten = False
 
     def emit(self, record: logging.LogRecord) -> None:
         line: dict[str, Any] = {
@@ -84,6 +84,7 @@ class _Writer(logging.Handler):
         if record.exc_info:
             line["traceback"] = logging.Formatter().formatException(record.exc_info)
         self._lines.append(hide(json.dumps(line, ensure_ascii=False), *_secrets()) + "\n")
+        self._unwritten = True
         if self._run.is_local or record.levelno >= logging.ERROR or time.time() - self._written > _FLUSH_S:
             self.flush()
 
@@ -91,7 +92,7 @@ class _Writer(logging.Handler):
         """Writes what has been said. A disk that is full or away ends no run: the next line tries again."""
         self.acquire()
         try:
-            if not self._lines:
+            if not self._unwritten:
                 return
             text = "".join(self._lines).encode("utf-8", "backslashreplace")
             if self._run.is_local:
@@ -102,7 +103,7 @@ class _Writer(logging.Handler):
                 self._lines.clear()
             else:  # an object is written whole
                 self._run.write_bytes(self._name, text)
-            self._written = time.time()
+            self._written, self._unwritten = time.time(), False
         except storage_errors() as error:
             if not self._failing:
                 sys.stderr.write(f"the run's log {self._run.uri}/{self._name} cannot be written ({error})\n")
