@@ -116,7 +116,7 @@ def test_credentials_in_urls_are_masked(tmp_path: Path):
     )
     run = RunDir(tmp_path)
     _write_run_json(
-        run, config, Options(command=("x", "--set", "rate.base_url=https://me:secret@j/")).command
+        run, config, Options(command=("x", "--set", "rate.base_url=https://me:secret@j/")).command, "id"
     )
     text = json.dumps(run.read_json("run.json"))
     assert "secret" not in text
