@@ -37,6 +37,7 @@ class Validation:
         """
         self._out = out
         self._path = out.fetch("validation.jsonl")
+        self._kept = out.fetch("completions.jsonl")
         self._actors = actors
         self._prompts = prompts
         self._lines = trim_metrics(self._path, resume_step) if self._path.exists() else []
@@ -65,9 +66,10 @@ class Validation:
         if all(line["reward"] > earlier["reward"] for earlier in self._lines):
             self._actors.learner.save_model(self._out, "best")
         self._lines.append(line)
-        kept = self._folder / "completions.jsonl"
+        kept = self._kept
         trim_metrics(kept, step - 1)  # a kill between the two files leaves a line that is written again
         append_metrics(kept, {"step": step, "samples": samples_of(groups, scores.reported)})
+        self._out.upload(kept.name)
         append_metrics(self._path, line)  # last: a validation with a line is not run again
         self._out.upload(self._path.name)
         self.on_line(_tracker_line(line))

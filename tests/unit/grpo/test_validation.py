@@ -103,7 +103,7 @@ def test_a_resumed_run_forgets_what_it_will_do_again(tmp_path: Path):
     validate(tmp_path, [0.2], resume_step=1)
     lines = read_metrics(tmp_path / "grpo" / "validation.jsonl")
     assert [(line["step"], line["reward"]) for line in lines] == [(0, 0.1), (1, 0.3), (2, 0.2)]
-    written = read_metrics(tmp_path / "completions.jsonl")
+    written = read_metrics(tmp_path / "grpo" / "completions.jsonl")
     rewards = {line["step"]: line["samples"][0]["reward"] for line in written}
     assert rewards == {0: 0.1, 1: 0.3, 2: 0.2}
     assert written[0]["samples"][0]["completion"] == group(HALF).completions[0].text
