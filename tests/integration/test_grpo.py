@@ -263,7 +263,15 @@ def test_a_learner_killed_before_its_first_checkpoint_changes_nothing(
     kills, mapped = [1], []  # one after a checkpoint is killed in `tests/chaos`
     thread = threading.Thread(target=kill_learners, args=(tmp_path, kills, mapped), daemon=True)
     thread.start()
-    progress = _run(actors, prompts, [], tmp_path, config, TrackingConfig(report_to=[]), SEED)
+    progress = _run(
+        actors,
+        prompts,
+        [],
+        RunDir(tmp_path.parent).stage(tmp_path.name),
+        config,
+        TrackingConfig(report_to=[]),
+        SEED,
+    )
     thread.join()
     learner.shutdown()
     assert not kills, "the run ended before its learner was killed"
