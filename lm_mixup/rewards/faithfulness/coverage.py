@@ -114,7 +114,8 @@ def repetition(
     facts = sum(f.kind in ("number", "name", "code") and f.certain for f in completion.facts)
     if facts:
         share = max(share, len(again) / facts)
-    share = max(share, _listed_twice(prompt, topics), _phrases_twice(completion.text, sources))
+    share = max(share, _clauses_again(completion, sources))
+    share = max(share, _listed_twice(prompt, topics, sources), _phrases_twice(completion.text, sources))
     return min(1.0, share), [(f.start, f.end) for f in again]
 
 
@@ -182,16 +183,37 @@ def _told_again(completion: Reading, sources: Sequence[SourceReading], about: Co
         if fact.kind not in ("number", "name", "code") or fact.key in topics or not fact.certain:
             continue
         words = completion.words_of(fact.clause) - topics
+        label = completion.labels_of(fact)[:1]
         told[fact.key] += 1
         recurs = fact.kind == "name" or (fact.kind == "number" and fact.key.isdigit() and len(fact.key) <= 2)
         before = beside.setdefault(fact.key, [])
-        same = any(len(words & other) > len(words) / 2 for other in before)
-        before.append(words)
+        same = any(len(words & other) > len(words) / 2 or set(label) & other for other in before)
+        before.append(words | set(label))
         if told[fact.key] > max(1, allowed[fact.key], len(subjects.get(fact.key, ()))) and (
             same or not recurs
         ):
             again.append(fact)
     return again + _values_again(completion, sources, about, topics)
+
+
+def _clauses_again(completion: Reading, sources: Sequence[SourceReading]) -> float:
+    """The share of a completion's clauses that give a value in small letters again, such as `the nonmetals`.
+
+    Such a value is a word of a clause without facts, of one short source alone, that the source does not
+    repeat. Long sources use a word for many reasons.
+    """
+    if any(len(source.told.keys) > _SHORT for source in sources):
+        return 0.0
+    spread = Counter(stem for source in sources for stem in source.stems)
+    values: set[str] = set()
+    for source in sources:
+        for number in range(len(source.told.clauses)):
+            if not any(f.certain for f in source.told.facts_of(number)):
+                values |= {word for word in source.told.words_of(number) if spread[word] == 1}
+    plain = [n for n in range(len(completion.clauses)) if not any(f.certain for f in completion.facts_of(n))]
+    told = Counter(word for number in plain for word in completion.words_of(number) & values)
+    again = sum(count - 1 for count in told.values())
+    return min(1.0, again / len(completion.clauses)) if completion.clauses else 0.0
 
 
 def _subjects(source: SourceReading, about: Collection[str]) -> frozenset[str]:
@@ -236,7 +258,8 @@ def _subject(claim: Reading) -> set[str]:
     """What a claim is about: its first words up to its first name or number; what follows it tells."""
     opening = set(claim.keys[:_SUBJECT])
     facts = [fact for fact in claim.facts if fact.kind in ("number", "name", "code") and fact.key in opening]
-    return opening - {fact.key for fact in facts[1:]}
+    values = {fact.key for fact in facts if fact.kind != "name"}
+    return opening - {fact.key for fact in facts[1:]} - values
 
 
 def _phrases_twice(text: str, sources: Sequence[SourceReading]) -> float:
@@ -261,11 +284,12 @@ def _phrases(text: str) -> tuple[list[str], list[str]]:
     return phrases, again
 
 
-def _listed_twice(prompt: Reading, topics: Collection[str]) -> float:
+def _listed_twice(prompt: Reading, topics: Collection[str], sources: Sequence[SourceReading]) -> float:
     """The share of a question's list items that stand in the list before, of the same subject."""
     seen: set[frozenset[str]] = set()
     items = again = 0
     # `the element` of `the element neon` is what is asked about, not what is asked
+    common = frozenset.intersection(*(frozenset(w.stem for w in s.asked.words) for s in sources))
     kinds = {first.stem for first, second in pairwise(prompt.words) if second.stem in topics}
     for start, end in _items(prompt.text):
         item = read(prompt.text[start:end])
@@ -273,7 +297,8 @@ def _listed_twice(prompt: Reading, topics: Collection[str]) -> float:
         asked = words - set(topics) - kinds
         if asked:
             items += 1
-            again += asked in seen
+            # the last item of a list names what all are asked of: `… and area of the element neon`
+            again += asked in seen or any(other < asked and asked - other <= common for other in seen)
             seen.add(asked)
         if words & set(topics) or any(f.kind == "name" for f in item.facts):
             seen.clear()

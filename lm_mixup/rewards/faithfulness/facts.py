@@ -122,6 +122,13 @@ class Reading:
         """Stems of a clause's content words."""
         return {word.stem for word in self.words if word.clause == clause}
 
+    def labels_of(self, fact: Fact) -> list[str]:
+        """The content words nearest to a fact in its clause, before it first and then after it."""
+        words = [word for word in self.words if word.clause == fact.clause]
+        before = [word.stem for word in words if word.end <= fact.start]
+        after = [word.stem for word in words if word.start >= fact.end]
+        return [*before[-1:], *after[:1]]
+
     def facts_of(self, clause: int) -> list[Fact]:
         """Facts of a clause."""
         return [fact for fact in self.facts if fact.clause == clause]

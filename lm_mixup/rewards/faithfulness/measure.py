@@ -78,7 +78,8 @@ def measure(prompt: str, completion: str, sources: Sequence[Source], task_type: 
 
     fidelity = words · 0.5^f · a · (1 − repetition)³, score = fidelity · coverage². Here `words` is the share
     of content words that the sources hold, scaled so that `_FREE_WORDS` of other wording are free; f is the
-    number of facts that are unsupported, misbound or negated against the sources, and of invented sentences;
+    number of facts that are unsupported, misbound or negated against the sources, and of invented sentences,
+    and one more where facts are told again;
     a is `answering`, or 0.1 where a letter or a verdict is wrong.
 
     A pair that asks and answers in numbered parts is measured part by part, each against the sources whose
@@ -115,6 +116,7 @@ def measure(prompt: str, completion: str, sources: Sequence[Source], task_type: 
     if parts:  # parts may agree in their wording, `1. True 2. True`
         repeated, again = max(part.repetition for part in found), []
     fidelity = math.prod(part.fidelity for part in found) * (1 - repeated) ** _REPETITION_POWER
+    fidelity *= _FACT_FAULT if again else 1.0
     body = Piece(f"{prompt}\n{completion}", 0).part(told_once.text)
     told_again = [body.moved(Span(a, b, body.text[a:b], "repeated")) for a, b in again]
     unsupported = {*told_again, *(span for part in found for span in part.unsupported)}

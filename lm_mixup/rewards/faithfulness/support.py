@@ -233,6 +233,7 @@ def misbound(readings: Sequence[Reading], pool: Pool, question: Collection[str] 
     here: dict[str, set[str]] = {}
     for _, fact, words in placed:
         here.setdefault(fact.key, set()).update(words)
+    times = Counter((number, fact.key) for number, fact, _ in placed)
     wrong: list[list[Fact]] = [[] for _ in readings]
     for number, fact, words in placed:
         if fact.key not in around or not fact.certain:
@@ -251,12 +252,12 @@ def misbound(readings: Sequence[Reading], pool: Pool, question: Collection[str] 
         if fact.kind == "name" and _stands_for_topic(words, set().union(*mine), pool.topics, around):
             wrong[number].append(fact)
             continue
-        labels = _labels(fact, readings[number])
+        labels = set(readings[number].labels_of(fact))
         for key, others in around.items():
             if key == fact.key or kinds[key] != (fact.kind == "number") or key in pool.topics:
                 continue
             theirs = set().union(*(there for there in others if not with_subject or there & subject))
-            if _stands_for(words, own, theirs, here.get(key), labels):
+            if _stands_for(words, own, theirs, here.get(key), labels, again=times[number, fact.key] > 1):
                 wrong[number].append(fact)
                 break
     for found, reading in zip(wrong, readings, strict=True):
@@ -284,7 +285,10 @@ def _cut_short(reading: Reading, pool: Pool) -> list[Fact]:
     text = f" {' '.join(reading.keys)} "
     wrong = []
     for name in sorted(pool.names):
-        if len(name) < _LIKE or f" {' '.join(name)} " in text or not pool.topics.isdisjoint(name):
+        if len(name) < _LIKE or f" {' '.join(name)} " in text:
+            continue
+        if not pool.topics.isdisjoint(name):  # `Vanuatu pays with the Vanuatu` for `Vanuatu vatu`
+            wrong += [f for f in reading.facts if f.key in name and _is_own_value(f, reading, {})][:1]
             continue
         others = {key for other in pool.names for key in other if other != name} | pool.topics
         wrong += [f for f in reading.facts if f.kind == "name" and f.key in name and f.key not in others][:1]
@@ -320,14 +324,6 @@ def _stands_for_topic(
     return any(before & words for topic in topics for words in around.get(topic, ()))
 
 
-def _labels(fact: Fact, reading: Reading) -> set[str]:
-    """The content words nearest to a fact in its clause, before and after it: what they say it is."""
-    words = [word for word in reading.words if word.clause == fact.clause]
-    before = [word.stem for word in words if word.end <= fact.start]
-    after = [word.stem for word in words if word.start >= fact.end]
-    return {*before[-1:], *after[:1]}
-
-
 def _is_own_value(fact: Fact, reading: Reading, most: Mapping[str, int]) -> bool:
     """Whether a topic is said of itself (`Morocco is part of Morocco`) where no source has it twice.
 
@@ -346,7 +342,13 @@ def _is_own_value(fact: Fact, reading: Reading, most: Mapping[str, int]) -> bool
 
 
 def _stands_for(
-    context: set[str], own: set[str], theirs: set[str], there: set[str] | None, labels: set[str]
+    context: set[str],
+    own: set[str],
+    theirs: set[str],
+    there: set[str] | None,
+    labels: set[str],
+    *,
+    again: bool,
 ) -> bool:
     """Whether a fact with the words `own` stands in an output where one with the words `theirs` should.
 
@@ -356,6 +358,7 @@ def _stands_for(
         theirs: Those around the other in the sources.
         there: Those around the other in the output; None where that is not in it.
         labels: Those nearest to it in the output, which count twice.
+        again: Whether the output has the fact in another place too, which may be its own.
     """
     lean = _weight(context & (theirs - own)) - _weight(context & (own - theirs))
     lean += len(labels & (theirs - own)) - len(labels & (own - theirs))
@@ -363,6 +366,8 @@ def _stands_for(
         return False
     if there is None:
         return lean >= _CLEAR
+    if again and lean >= _CLEAR and not labels & own:
+        return True
     away = _weight(there & (own - theirs)) - _weight(there & (theirs - own))
     return (away > 0 and lean + away > 1) or (away >= -_WEAK and lean >= _CLEAR)
 

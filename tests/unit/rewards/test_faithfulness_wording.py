@@ -221,3 +221,57 @@ def test_a_surname_in_a_long_text_is_no_cut():
     text = "Marie Curie was a physicist who did research on radioactivity. " * 3
     sources = (Source("Who was Marie Curie?", text), Source("Tell me of Marie Curie", text))
     assert measure("", "Curie was a physicist who did research.", sources, "para").binding == 1
+
+
+SULFUR = (
+    Source("category Chemistry, a statement on the element sulfur", "It is written S. It is written S."),
+    Source("say something of the element sulfur", "it counts among the nonmetals lol"),
+    Source("i need a line on the element sulfur", "It stands in period 3 and has the atomic number 16."),
+)
+
+
+@pytest.mark.parametrize(
+    ("again", "fault"),
+    [
+        (" and it is one of the nonmetals", "a value in small letters"),
+        (", and it belongs to period 3", "a small number with its label"),
+        (" with a place in period 16", "a value told rightly and then as another"),
+    ],
+)
+def test_what_is_told_again_in_other_words_is_a_fault(again: str, fault: str):
+    told = "The element sulfur is written S, counts among the nonmetals, stands in period 3 and has the atomic number 16"  # noqa: E501
+    assert measure("", f"{told}.", SULFUR, "para").fidelity == 1
+    assert measure("", f"{told}{again}.", SULFUR, "para").fidelity < 0.6, fault
+
+
+def test_a_claim_with_a_number_early_in_it_is_told_once():
+    sources = (
+        Source("True or false? The element cerium weighs 140.116 u per atom.", "True"),
+        Source("true/false: The element cerium is a gas.", "False lol"),
+    )
+    claim = "The element cerium is a gas and has an atomic mass of 140.116 u"
+    once = measure(f"True or false? {claim}.", "False", sources, "tfq")
+    twice = measure(f"True or false? {claim}, while its mass is 140.116 u.", "False", sources, "tfq")
+    assert once.fidelity == 1 and twice.fidelity <= 0.5 and "repeated" in kinds(twice)
+
+
+def test_a_question_lists_each_thing_once_whatever_ends_the_list():
+    sources = (
+        Source("what is the atomic number of the element sulfur", "hey so 16"),
+        Source("what is the period of the element sulfur", "3"),
+    )
+    told = "The element sulfur has the atomic number 16 and stands in period 3."
+    asked = "What are the period and atomic number of the element sulfur?"
+    assert measure(asked, told, sources, "qa").repetition == 0
+    twice = asked.replace("the period", "the atomic number, period")
+    assert measure(twice, told, sources, "qa").fidelity < 0.6
+
+
+def test_a_value_that_holds_its_subject_is_cut_short_where_it_is_the_subject():
+    sources = (
+        Source("for school, summarise Vanuatu", "It uses the Vanuatu vatu as its currency"),
+        Source("an article about Vanuatu please", "It is called by phone with +678."),
+    )
+    told = "Vanuatu, with the currency Vanuatu vatu, is called by phone with +678."
+    assert measure("", told, sources, "para").fidelity == 1
+    assert measure("", told.replace(" vatu", ""), sources, "para").fidelity <= 0.5
