@@ -34,7 +34,10 @@ def _as_mathml(found: re.Match[str]) -> str:
     from latex2mathml.converter import convert
 
     display = "block" if found[1] is not None else "inline"
-    return str(convert(found[1] or found[2], display=display))
+    drawn = str(convert(found[1] or found[2], display=display))
+    return (
+        drawn if display == "block" else f"<span>{drawn}</span>"
+    )  # else it ends a paragraph where it begins a line
 
 
 def _as_path(found: re.Match[str]) -> str:
