@@ -179,11 +179,13 @@ def _told_again(completion: Reading, sources: Sequence[SourceReading], about: Co
     told: Counter[str] = Counter()
     beside: dict[str, list[set[str]]] = {}
     again = []
+    short = all(len(source.told.keys) <= _SHORT for source in sources)
     for fact in completion.facts:
         if fact.kind not in ("number", "name", "code") or fact.key in topics or not fact.certain:
             continue
         words = completion.words_of(fact.clause) - topics
-        label = completion.labels_of(fact)[:1]
+        # In long texts a name, or a unit such as `1 cup`, stands beside one word time and again.
+        label = completion.labels_of(fact)[:1] if fact.kind == "number" and short else ()
         told[fact.key] += 1
         recurs = fact.kind == "name" or (fact.kind == "number" and fact.key.isdigit() and len(fact.key) <= 2)
         before = beside.setdefault(fact.key, [])
