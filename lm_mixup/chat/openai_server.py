@@ -94,7 +94,11 @@ class Server:
         import openai
 
         key, timeout = self._key or "unused", self._config.timeout_s
-        return openai.AsyncOpenAI(base_url=self._url, api_key=key, timeout=timeout, max_retries=0)
+        # A server that redirects would have us ask another one, inside our network too, and hand it rows.
+        plain = openai.DefaultAsyncHttpxClient(follow_redirects=False)
+        return openai.AsyncOpenAI(
+            base_url=self._url, api_key=key, timeout=timeout, max_retries=0, http_client=plain
+        )
 
     async def _worker(
         self,
