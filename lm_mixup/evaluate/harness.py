@@ -36,8 +36,6 @@ def check_tasks(config: BenchmarkConfig) -> None:
     lacking = set(FILES) if config.data_dir is None else set(missing_files(config.data_dir))
     if config.data_dir is not None and lacking == set(FILES):
         raise InputError(f"{KEY} {config.data_dir}: holds none of {', '.join(FILES)}")
-    if isinstance(config.num_fewshot, dict) and (other := config.num_fewshot.keys() - set(config.tasks)):
-        raise InputError(f"benchmark.num_fewshot: {sorted(other)[0]} is not one of benchmark.tasks")
     manager = open_tasks(config.include_path)
     asked: dict[str, bool] = {}
     for task in config.tasks:
@@ -51,12 +49,17 @@ def check_tasks(config: BenchmarkConfig) -> None:
                 raise InputError(f"{KEY} {config.data_dir}: {task} needs {missing}, which is not there")
             if "/" not in dataset or Path(dataset).exists():
                 continue  # `json` and other loaders of files, or a folder
-            if not asked.setdefault(dataset, _hub_answers(dataset)):
+            if dataset not in asked:
+                asked[dataset] = _hub_answers(dataset)
+            if not asked[dataset]:
                 remedy = f", or set {KEY} to a folder with {' and '.join(files)}" if files else ""
                 raise InputError(
                     f"benchmark.tasks: {task} reads {dataset} from the Hugging Face Hub, which does not "
                     f"answer; connect to it{remedy}"
                 )
+    if isinstance(config.num_fewshot, dict):  # of a task that is not asked for now it may say what it likes
+        for task in config.num_fewshot:
+            leaves_of(manager, task, "benchmark.num_fewshot")
 
 
 def _hub_answers(dataset: str) -> bool:
@@ -84,7 +87,9 @@ def open_tasks(include_path: str | Path | None, *, include_defaults: bool = True
     return TaskManager(include_path=path, include_defaults=include_defaults)
 
 
-def leaves_of(manager: TaskManager, task: str) -> dict[str, tuple[str, Mapping[str, Any]]]:
+def leaves_of(
+    manager: TaskManager, task: str, key: str = "benchmark.tasks"
+) -> dict[str, tuple[str, Mapping[str, Any]]]:
     """The tasks that a task, group or tag stands for: by name the file of each and its definition.
 
     Raises:
@@ -92,12 +97,12 @@ def leaves_of(manager: TaskManager, task: str) -> dict[str, tuple[str, Mapping[s
     """
     if Path(task).suffix in (".yaml", ".yml"):
         if not Path(task).is_file():
-            raise InputError(f"benchmark.tasks: there is no file {task}")
+            raise InputError(f"{key}: there is no file {task}")
         return {}
     if task not in manager.task_index:
         close = get_close_matches(task, manager.all_tasks, n=3)
         hint = f"; did you mean {' or '.join(close)}?" if close else "; `lm_eval ls tasks` lists them"
-        raise InputError(f"benchmark.tasks: lm-eval has no task {task}{hint}")
+        raise InputError(f"{key}: lm-eval has no task {task}{hint}")
     found: dict[str, tuple[str, Mapping[str, Any]]] = {}
     waiting = [task]
     while waiting:

@@ -145,7 +145,10 @@ def test_the_stage_gives_lm_evals_digits_and_a_resumed_one_runs_no_task_twice(ra
         ),
         ({"tasks": ["mine.yaml"]}, r"benchmark.tasks: there is no file mine.yaml"),
         ({"tasks": ["mmlu"], "include_path": "HERE/no"}, r"include_path: there is no folder"),
-        ({"tasks": ["mmlu_anatomy"], "num_fewshot": {"mmlu": 5}}, r"num_fewshot: mmlu is not one of"),
+        (
+            {"tasks": ["mmlu_anatomy"], "num_fewshot": {"mmlo": 5}, "data_dir": "HERE"},
+            r"num_fewshot: lm-eval has no task mmlo; did you mean mmlu",
+        ),
     ],
 )
 def test_what_is_missing_is_said_before_anything_starts(monkeypatch, data, section, says):
