@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_mixup.models.policy import CHATML, END_OF_TEXT, IM_END, IM_START, TAGS, save_model
+from lm_mixup.models.policy import END_OF_TEXT, IM_END, IM_START, TAGS, chat_template, save_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
@@ -111,7 +111,7 @@ def _train_tokenizer(texts: Iterable[str], vocab_size: int, max_positions: int) 
         eos_token=IM_END,
         pad_token=END_OF_TEXT,
         extra_special_tokens=[IM_START],
-        chat_template=CHATML,
+        chat_template=chat_template("chatml"),
         model_max_length=max_positions,
     )
     # Not special: `decode(skip_special_tokens=True)` must keep the tags that the answer is parsed by.

@@ -10,7 +10,6 @@ import csv
 import io
 import json
 import re
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -119,13 +118,10 @@ def make_work(
     out: StageDir, config: BenchmarkConfig, model: ModelConfig, seed: int
 ) -> Callable[[Unit], PartResult]:
     """The function that measures one model on one task; a model stays loaded for its next task."""
-    folder = tempfile.TemporaryDirectory(prefix="lm-mixup-benchmark-")
-    harness = Harness(config, model, seed, Path(folder.name))
-    keep = folder  # removed with the actor
+    harness = Harness(config, model, seed)
 
     def work(unit: Unit) -> PartResult:
         path, task = unit
-        assert keep is not None  # noqa: S101
         results, samples = harness.run(path, task)
         lines = "".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in samples)
         out.run.write_bytes(f"{out.name}/samples/{_file_name(path, task)}.jsonl", lines.encode())

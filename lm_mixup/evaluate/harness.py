@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import socket
+import tempfile
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -123,21 +124,23 @@ def leaves_of(
 class Harness:
     """Runs tasks on models; the last model stays loaded.
 
+    Task files over local data lie in a temporary folder, which is removed with the harness.
+
     Args:
         config: The `benchmark` section.
         model: Data type, revision and trust of what is loaded.
         seed: Of the draws of examples.
-        scratch: A folder for task files over local data.
     """
 
-    def __init__(self, config: BenchmarkConfig, model: ModelConfig, seed: int, scratch: Path) -> None:
+    def __init__(self, config: BenchmarkConfig, model: ModelConfig, seed: int) -> None:
         self._config, self._model, self._seed = config, model, seed
         self._tasks = open_tasks(config.include_path)
         if config.data_dir is not None:
             named = (leaves_of(self._tasks, task).items() for task in config.tasks)
             leaves = {name: leaf for items in named for name, leaf in items}
-            write_local_tasks(config.data_dir, leaves, scratch)
-            own = open_tasks(scratch, include_defaults=False).task_index
+            self._folder = tempfile.TemporaryDirectory(prefix="lm-mixup-benchmark-")
+            write_local_tasks(config.data_dir, leaves, Path(self._folder.name))
+            own = open_tasks(self._folder.name, include_defaults=False).task_index
             # The tasks alone: a tag that is made of them would hide the whole one.
             self._tasks.task_index.update({name: own[name] for name in leaves if name in own})
         self._loaded: tuple[str, LM] | None = None

@@ -24,12 +24,6 @@ if TYPE_CHECKING:
 IM_START, IM_END, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 _TEMPLATES = Path(__file__).parent / "chat_templates"
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
-CHATML = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 
 
 def load_tokenizer(path: str | Path, model: ModelConfig, key: str = "model.path") -> PreTrainedTokenizerBase:

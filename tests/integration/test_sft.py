@@ -300,4 +300,4 @@ def test_what_a_worker_refuses_is_one_line_and_not_tried_again(ray_session, tmp_
         RunDir(tmp_path).stage("sft"), CONFIG, ModelConfig(path="a model that none would load"), "", 0
     )
     with pytest.raises(InputError, match=r"^model.path \S+base: "):
-        _train_loop({"job": job})  # as Ray Train calls it once more
+        _train_loop({"job": job, "log_place": None})  # as Ray Train calls it once more

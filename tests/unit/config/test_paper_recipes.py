@@ -143,6 +143,7 @@ def asked_for(config: Config) -> dict[str, float]:
         "grpo": sum(bundle.get("GPU", 0) for bundle in bundles),
         "distill": config.distill.num_actors * config.distill.tensor_parallel_size,
         "finetune": config.finetune.num_workers,
+        "benchmark": config.benchmark.num_actors * config.benchmark.tensor_parallel_size,
     }
 
 
