@@ -52,8 +52,9 @@ class SftConfig(Section):
     packing: bool = Field(
         False, description="Pack several rows into a sequence, without attention across rows."
     )
-    gradient_checkpointing: bool = resources(
-        False, description="Recompute activations in the backward pass: less memory, more time."
+    gradient_checkpointing: bool | None = resources(
+        None,
+        description="Recompute activations in the backward pass: less memory, more time. Default: on GPUs.",
     )
     max_grad_norm: float = Field(
         1.0, gt=0, description="Maximum gradient norm; larger gradients are clipped."

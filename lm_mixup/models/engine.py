@@ -124,6 +124,8 @@ class Engine:
             options |= {
                 "gpu_memory_utilization": gpu_memory_utilization,
                 "enable_sleep_mode": sleep_mode,
+                # Otherwise CUDA graphs stay in the memory that the learner needs meanwhile.
+                "sleep_mode_offload_cudagraph": sleep_mode,
             }
         else:
             options |= {

@@ -96,6 +96,7 @@ def trainer_arguments(
     config = job.config
     accumulation = config.batch_size // (config.micro_batch_size * world_size)
     bf16 = policy_dtype(job.model) == torch.bfloat16
+    on_gpu, checkpointing = torch.cuda.is_available(), config.gradient_checkpointing
     return TrlConfig(
         output_dir=str(job.checkpoints),
         seed=job.seed,
@@ -113,8 +114,8 @@ def trainer_arguments(
         adam_beta2=config.adam_beta2,
         max_grad_norm=config.max_grad_norm,
         bf16=bf16,
-        use_cpu=not torch.cuda.is_available(),  # otherwise bf16 is refused on CPU
-        gradient_checkpointing=config.gradient_checkpointing,
+        use_cpu=not on_gpu,  # otherwise bf16 is refused on CPU
+        gradient_checkpointing=on_gpu if checkpointing is None else checkpointing,
         remove_unused_columns=False,
         dataset_kwargs={"skip_prepare_dataset": True},
         packing=config.packing,

@@ -54,8 +54,9 @@ class LearnerRank:
         self._policy.config.use_cache = False
         if config.shared_prompt:
             use_shared_prompts(policy)
-        checkpointing = config.gradient_checkpointing
-        if self._device.type == "cuda" if checkpointing is None else checkpointing:
+        asked = config.gradient_checkpointing
+        self._checkpointing = self._device.type == "cuda" if asked is None else asked
+        if self._checkpointing:
             self._policy.gradient_checkpointing_enable()
             if (
                 config.lora is not None
@@ -80,7 +81,11 @@ class LearnerRank:
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
     def join(self, rank: int, world_size: int, address: str, port: int) -> None:
-        """Joins the process group and hands the policy to DeepSpeed."""
+        """Joins the process group and hands the policy to DeepSpeed.
+
+        Raises:
+            InputError: An update would not fit the GPU.
+        """
         import deepspeed
         import torch
 
@@ -94,12 +99,16 @@ class LearnerRank:
             "MASTER_ADDR": address,
             "MASTER_PORT": str(port),
         }
+        if self._device.type == "cuda":
+            self._check_memory(world_size)
         backend = "nccl" if self._device.type == "cuda" else "gloo"
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False)
         optimizer = torch.optim.AdamW(
             [p for p in self._trained.parameters() if p.requires_grad],
             lr=self._config.learning_rate,
             weight_decay=self._config.weight_decay,
+            # Without it a step holds temporaries as large as the float32 weights.
+            fused=self._device.type == "cuda",
         )
         settings = deepspeed_config(
             zero_stage=self._config.zero_stage,
@@ -116,6 +125,22 @@ class LearnerRank:
             model=self._trained, optimizer=optimizer, config=settings, dist_init_required=False
         )
         self._rank, self._world_size = rank, world_size
+
+    def _check_memory(self, world_size: int) -> None:
+        import torch
+
+        from lm_mixup.grpo.learner.memory import activation_bytes, check_fits, estimate
+
+        needed = estimate(
+            self._trained,
+            self._config,
+            has_reference=self._reference is not None,
+            bytes_per_token=activation_bytes(self._trained),
+            world_size=world_size,
+        )
+        log(f"an update needs about {needed}")
+        _, total = torch.cuda.mem_get_info(self._device)
+        check_fits(needed, total, self._config, checkpointing=self._checkpointing)
 
     def update(self, episodes: Sequence[Episode], steps: Sequence[OptimizerStep]) -> list[dict[str, float]]:
         """Runs this rank's share of the optimizer steps on one rollout batch.
