@@ -96,10 +96,12 @@ def run_verb(verb: str, config: Config, run: RunDir, options: Options) -> dict[s
             lease = held.enter_context(hold_lease(run, take_over=options.take_over))
             _write_run_json(run, config, options.command, lease.owner)
         held.callback(_leave, run)
-        for name, stage in stages.items():
+        for number, (name, stage) in enumerate(stages.items(), 1):
             open_log(LogPlace(run.uri, lease.owner, name, "driver"))
             try:
-                results[name] = run_stage(stage, config, run, fresh=options.fresh)
+                results[name] = run_stage(
+                    stage, config, run, fresh=options.fresh, place=f"stage {number} of {len(stages)}"
+                )
             except Exception as error:
                 log("%s failed", name, level=logging.ERROR, error=error)
                 raise
@@ -154,8 +156,13 @@ def _tell_unused(config: Config) -> None:
             say(f"{name}.backend is {chat.backend}: without effect are {', '.join(unused)}")
 
 
-def run_stage(stage: Stage, config: Config, run: RunDir, *, fresh: bool = False) -> StageResult:
-    """Runs one stage, or skips it if its manifest bears the same fingerprint."""
+def run_stage(
+    stage: Stage, config: Config, run: RunDir, *, fresh: bool = False, place: str = ""
+) -> StageResult:
+    """Runs one stage, or skips it if its manifest bears the same fingerprint.
+
+    `place` is shown behind its name: which of how many stages it is.
+    """
     out = run.stage(stage.name)
     inputs = open_inputs(stage, config, run)
     manifests = {given.name: given.manifest() for given in inputs if given is not None}
@@ -166,7 +173,7 @@ def run_stage(stage: Stage, config: Config, run: RunDir, *, fresh: bool = False)
         return StageResult(manifest, skipped=True)
     _start_ray(config)
     check_run_dir(run)
-    say(f"[bold]{stage.name}[/]")
+    say(f"[bold]{stage.name}[/]{f' ({place})' if place else ''}")
     if kept := out.begin(digest, fresh=fresh):
         say(f"  what {stage.name} trained under other settings is kept for their return: {run.uri}/{kept}")
     started = time.monotonic()

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import (
@@ -64,14 +65,18 @@ def _bar(label: str, total: int, completed: int) -> Iterator[Callable[..., None]
 
 
 def _log_lines(label: str, total: int, completed: int) -> Callable[..., None]:
-    """One log line every 15 seconds, and one at the end."""
-    state = {"done": completed, "last": time.monotonic()}
+    """One log line every 15 seconds, with the time left at the speed so far, and one at the end."""
+    started = time.monotonic()
+    state = {"done": completed, "last": started}
 
     def advance(steps: int = 1, note: str = "") -> None:
         state["done"] += steps
         now = time.monotonic()
         if state["done"] >= total or now - state["last"] >= _LOG_EVERY_S:
             state["last"] = now
-            say(f"  {label}: {int(state['done'])}/{total} {note}".rstrip())
+            per_step = (now - started) / max(1, state["done"] - completed)
+            left = timedelta(seconds=round(per_step * (total - state["done"])))
+            notes = [f"{left} left"] * (state["done"] < total) + [note] * bool(note)
+            say(f"  {label}: {int(state['done'])}/{total} {', '.join(notes)}".rstrip())
 
     return advance

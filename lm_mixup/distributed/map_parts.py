@@ -109,8 +109,7 @@ def map_parts(
                 if row["error"]:
                     raise InputError(row["error"])
                 nodes[row["part"]] = row["node"]
-                figures.add(row["rows"], row["rejected"])
-                advance(1)
+                advance(1, figures.add(row["rows"], row["rejected"]))
         except deaths() as error:
             raise RuntimeError(_killed(stage, pending, num_actors)) from error
         _require_receipts(stage, nodes)
@@ -124,12 +123,14 @@ class _Figures:
         self._started = time.monotonic()
         set_gauge("lm_mixup_queue_depth", pending, stage, "parts")
 
-    def add(self, rows: int, rejected: int) -> None:
+    def add(self, rows: int, rejected: int) -> str:
+        """Counts a part; the rows so far and their speed, in words."""
         self._left, self._rows, self._rejected = self._left - 1, self._rows + rows, self._rejected + rejected
         speed = self._rows / max(time.monotonic() - self._started, 1e-9)
         set_gauge("lm_mixup_rows_per_second", speed, self._stage)
         set_gauge("lm_mixup_rejected_rows", self._rejected, self._stage)
         set_gauge("lm_mixup_queue_depth", self._left, self._stage, "parts")
+        return f"{self._rows:,} rows, {speed:,.0f} rows/s"
 
 
 def _killed(stage: StageDir, pending: Sequence[int], num_actors: int) -> str:
