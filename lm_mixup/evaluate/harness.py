@@ -175,13 +175,13 @@ class Harness:
     def _open(self, path: str) -> LM:
         import torch
 
+        from lm_mixup.models.hub import fetch_model
         from lm_mixup.models.policy import policy_dtype
-        from lm_mixup.models.resolve import model_folder
 
         chosen = self._config
         dtype = str(policy_dtype(self._model)).removeprefix("torch.")
         options: dict[str, Any] = {
-            "pretrained": model_folder(path),
+            "pretrained": fetch_model(path, self._model.revision, "benchmark.model"),
             "dtype": dtype,
             "revision": self._model.revision or "main",
             "trust_remote_code": self._model.trust_remote_code,

@@ -15,6 +15,8 @@ from lm_mixup.config import EmbedderConfig
 from lm_mixup.core.errors import InputError
 from lm_mixup.models.resolve import embedder_folder
 
+_LEAST_TOKENS = 64  # of a batch, see `Embedder._encode`
+
 
 class Embedder:
     """Texts to unit vectors.
@@ -136,8 +138,9 @@ class Embedder:
 
         The padded length of a text changes the rounding of its vector, more in bfloat16 than in float32. So
         each text is padded to a length that follows from its own, and a batch holds texts of one such length.
-        The size of a batch changes no bit on CPU; on GPU it may, through the kernels chosen. Models without a
-        transformers tokenizer pad and sort as sentence-transformers does.
+        On CPU the size of a batch changes no bit, once it has `_LEAST_TOKENS`: of fewer, MKL multiplies with
+        another kernel. On GPU it may, through the kernels chosen. Models without a transformers tokenizer
+        pad and sort as sentence-transformers does.
         """
         size, padded = len(texts), np.zeros(len(texts), dtype=np.int64)
         if self._pads:
@@ -145,16 +148,21 @@ class Embedder:
             size, padded = self._batch_size, np.minimum(padded_lengths(self.lengths(texts)), most)
         raw = np.empty((len(texts), 0), dtype=np.float32)
         for rows in batches(padded, size):
+            length, forward = int(padded[rows[0]]), self._batch_size
+            batch = [texts[row] for row in rows]
+            if self._pads:
+                batch += batch[-1:] * (-(-_LEAST_TOKENS // length) - len(batch))
+                forward = len(batch)
             found = self._model.encode(
-                [texts[row] for row in rows],
-                batch_size=self._batch_size,
+                batch,
+                batch_size=forward,
                 show_progress_bar=False,
                 convert_to_numpy=True,
-                **self._padding(int(padded[rows[0]])),
+                **self._padding(length),
             )
             if not raw.shape[1]:
                 raw = np.empty((len(texts), found.shape[1]), dtype=np.float32)
-            raw[rows] = found
+            raw[rows] = found[: len(rows)]
         norms = np.linalg.norm(raw, axis=1, keepdims=True)
         return np.asarray(raw / np.maximum(norms, np.float32(1e-12)), dtype=np.float32)
 

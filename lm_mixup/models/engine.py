@@ -110,7 +110,7 @@ class Engine:
             torch._dynamo.config.disable = True
         from vllm import LLM
 
-        from lm_mixup.models.resolve import model_folder
+        from lm_mixup.models.hub import fetch_model
 
         make_engine: Any = LLM
 
@@ -142,7 +142,7 @@ class Engine:
         if weight_transfer is not None:
             options["weight_transfer_config"] = {"backend": weight_transfer}
         self._llm: Any = make_engine(
-            model=model_folder(model),
+            model=fetch_model(model, revision),
             revision=revision,
             tokenizer_revision=revision,
             dtype=dtype,

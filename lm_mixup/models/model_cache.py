@@ -54,7 +54,7 @@ def kept_folder(model: str, name: str, needed_bytes: int, make: Callable[[Path],
         return folder
     with _space_and_rights(model, folder.parent):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(model, folder):
+        with take_turns(model, folder):
             if is_whole(folder):
                 return folder
             if folder.exists():
@@ -104,9 +104,15 @@ def file_digest(path: Path) -> str:
 
 
 @contextmanager
-def _alone(model: str, folder: Path) -> Iterator[None]:
+def take_turns(model: str, folder: Path) -> Iterator[None]:
+    """Lets one process of this machine at a time into the block, for a folder of the cache.
+
+    Raises:
+        InputError: Another one has been in it for half an hour.
+    """
     from filelock import FileLock, Timeout
 
+    folder.parent.mkdir(parents=True, exist_ok=True)
     lock = folder.with_name(f".{folder.name}.lock")
     try:
         with FileLock(lock, timeout=_LONGEST_WAIT_S):

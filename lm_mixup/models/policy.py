@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from lm_mixup.config import ModelConfig
 from lm_mixup.core.errors import InputError
 from lm_mixup.core.task_types import write_output, write_prompt
-from lm_mixup.models.resolve import UNTRAINED_NANO, check_model_path, model_folder
+from lm_mixup.models.hub import fetch_model
+from lm_mixup.models.resolve import UNTRAINED_NANO, check_model_path
 
 if TYPE_CHECKING:
     import torch
@@ -108,13 +109,12 @@ def _load(auto_class: Any, path: str | Path, key: str, **options: Any) -> Any:
     check_model_path(str(path), key)
     if str(path) == UNTRAINED_NANO:
         raise InputError(f"{key} {path}: has no weights before the sft stage has made them")
-    folder = Path(model_folder(str(path)))
+    folder = fetch_model(str(path), options.get("revision"), key)
     try:
-        return auto_class.from_pretrained(folder if folder.is_dir() else str(path), **options)
+        return auto_class.from_pretrained(folder, **options)
     except (OSError, ValueError) as error:
-        where = "" if folder.is_dir() else " (no such folder here, and not loaded from the Hub)"
         reason = " ".join(str(error).split())
-        raise InputError(f"{key} {path}{where}: {reason:.300}") from error
+        raise InputError(f"{key} {path}: {reason:.300}") from error
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, instruction: str, inputs: Sequence[str]) -> list[int]:
