@@ -19,7 +19,7 @@ from typing import Any
 
 from lm_mixup import __version__
 from lm_mixup.config import Config
-from lm_mixup.core.errors import InputError
+from lm_mixup.core.errors import InputError, StageEmpty
 from lm_mixup.core.lease import hold_lease
 from lm_mixup.core.progress import say
 from lm_mixup.core.redact import redact
@@ -44,10 +44,6 @@ _PACKAGES = (
 
 
 _SCRATCH_S = 30.0
-
-
-class StageEmpty(RuntimeError):
-    """A stage finished without a single row that the next could work on."""
 
 
 @dataclass

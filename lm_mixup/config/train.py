@@ -120,7 +120,7 @@ class FinetuneConfig(SftConfig):
 
     train: str | None = Field(
         None,
-        description="JSONL file with `prompt` and `completion`; default: the output of `select`.",
+        description="A training set, in any layout that `ingest` reads; default: the output of `select`.",
     )
     model: ModelConfig | None = Field(
         None, description="The model to fine-tune; default: the section `model`."

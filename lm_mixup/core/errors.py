@@ -1,4 +1,4 @@
-"""The error that the user can correct."""
+"""The errors that end a run in one line."""
 
 
 class InputError(Exception):
@@ -6,3 +6,7 @@ class InputError(Exception):
 
     The command line prints the message without a traceback and exits with status 2.
     """
+
+
+class StageEmpty(RuntimeError):
+    """A stage came to its end with nothing to work on: not a row, or a model that learned nothing."""

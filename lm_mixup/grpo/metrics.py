@@ -129,7 +129,6 @@ def rollout_tokens(*batches: ScoredBatch) -> tuple[int, int]:
 Metrics = Sequence[Mapping[str, Any]]
 
 WINDOW = 5  # steps averaged: single steps are noisy
-MIN_STEPS = 2 * WINDOW
 
 
 def new_alarms(lines: Metrics, synchronous: bool) -> dict[str, str]:
@@ -149,19 +148,22 @@ def new_alarms(lines: Metrics, synchronous: bool) -> dict[str, str]:
 def alarm_history(lines: Metrics, synchronous: bool) -> list[tuple[int, str]]:
     """Every alarm of a run: the step at which it started, and its text."""
     found = []
-    for step in range(MIN_STEPS, len(lines) + 1):
+    for step in range(WINDOW, len(lines) + 1):
         texts = new_alarms(lines[:step], synchronous)
         found += [(int(lines[step - 1]["step"]), text) for text in texts.values()]
     return found
 
 
 def _active_alarms(lines: Metrics, synchronous: bool) -> dict[str, str]:
-    if len(lines) < MIN_STEPS:
-        return {}
-    first, last = _means(lines[:WINDOW]), _means(lines[-WINDOW:])
-    found = {name: check(first, last) for name, check in _ALARMS.items()}
+    found: dict[str, str] = {}
+    if len(lines) >= WINDOW:
+        last = _means(lines[-WINDOW:])
+        found = {name: check(last) for name, check in _OF_STATE.items()}
+    if len(lines) >= 2 * WINDOW:
+        first = _means(lines[:WINDOW])
+        found |= {name: check(first, last) for name, check in _OF_TREND.items()}
     if not synchronous:
-        found.pop("logp_mismatch")
+        found.pop("logp_mismatch", None)
     return {name: text for name, text in found.items() if text}
 
 
@@ -211,7 +213,7 @@ def _length_blow_up(first: Mapping[str, float], last: Mapping[str, float]) -> st
     return ""
 
 
-def _logp_mismatch(first: Mapping[str, float], last: Mapping[str, float]) -> str:
+def _logp_mismatch(last: Mapping[str, float]) -> str:
     difference = last["sampling/logp_difference/mean"]
     if difference > 0.05:
         return (
@@ -221,7 +223,7 @@ def _logp_mismatch(first: Mapping[str, float], last: Mapping[str, float]) -> str
     return ""
 
 
-def _no_signal(first: Mapping[str, float], last: Mapping[str, float]) -> str:
+def _no_signal(last: Mapping[str, float]) -> str:
     zero_std = last["frac_reward_zero_std"]
     if zero_std > 0.8:
         return (
@@ -231,10 +233,18 @@ def _no_signal(first: Mapping[str, float], last: Mapping[str, float]) -> str:
     return ""
 
 
-_ALARMS: dict[str, Callable[[Mapping[str, float], Mapping[str, float]], str]] = {
-    "mode_collapse": _mode_collapse,
-    "semantic_drift": _semantic_drift,
-    "length_blow_up": _length_blow_up,
+# What the last steps alone show, and what they show against the first ones.
+_OF_STATE: dict[str, Callable[[Mapping[str, float]], str]] = {
     "logp_mismatch": _logp_mismatch,
     "no_signal": _no_signal,
 }
+_OF_TREND: dict[str, Callable[[Mapping[str, float], Mapping[str, float]], str]] = {
+    "mode_collapse": _mode_collapse,
+    "semantic_drift": _semantic_drift,
+    "length_blow_up": _length_blow_up,
+}
+
+
+def steps_without_update(lines: Metrics) -> int:
+    """Steps in which no group had different rewards: the learner had nothing to train on."""
+    return sum(line.get("loss") is None for line in lines)

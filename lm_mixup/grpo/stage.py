@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lm_mixup.config import EmbedderConfig, GrpoConfig, ModelConfig, RewardsConfig, TrackingConfig
-from lm_mixup.core.errors import InputError
+from lm_mixup.core.errors import InputError, StageEmpty
 from lm_mixup.core.progress import say, track
 from lm_mixup.core.run_dir import Outcome, StageDir
 from lm_mixup.distributed.labels import set_gauge
@@ -20,7 +20,7 @@ from lm_mixup.grpo import checkpoint
 from lm_mixup.grpo.checkpoint import Progress
 from lm_mixup.grpo.learner.learner import Learner
 from lm_mixup.grpo.loop import Actors, train
-from lm_mixup.grpo.metrics import new_alarms
+from lm_mixup.grpo.metrics import new_alarms, steps_without_update
 from lm_mixup.grpo.placement import reserve
 from lm_mixup.grpo.rollout.pool import RolloutPool
 from lm_mixup.grpo.types import Prompt
@@ -75,6 +75,7 @@ def grpo(
     Raises:
         InputError: No prompt fits, the library has no sample of a prompt's task type, or a custom reward
             cannot be loaded.
+        StageEmpty: No step had an update.
     """
     check_custom(rewards.custom)
     items = [(mixture, part) for part in mixture.parts()]
@@ -91,6 +92,7 @@ def grpo(
     probe = prompts[0].token_ids[:128]
     with _start_actors(library, policy, probe, config, model, rewards, embedder, seed) as actors:
         progress = _run(actors, prompts, held_out, out, config, tracking or TrackingConfig(), seed)
+    _check_learned(out)
     drawn = progress.step * config.prompts_per_step
     return Outcome(
         metrics=_summary(out) | {"steps": progress.step, "num_tokens": progress.num_tokens},
@@ -278,6 +280,20 @@ def _set_gauges(metrics: Mapping[str, Any], actors: Actors) -> None:
     set_gauge("lm_mixup_staleness", metrics["staleness/max"], "grpo")
     set_gauge("lm_mixup_sync_seconds", metrics["timing_s/sync"], "grpo")
     set_gauge("lm_mixup_queue_depth", actors.rollout.waiting, "grpo", "rollout")
+
+
+def _check_learned(out: StageDir) -> None:
+    """Says how many steps changed nothing, and refuses a training of none that did."""
+    lines = read_stage_metrics(out)
+    idle = steps_without_update(lines)
+    if idle and idle == len(lines):
+        raise StageEmpty(
+            f"{out.name}: not one of {idle} steps had a group with different rewards, so no optimizer step "
+            f"was taken and {out.run.uri}/{out.name}/model is that of sft; raise grpo.num_generations or "
+            "grpo.temperature, or look at what rewards.weights reward"
+        )
+    if idle:
+        say(f"  {out.name}: {idle} of {len(lines)} steps had no group with different rewards: no update")
 
 
 def _summary(out: StageDir) -> dict[str, Any]:

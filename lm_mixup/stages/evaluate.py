@@ -60,7 +60,7 @@ def _benchmarks(config: Config) -> bool:
     return bool(config.benchmark.tasks)
 
 
-_SETTINGS = ("finetune", "model", "data", "seed", "tracking")
+_SETTINGS = ("finetune", "model", "seed", "tracking")
 
 STAGES = (
     Stage(
@@ -75,7 +75,7 @@ STAGES = (
     Stage(
         "finetune",
         "lm_mixup.train.finetune:finetune",
-        settings=("finetune.train", *_SETTINGS),
+        settings=("finetune.train", "ingest.columns", "ingest.turns", *_SETTINGS),
         when=lambda config: config.finetune.train is not None,
         check=_check_finetune,
         versions=_versions,

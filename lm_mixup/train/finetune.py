@@ -1,24 +1,24 @@
-"""Fine-tuning on a finished training set: JSONL rows of prompt and completion in, a model out.
+"""Fine-tuning on a finished training set: rows of prompt and completion in, a model out.
 
 The same training as SFT of the distiller (`sft.py`), with any instruction model and any rows, to measure the
-value of a training set.
+value of a training set. Files are read as `ingest` reads a pool: every layout that it knows.
 """
 
 from __future__ import annotations
 
-import itertools
-import json
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
-import fsspec
 import pyarrow as pa
 
-from lm_mixup.config import DataConfig, FinetuneConfig, ModelConfig, TrackingConfig
+from lm_mixup.augment.ingest import Reader
+from lm_mixup.augment.reading.files import Unit, list_units
+from lm_mixup.augment.reading.rows import PoolRow, raw_text
+from lm_mixup.config import FinetuneConfig, IngestConfig, ModelConfig, TrackingConfig
 from lm_mixup.core import schemas
 from lm_mixup.core.errors import InputError
 from lm_mixup.core.run_dir import Outcome, StageDir
-from lm_mixup.core.schemas import content_id, is_clean
+from lm_mixup.core.schemas import content_id
 from lm_mixup.distributed.map_parts import PartResult, map_parts
 from lm_mixup.models.policy import encode_pair, load_tokenizer
 from lm_mixup.models.resolve import UNTRAINED_NANO, check_model_path, portable_path
@@ -35,21 +35,21 @@ def finetune_selected(
     out: StageDir,
     config: FinetuneConfig,
     model: ModelConfig,
-    data: DataConfig,
     seed: int,
     tracking: TrackingConfig | None = None,
 ) -> Outcome:
     """Fine-tunes a model on this run's training set, `select/train.jsonl`, as `finetune` does."""
     rows = f"{select.run.uri}/{select.name}/train.jsonl"
-    return finetune(out, rows, config, model, data, seed, tracking)
+    return finetune(out, rows, {}, "last", config, model, seed, tracking)
 
 
 def finetune(
     out: StageDir,
     rows: str,
+    columns: dict[str, str],
+    turns: Literal["first", "last", "all", "reject"],
     config: FinetuneConfig,
     model: ModelConfig,
-    data: DataConfig,
     seed: int,
     tracking: TrackingConfig | None = None,
 ) -> Outcome:
@@ -59,10 +59,11 @@ def finetune(
 
     Args:
         out: The stage directory.
-        rows: Path or URI of a JSONL file with `prompt`, `completion` and, optionally, `id`.
+        rows: A file, folder, glob, URI or Hub name, in a layout that `ingest` reads.
+        columns: Our column → the file's, as in `ingest.columns`.
+        turns: Which answer of a conversation is trained on, as in `ingest.turns`.
         config: The `finetune` section.
         model: The model to fine-tune, unless the section names one.
-        data: The `data` section: lines per part.
         seed: Of the held-out rows, the data order and the adapters.
         tracking: The `tracking` section; its defaults if None.
 
@@ -73,11 +74,13 @@ def finetune(
     model = trained_model(config, model)
     check_base(model)
     base = portable_path(model.path)
+    reading = IngestConfig(columns=columns, turns=turns)
+    units, _ = list_units(rows, int(reading.split_mib * (1 << 20)), "finetune.train")
     map_parts(
         out,
-        [(rows, *cut) for cut in line_ranges(rows, data.rows_per_part)],
+        units,
         _make_encoder,
-        {"base": base, "model": model, "config": config, "seed": seed},
+        {"base": base, "model": model, "config": config, "reader": Reader(reading, seed), "seed": seed},
         num_actors=config.num_workers,
         label="encode",
     )
@@ -102,99 +105,54 @@ def check_base(model: ModelConfig) -> None:
         raise InputError(f"finetune: {model.path} has no weights; set finetune.model.path")
 
 
-def line_ranges(path: str, lines: int) -> list[tuple[int, int]]:
-    """Splits a file into byte ranges of `lines` lines each; the last one holds the rest.
-
-    Raises:
-        InputError: There is no such file.
-    """
-    cuts, end = [0], 0
-    try:
-        with fsspec.open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                end += len(line)
-                if number % lines == 0:
-                    cuts.append(end)
-    except FileNotFoundError:
-        raise InputError(f"finetune.train: there is no file {path}") from None
-    if end != cuts[-1]:
-        cuts.append(end)
-    return list(itertools.pairwise(cuts))
-
-
 def _make_encoder(
-    base: str, model: ModelConfig, config: FinetuneConfig, seed: int
-) -> Callable[[tuple[str, int, int]], PartResult]:
+    base: str, model: ModelConfig, config: FinetuneConfig, reader: Reader, seed: int
+) -> Callable[[Unit], PartResult]:
     tokenizer = load_tokenizer(base, model)
 
-    def encode(item: tuple[str, int, int]) -> PartResult:
-        path, start, stop = item
-        with fsspec.open(path, "rb") as file:
-            file.seek(start)
-            lines = file.read(stop - start).splitlines()
-        return encode_lines(lines, tokenizer, config, seed)
+    def encode(unit: Unit) -> PartResult:
+        return encode_items(reader.items(unit), unit, reader, tokenizer, config, seed)
 
     return encode
 
 
-def encode_lines(
-    lines: Sequence[bytes], tokenizer: PreTrainedTokenizerBase, config: FinetuneConfig, seed: int
+def encode_items(
+    items: Sequence[Any],
+    unit: Unit,
+    reader: Reader,
+    tokenizer: PreTrainedTokenizerBase,
+    config: FinetuneConfig,
+    seed: int,
 ) -> PartResult:
     """Encodes rows of prompt and completion; none is truncated, none is dropped without a reason.
 
     Args:
-        lines: JSON objects, UTF-8; blank lines are not rows.
+        items: As `reader` reads them from `unit`.
         tokenizer: The model's.
         config: The length limit and the held-out share.
         seed: Whether a row is held out depends on it and the row alone.
 
     Returns:
         `TOKENS` rows of split `sft` or `dev`, ending with the end-of-sequence token; and rejected rows with
-        reason `not_json`, `no_prompt`, `no_completion`, `bad_character` or `too_long`.
+        the reason that `ingest` would give, or `too_long`.
     """
     kept: list[dict[str, Any]] = []
     rejected: list[dict[str, Any]] = []
-    for row in _rows(lines):
-        if "reason" in row:
-            rejected.append(row)
+    for item in items:
+        row = reader.row(item, unit)
+        if not isinstance(row, PoolRow):
+            rejected.append({"id": content_id(raw_text(item)), "reason": str(row)})
             continue
-        prompt, answer = encode_pair(tokenizer, row["prompt"], row["completion"])
+        prompt, answer = encode_pair(tokenizer, row.prompt, row.completion)
         ids = [*prompt, *answer, int(tokenizer.eos_token_id)]
         if len(ids) > config.max_length:
-            rejected.append({"id": row["id"], "reason": "too_long", "tokens": len(ids)})
+            rejected.append({"id": row.id, "reason": "too_long", "tokens": len(ids)})
             continue
-        held_out = int(content_id(str(seed), row["id"]), 16) < config.eval_fraction * 2**128
+        held_out = int(content_id(str(seed), row.id), 16) < config.eval_fraction * 2**128
         split = EVAL_SPLIT if held_out else TRAIN_SPLIT
-        kept.append({"id": row["id"], "split": split, "input_ids": ids, "prompt_length": len(prompt)})
+        kept.append({"id": row.id, "split": split, "input_ids": ids, "prompt_length": len(prompt)})
     return PartResult(
         rows=schemas.table(kept, TOKENS),
         rejected=pa.Table.from_pylist(rejected, schema=REJECTED) if rejected else None,
         rows_in=len(kept) + len(rejected),
     )
-
-
-def _rows(lines: Sequence[bytes]) -> Iterator[dict[str, Any]]:
-    """Each line as a row with `id`, and either `prompt` and `completion` or the `reason` why not."""
-    for line in lines:
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):  # the latter: nested too deeply
-            row = None
-        if not isinstance(row, dict):
-            yield {"id": _id_of(line), "reason": "not_json"}
-            continue
-        texts = {key: row.get(key) for key in ("prompt", "completion")}
-        missing = [k for k, text in texts.items() if not (isinstance(text, str) and text.strip())]
-        name = str(row.get("id") or content_id(*map(str, texts.values())))
-        if not all(is_clean(str(text)) for text in (name, *texts.values())):
-            yield {"id": _id_of(line), "reason": "bad_character"}
-        elif missing:
-            yield {"id": name, "reason": f"no_{missing[0]}"}
-        else:
-            yield {"id": name, **texts}
-
-
-def _id_of(line: bytes) -> str:
-    return content_id(line.decode("utf-8", "replace"))

@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -82,20 +83,38 @@ def fit(job: SftJob, tracking: TrackingConfig | None = None) -> Outcome:
     """
     counts, name = _split_counts(job.out), job.out.name
     if not counts[TRAIN_SPLIT]:
-        raise InputError(
-            f"{name}: no row to train on fits in {name}.max_length={job.config.max_length}; raise it"
-        )
+        raise InputError(_nothing_to_train_on(job))
     config = job.config
     if not counts[EVAL_SPLIT] and (config.patience is not None or config.keep_best):
-        share = "finetune.eval_fraction" if name == "finetune" else "build.dev_fraction"
         raise InputError(
             f"{name}: {name}.patience and {name}.keep_best need held-out rows and there are none; raise "
-            f"{share}, or disable both"
+            f"{_held_out_share(name)}, or disable both"
         )
     if not has_model(job.out):
         total = planned_steps(job.config, counts[TRAIN_SPLIT])
         _run_workers(job, total, tracking or TrackingConfig())
     return _outcome(job, counts)
+
+
+def _nothing_to_train_on(job: SftJob) -> str:
+    """One line: how many rows there were, why each was rejected, and what helps against that."""
+    name, receipts = job.out.name, job.out.receipts().values()
+    reasons: Counter[str] = Counter()
+    for receipt in receipts:
+        reasons.update(receipt.rejected_by_reason)
+    held_out = sum(receipt.rows_out for receipt in receipts)
+    if not reasons and not held_out:
+        return f"{name}: there is no row to train on: no rows came in"
+    counted = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(5))
+    limit = f"raise {name}.max_length ({job.config.max_length})"
+    where = f"see {job.out.run.uri}/{name}/rejected/"
+    found = [f"{held_out} held out; lower {_held_out_share(name)}"] * bool(held_out)
+    found += [f"rejected {counted}; {limit if set(reasons) == {'too_long'} else where}"] * bool(reasons)
+    return f"{name}: there is no row to train on: {'; '.join(found)}"
+
+
+def _held_out_share(stage: str) -> str:
+    return "finetune.eval_fraction" if stage == "finetune" else "build.dev_fraction"
 
 
 def planned_steps(config: SftConfig, rows: int) -> int:

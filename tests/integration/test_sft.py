@@ -11,7 +11,7 @@ import pytest
 from child_processes import children_like
 from stage_rows import put_part
 
-from lm_mixup.config import DataConfig, FinetuneConfig, LoraConfig, ModelConfig, SftConfig
+from lm_mixup.config import FinetuneConfig, LoraConfig, ModelConfig, SftConfig
 from lm_mixup.core import schemas, task_types
 from lm_mixup.core.errors import InputError
 from lm_mixup.core.run_dir import RunDir, StageDir, summarise
@@ -229,7 +229,7 @@ def run_finetune(root, pairs, model, **changes):
         lora=LoraConfig(r=4, alpha=8),
         **changes,
     )
-    finetune(out, str(pairs), config, model, DataConfig(rows_per_part=10), seed=7)
+    finetune(out, str(pairs), {}, "last", config, model, seed=7)
     return out
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lm_mixup.grpo.metrics import MIN_STEPS, alarm_history, new_alarms
+from lm_mixup.grpo.metrics import WINDOW, alarm_history, new_alarms, steps_without_update
 
 HEALTHY = {
     "entropy": 1.0,
@@ -48,9 +48,21 @@ def test_a_healthy_run_and_a_single_bad_step_raise_nothing(name: str):
         assert not steps_raised(run_of((10, {}), (1, {"completions/mean_length": 190.0}), (10, {})), name)
 
 
-def test_nothing_is_said_before_there_is_something_to_compare():
-    lines = run_of((1, {}), (MIN_STEPS - 2, TROUBLE["no_signal"]))
-    assert new_alarms(lines, synchronous=True) == {}
+@pytest.mark.parametrize("name", ["mode_collapse", "semantic_drift", "length_blow_up"])
+def test_a_change_is_not_said_before_there_is_something_to_compare(name: str):
+    lines = run_of((1, {}), (2 * WINDOW - 2, TROUBLE[name]))
+    assert steps_raised(lines, name) == []
+
+
+@pytest.mark.parametrize("name", ["no_signal", "logp_mismatch"])
+def test_what_needs_no_comparison_is_said_in_a_short_run(name: str):
+    assert steps_raised(run_of((7, TROUBLE[name])), name) == [WINDOW]
+    lines = [line | {"step": number} for number, line in enumerate(run_of((7, TROUBLE[name])), start=1)]
+    assert [step for step, _ in alarm_history(lines, synchronous=True)] == [WINDOW]
+
+
+def test_steps_without_an_update_are_counted():
+    assert steps_without_update([{"loss": None}, {"loss": 0.0}, {}]) == 2
 
 
 def test_stale_rollouts_may_differ_from_the_learner():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,11 +11,11 @@ import pytest
 
 from lm_mixup.config import EmbedderConfig, GrpoConfig, ModelConfig, RewardsConfig
 from lm_mixup.core import task_types
-from lm_mixup.core.errors import InputError
+from lm_mixup.core.errors import InputError, StageEmpty
 from lm_mixup.core.run_dir import RunDir, fingerprint
 from lm_mixup.demo.nano import create_nano
 from lm_mixup.distributed.map_parts import PartResult, receipt_of
-from lm_mixup.grpo.stage import _make_encode, _read_prompts, grpo
+from lm_mixup.grpo.stage import _check_learned, _make_encode, _read_prompts, grpo
 from lm_mixup.models.policy import encode_prompt, load_tokenizer
 from lm_mixup.rewards.library import LibraryInfo
 
@@ -68,3 +69,19 @@ def test_prompts_keep_their_inputs(tmp_path: Path):
     settings = (GrpoConfig(), ModelConfig(), RewardsConfig(), embedder)
     with pytest.raises(InputError, match="no rated samples of task type qa"):
         grpo(run.stage("mixture"), run.stage("library"), run.stage("sft"), out, *settings, seed=0)
+
+
+def test_a_training_without_one_update_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = RunDir(tmp_path).stage("grpo")
+
+    def trained(*losses: float | None) -> None:
+        lines = (json.dumps({"step": step, "loss": loss}) for step, loss in enumerate(losses, start=1))
+        out.run.write_bytes("grpo/metrics.jsonl", "".join(f"{line}\n" for line in lines).encode())
+        _check_learned(out)
+
+    with pytest.raises(StageEmpty, match=r"^grpo: not one of 3 steps .*grpo/model is that of sft"):
+        trained(None, None, None)
+    trained(None, 0.0, None)
+    assert "grpo: 2 of 3 steps had no group with different rewards" in capsys.readouterr().err
+    trained(0.1, 0.0)
+    assert capsys.readouterr().err == ""
