@@ -135,12 +135,17 @@ def test_a_pool_of_one_row_works_and_a_pool_of_none_is_an_error(ray_session, tmp
         run_ingest(tmp_path / "gz", tmp_path / "cut.jsonl.gz")
 
 
-def test_real_pool_is_read_and_rated_whole(ray_session, shared_data, tmp_path):
+def test_a_real_pool_is_read_whole_and_its_first_thousand_rows_are_rated(ray_session, shared_data, tmp_path):
     stage = run_ingest(tmp_path / "run", shared_data / "pool_5k.jsonl", rows_per_part=1024, num_actors=2)
     manifest = accounted(stage)
     assert manifest.rows_in == 5000
     assert manifest.rejected_by_reason["no_completion"] == 4
-    rated = RunDir(tmp_path / "run").stage("rate")
+
+    head = (shared_data / "pool_5k.jsonl").read_bytes().splitlines(keepends=True)[:1000]
+    (tmp_path / "head.jsonl").write_bytes(b"".join(head))
+    stage = run_ingest(tmp_path / "head", tmp_path / "head.jsonl", rows_per_part=256)
+    manifest = accounted(stage)
+    rated = RunDir(tmp_path / "head").stage("rate")
     rated.begin("digest")
     config = RateConfig(num_actors=2)
     outcome = rate(stage, rated, config)
