@@ -235,7 +235,7 @@ class RateDistilledConfig(Section):
         0.6, ge=0, le=1, description="Least faithfulness to the inputs; one unsupported fact halves it."
     )
     min_coverage: float = Field(
-        0.5, ge=0, le=1, description="Least share of the inputs' information that a distilled row carries."
+        0.8, ge=0, le=1, description="Least share of the inputs' information that a distilled row carries."
     )
     min_question_words: float = Field(
         0.8,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
@@ -57,15 +58,18 @@ def expected_verdict(statement: Reading, sources: Sequence[SourceReading]) -> bo
     """The verdict on a statement that the sources' verdicts give.
 
     It is false where the statement holds what a source denies: all numbers of that claim and half of its
-    names (typing errors make names of words), or most of its words where it has neither.
+    names (typing errors make names of words), or most of its words where it has neither. Names that other
+    claims have too do not count: they are what all of them are about, and not what is denied.
     """
     keys = {f.key for f in statement.facts} | set(statement.keys)
     stems = {w.stem for w in statement.words}
-    for source in sources:
+    named = [{f.key for f in source.claim.facts if f.certain and f.kind == "name"} for source in sources]
+    recurring = Counter(key for keys_of_claim in named for key in keys_of_claim)
+    for source, own in zip(sources, named, strict=True):
         if source.verdict is not False:
             continue
         exact = {f.key for f in source.claim.facts if f.certain and f.kind in ("number", "code")}
-        names = {f.key for f in source.claim.facts if f.certain and f.kind == "name"}
+        names = {key for key in own if recurring[key] == 1}
         words = {w.stem for w in source.claim.words}
         if exact or names:
             if exact <= keys and len(names & keys) >= len(names) / 2:

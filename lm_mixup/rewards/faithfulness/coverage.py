@@ -22,6 +22,8 @@ _LONGEST_RUN: Final = 5
 _SHORT: Final = 25
 _BARE: Final = 5
 _SUBJECT: Final = 6
+# Eight letters or more of one to six that come four times in a row or more.
+_STUTTER: Final = regex.compile(r"(?=[^\W\d_]{8})([^\W\d_]{1,6}?)\1{3,}")
 _BETWEEN: Final = regex.compile(r"(?:[,;]\s+|\s)(?:and|with|while)\s|[,;]\s")
 
 
@@ -262,6 +264,12 @@ def _subject(claim: Reading) -> set[str]:
     facts = [fact for fact in claim.facts if fact.kind in ("number", "name", "code") and fact.key in opening]
     values = {fact.key for fact in facts if fact.kind != "name"}
     return opening - {fact.key for fact in facts[1:]} - values
+
+
+def stutters(text: str, told: Sequence[str]) -> bool:
+    """Whether a word repeats a few letters over and over (`Lithuanianianianian`) as no source text does."""
+    found = (match.group() for match in _STUTTER.finditer(text))
+    return any(not any(run in part for part in told) for run in found)
 
 
 def _phrases_twice(text: str, sources: Sequence[SourceReading]) -> float:

@@ -13,7 +13,7 @@ from typing import Final
 from lm_mixup.core.task_types import TaskType
 from lm_mixup.rewards.faithfulness.answering import answering
 from lm_mixup.rewards.faithfulness.closed_answers import is_right_option, is_right_verdict
-from lm_mixup.rewards.faithfulness.coverage import coverage, repetition
+from lm_mixup.rewards.faithfulness.coverage import coverage, repetition, stutters
 from lm_mixup.rewards.faithfulness.facts import Fact, Reading, read
 from lm_mixup.rewards.faithfulness.numbered import Piece, numbered_parts, sources_of_parts
 from lm_mixup.rewards.faithfulness.polarity import polarity_faults
@@ -57,7 +57,7 @@ class Faithfulness:
         support: Share of its facts (weight 3 each) and content words that the sources hold.
         coverage: Share of what the sources tell that it carries, each thing once.
         binding: Share of its supported facts that stand with what they stood with.
-        repetition: Share of it that it has said before; 0 is best.
+        repetition: Share of it that it has said before; 0 is best. 1 where a word stutters.
         answering: Whether the prompt asks what the completion tells and the other way round; 0 where the
             letter or the verdict is wrong.
         unsupported: The spans that the sources do not bear out, in `f"{prompt}\n{completion}"`.
@@ -115,6 +115,8 @@ def measure(prompt: str, completion: str, sources: Sequence[Source], task_type: 
     repeated, again = repetition(listed, told_once, readings, pool_of(readings, whole).topics)
     if parts:  # parts may agree in their wording, `1. True 2. True`
         repeated, again = max(part.repetition for part in found), []
+    if stutters(f"{prompt}\n{completion}", [text for s in sources for text in (s.prompt, s.completion)]):
+        repeated = 1.0
     fidelity = math.prod(part.fidelity for part in found) * (1 - repeated) ** _REPETITION_POWER
     fidelity *= _FACT_FAULT if again else 1.0
     body = Piece(f"{prompt}\n{completion}", 0).part(told_once.text)

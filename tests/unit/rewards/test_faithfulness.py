@@ -242,6 +242,34 @@ def test_a_verdict_follows_the_inputs_verdicts(statement: str, verdict: str, rig
     assert (found.fidelity == 1) if right else (found.fidelity <= 0.1)
 
 
+@pytest.mark.parametrize("verdict", ["True", "False"])
+def test_the_subject_of_all_claims_is_not_what_is_denied(verdict: str):
+    """A name in the denied claim alone makes the statement false, the name of what all are about does not."""
+    sources = (
+        Source("True or false? The constellation Puppis takes the genitive Puppis.", "True, so True."),
+        Source("quiz, true or false, The constellation Puppis has the abbreviation Ser.", "False, so False."),
+        Source("True or false? The constellation Puppis has the English name Stern.", "True"),
+    )
+    told = "The constellation Puppis, with the genitive Puppis, has the English name Stern"
+    without = measure(f"True or false? {told}.", verdict, sources, "tfq").fidelity
+    within = measure(f"True or false? {told} and the abbreviation Ser.", verdict, sources, "tfq").fidelity
+    assert (without > 0.9, within > 0.9) == (verdict == "True", verdict == "False")
+
+
+@pytest.mark.parametrize(
+    "word", ["Lithuanianianianianian", "aaaaaaaaa", "перепереперепере", "ไทยไทยไทยไทยไทย"]
+)
+def test_a_word_that_stutters_earns_nothing_unless_an_input_has_it(word: str):
+    plain = (
+        Source("official language of Tajikistan?\nA) French\nB) Tajik\nC) Lithuanian\nD) Thai", "B) Tajik"),
+    )
+    asked = f"Which official language is right for Tajikistan?\nA) French\nB) Tajik\nC) {word}\nD) Thai"
+    assert measure(asked, "B) Tajik", plain, "mcq").score == 0
+    quoted = (Source(f"{plain[0].prompt} or {word}", "B) Tajik"),)
+    assert measure(asked, "B) Tajik", quoted, "mcq").repetition == 0
+    assert measure(asked.replace(word, "Lithuanian"), "B) Tajik", plain, "mcq").repetition == 0
+
+
 def test_a_true_statement_has_to_stand_in_the_inputs():
     assert measure("True or false? Ghana lies in Asia.", "True", CLAIMS, "tfq").fidelity <= 0.5
 
