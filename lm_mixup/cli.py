@@ -106,6 +106,38 @@ def _options(
 
 
 @app.command()
+def experiment(
+    name: Annotated[str, typer.Argument(help="budget, ratio, rewards or estimators.")],
+    config: ConfigPath,
+    run_dir: Annotated[
+        str, typer.Option("--run-dir", help="A local folder for all runs.")
+    ] = "runs/experiment",
+    seeds: Annotated[int, typer.Option("--seeds", help="Seeds of each arm.")] = 3,
+    arms: Annotated[
+        str | None, typer.Option("--arms", metavar="A,B", help="These arms alone; default: all.")
+    ] = None,
+    set_: SetOption = None,
+    take_over: TakeOverOption = False,
+) -> None:
+    """Run the arms of an experiment under several seeds, and compare them in a table and a plot."""
+    with _Errors(run_dir):
+        from lm_mixup.config.load import load_config
+        from lm_mixup.experiments.grid import Grid, failed, run_experiment
+
+        if "://" in run_dir:
+            raise InputError(f"--run-dir {run_dir}: an experiment links files between runs; give a folder")
+        chosen = tuple(arm.strip() for arm in arms.split(",")) if arms else ()
+        resolved = load_config(config, set_ or ())
+        grid = Grid(name, resolved, Path(run_dir), seeds, chosen, take_over, tuple(sys.argv))
+        missing = failed(run_experiment(grid))
+        typer.echo(f"{run_dir}/table.md")
+        if missing:
+            say(f"[bold red]failed[/]: {len(missing)} runs; the same command again tries them again")
+    if missing:
+        raise typer.Exit(1)
+
+
+@app.command()
 def status(run_dir: Annotated[str, typer.Argument(help="Run directory.")], json_: JsonOption = False) -> None:
     """Show which stages of a run are done."""
     with _Errors(None):

@@ -63,6 +63,7 @@ class Options:
     fresh: bool = False
     take_over: bool = False
     command: Sequence[str] = field(default_factory=tuple)
+    report: bool = True
 
 
 def run_verb(verb: str, config: Config, run: RunDir, options: Options) -> dict[str, StageResult]:
@@ -101,7 +102,8 @@ def run_verb(verb: str, config: Config, run: RunDir, options: Options) -> dict[s
             except Exception as error:
                 log("%s failed", name, level=logging.ERROR, error=error)
                 raise
-        write_report(run, config)
+        if options.report:
+            write_report(run, config)
     return results
 
 

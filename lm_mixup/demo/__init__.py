@@ -22,8 +22,10 @@ from lm_mixup.demo.merge_samples import Bundle, Merged, merge, pair_up
 from lm_mixup.demo.offline_teacher import describe
 from lm_mixup.demo.offline_teacher import write_sample as _write_sample
 from lm_mixup.demo.pool import demo_pool
+from lm_mixup.demo.questions import QUESTIONS_TASK, write_questions
 
 __all__ = [
+    "QUESTIONS_TASK",
     "WORLD",
     "Bundle",
     "Merged",
@@ -38,6 +40,7 @@ __all__ = [
     "passages",
     "recall",
     "replace_terms",
+    "write_questions",
     "write_sample",
     "write_variant",
 ]

@@ -23,6 +23,7 @@ LAYERS = (
     ("export", "report"),
     ("pipeline", "doctor"),
     ("api",),
+    ("experiments",),
     ("cli", ""),  # the empty name is the root module, which loads `api` on first use
 )
 LEVEL = {folder: level for level, layer in enumerate(LAYERS) for folder in layer}

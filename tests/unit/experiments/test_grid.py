@@ -1,0 +1,200 @@
+"""A grid without models: what is shared, resumed, told of failures, and refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from lm_mixup.config.load import load_config
+from lm_mixup.core.errors import InputError
+from lm_mixup.core.run_dir import Manifest, RunDir
+from lm_mixup.experiments import grid as grids
+from lm_mixup.experiments.arms import EXPERIMENTS
+from lm_mixup.experiments.grid import Grid, adopt, check, failed, run_experiment
+from lm_mixup.experiments.table import HEADER, Result, lines_of, markdown
+
+
+def asked(folder: Path, **changes) -> Grid:
+    return Grid(
+        **{"name": "ratio", "config": load_config("experiment-closed-world"), "folder": folder} | changes
+    )
+
+
+def finish(run: RunDir, stage: str, fingerprint: str, **files: str) -> None:
+    for name, text in files.items():
+        run.write_bytes(f"{stage}/{name}.txt", text.encode())
+    run.stage(stage).finish(Manifest(stage, fingerprint, {}, 0, 0, 0, 0.0))
+
+
+class Verbs:
+    """Stands for `run_verb`: writes what `_measure` reads, counts, and fails where it is told to."""
+
+    def __init__(self) -> None:
+        self.ran: list[tuple[str, str]] = []
+        self.fails_in: str | None = None
+
+    def __call__(self, verb, config, run: RunDir, options) -> None:
+        where = Path(run.path).relative_to(self.folder).as_posix()
+        self.ran.append((where, options.only or options.until))
+        if self.fails_in is not None and self.fails_in in where:
+            raise RuntimeError("the judge\nis gone")
+
+
+@pytest.fixture
+def verbs(monkeypatch, tmp_path) -> Verbs:
+    fake = Verbs()
+    fake.folder = tmp_path
+    monkeypatch.setattr(grids, "run_verb", fake)
+    monkeypatch.setattr(grids, "_with_own_task", lambda grid, base: grid.config)
+
+    def measure(experiment, run: RunDir, arm):
+        seed = int(Path(run.path).name)
+        low = float(Path(run.path).parent.name.partition("%")[0])
+        return 20, {"closed_world/acc": [1.0, float(low < 60), float(seed % 2)]}
+
+    monkeypatch.setattr(grids, "_measure", measure)
+    return fake
+
+
+def table_of(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "table.csv").read_text().splitlines()))
+
+
+def test_arms_by_seeds_give_a_table_and_a_plot(verbs, tmp_path):
+    results = run_experiment(asked(tmp_path, seeds=2))
+    assert len(results) == 10
+    assert verbs.ran[0] == ("base", "curate")
+    assert verbs.ran[1:3] == [("arms/0%-low/0", "finetune"), ("arms/0%-low/0", "benchmark")]
+    rows = table_of(tmp_path)
+    assert [row["arm"] for row in rows] == list(EXPERIMENTS["ratio"].arms)
+    assert [row["mean"] for row in rows] == ["0.8333"] * 3 + ["0.5000"] * 2
+    assert rows[0]["difference"] == "" and rows[4]["difference"] == "-0.3333"
+    assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
+    assert "| 100% low | 20 | 2 | 0.5000 |" in (tmp_path / "table.md").read_text()
+
+
+def test_what_is_measured_is_not_measured_again_and_the_table_is_the_same(verbs, tmp_path):
+    run_experiment(asked(tmp_path, seeds=2))
+    before, verbs.ran = (tmp_path / "table.csv").read_bytes(), []
+    run_experiment(asked(tmp_path, seeds=2))
+    assert verbs.ran == [("base", "curate")]
+    assert (tmp_path / "table.csv").read_bytes() == before
+
+
+def test_a_killed_experiment_ends_as_an_undisturbed_one(verbs, tmp_path, monkeypatch):
+    whole = tmp_path / "whole"
+    verbs.folder = whole
+    run_experiment(asked(whole, seeds=2))
+    killed = tmp_path / "killed"
+    verbs.folder = killed
+    measure, count = grids._measure, 0
+
+    def dies(*given):
+        nonlocal count
+        count += 1
+        if count == 4:
+            raise KeyboardInterrupt
+        return measure(*given)
+
+    monkeypatch.setattr(grids, "_measure", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(asked(killed, seeds=2))
+    run_experiment(asked(killed, seeds=2))
+    assert (killed / "table.csv").read_bytes() == (whole / "table.csv").read_bytes()
+
+
+def test_an_arm_that_fails_is_told_and_the_others_go_on(verbs, tmp_path):
+    verbs.fails_in = "25%-low/1"
+    results = run_experiment(asked(tmp_path, seeds=2))
+    (lost,) = failed(results)
+    assert (lost.arm, lost.seed, lost.failure) == ("25% low", 1, "the judge is gone")
+    row = next(row for row in table_of(tmp_path) if row["arm"] == "25% low")
+    assert (row["seeds"], row["failed"]) == ("1", "the judge is gone")
+    assert "25% low failed: the judge is gone" in (tmp_path / "table.md").read_text()
+    verbs.fails_in = None
+    assert failed(run_experiment(asked(tmp_path, seeds=2))) == []
+
+
+def test_a_changed_setting_is_measured_again(verbs, tmp_path):
+    one = asked(tmp_path, seeds=1, arms=("0% low",))
+    run_experiment(one)
+    verbs.ran = []
+    changed = one.config.model_copy(
+        update={"finetune": one.config.finetune.model_copy(update={"max_steps": 7})}
+    )
+    run_experiment(asked(tmp_path, seeds=1, arms=("0% low",), config=changed))
+    assert ("arms/0%-low/0", "finetune") in verbs.ran
+
+
+def test_a_finished_stage_is_linked_whole_and_replaced_when_it_is_another(tmp_path):
+    base, run = RunDir(tmp_path / "base"), RunDir(tmp_path / "arm")
+    finish(base, "embed", "one", rows="first")
+    adopt(base, run, ["embed", "cluster"])
+    assert run.stage("embed").manifest().fingerprint == "one"
+    assert (tmp_path / "arm/embed/rows.txt").stat().st_ino == (tmp_path / "base/embed/rows.txt").stat().st_ino
+    (tmp_path / "arm/.embed.tmp").mkdir()  # of a command that was killed
+    finish(base, "embed", "two", rows="second")
+    adopt(base, run, ["embed"])
+    assert (tmp_path / "arm/embed/rows.txt").read_text() == "second"
+    assert not (tmp_path / "arm/.embed.tmp").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"name": "budgets"}, r"^experiment budgets: there is none; choose one of budget, ratio"),
+        ({"arms": ("half",)}, r"^--arms half: not of ratio; its arms are 0% low"),
+        ({"seeds": 0}, r"^--seeds 0: at least 1"),
+        ({"config": load_config("quickstart")}, r"^experiment ratio: benchmark.tasks is empty"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_anything_starts(tmp_path, changes, said):
+    with pytest.raises(InputError, match=said):
+        check(asked(tmp_path, **changes))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_differences_are_over_the_seeds_that_both_have():
+    results = [
+        Result("0% low", 0, 5, {"m": [1.0, 0.0]}),
+        Result("0% low", 1, 5, {"m": [1.0, 1.0]}),
+        Result("100% low", 1, 5, {"m": [0.0, 1.0]}),
+        Result("100% low", 2, failure="no room"),
+    ]
+    reference, other = lines_of(EXPERIMENTS["ratio"], results)
+    assert reference.estimate.mean == 0.75 and reference.difference is None
+    assert other.difference.mean == -0.5 and other.seeds == 1
+    assert len(other.cells()) == len(HEADER)
+    assert "no room" in markdown(EXPERIMENTS["ratio"], [reference, other])
+
+
+def test_scores_by_question_are_read_from_the_samples(tmp_path):
+    import pyarrow as pa
+
+    from lm_mixup.core.run_dir import Receipt
+    from lm_mixup.evaluate.benchmark import RESULT
+
+    run = RunDir(tmp_path)
+    row = {"model": "m", "benchmark": "closed_world", "task": "closed_world", "value": 0.5}
+    rows = [
+        row | {"metric": "acc"},
+        row | {"metric": "exact_match,strict-match", "task": "gsm8k", "value": 1.0},
+        row | {"metric": "bleu", "value": 0.3},
+    ]
+    run.stage("benchmark").write_part(0, pa.Table.from_pylist(rows, schema=RESULT), None, Receipt(0, 1, 3, 0))
+    samples = [
+        {"task": "closed_world", "doc_id": 1, "filter": "none", "acc": 0.0},
+        {"task": "closed_world", "doc_id": 0, "filter": "none", "acc": 1.0},
+        {"task": "gsm8k", "doc_id": 0, "filter": "strict-match", "exact_match": 1.0},
+        {"task": "gsm8k", "doc_id": 0, "filter": "flexible-extract", "exact_match": 0.0},
+    ]
+    text = "".join(f"{json.dumps(sample)}\n" for sample in samples)
+    run.write_bytes("benchmark/samples/a.jsonl", text.encode())
+    assert grids._by_question(run) == {
+        "closed_world/acc": [1.0, 0.0],
+        "gsm8k/exact_match,strict-match": [1.0],
+        "closed_world/bleu": [0.3],
+    }
