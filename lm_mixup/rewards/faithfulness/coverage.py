@@ -22,8 +22,8 @@ _LONGEST_RUN: Final = 5
 _SHORT: Final = 25
 _BARE: Final = 5
 _SUBJECT: Final = 6
-# Eight letters or more of one to six that come four times in a row or more.
-_STUTTER: Final = regex.compile(r"(?=[^\W\d_]{8})([^\W\d_]{1,6}?)\1{3,}")
+# Eight letters or more of one to six that come four times in a row or more; a mark five times with spaces.
+_STUTTER: Final = regex.compile(r"(?=[^\W\d_]{8})([^\W\d_]{1,6}?)\1{3,}|([^\w\s])(?:\s+\2){4,}")
 _BETWEEN: Final = regex.compile(r"(?:[,;]\s+|\s)(?:and|with|while)\s|[,;]\s")
 
 
@@ -267,7 +267,8 @@ def _subject(claim: Reading) -> set[str]:
 
 
 def stutters(text: str, told: Sequence[str]) -> bool:
-    """Whether a word repeats a few letters over and over (`Lithuanianianianian`) as no source text does."""
+    """Whether a word repeats some letters over and over (`Lithuanianianianian`), or a mark (`. . . . .`)."""
+    # What a source has is quoted.
     found = (match.group() for match in _STUTTER.finditer(text))
     return any(not any(run in part for part in told) for run in found)
 

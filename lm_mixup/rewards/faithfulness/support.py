@@ -262,7 +262,44 @@ def misbound(readings: Sequence[Reading], pool: Pool, question: Collection[str] 
                 break
     for found, reading in zip(wrong, readings, strict=True):
         found += _out_of_order(reading, pool.lists) + _cut_short(reading, pool)
+        found += [f for f in _under_anothers_label(reading, around) if f not in found]
     return wrong
+
+
+def _under_anothers_label(reading: Reading, around: Mapping[str, Sequence[frozenset[str]]]) -> list[Fact]:
+    """The numbers that a text gives the name of another one, beside that one and in its unit.
+
+    `a boiling point of 545 K, with a boiling point of 1837 K` of what melts at 545 K. Elsewhere other wording
+    costs nothing, and what has its own words in the output takes nobody's place; but two amounts of one thing
+    are one too many where the sources have its words for one of them alone.
+    """
+    units = {fact.start: fact.key.split(" ", 1)[1] for fact in reading.facts if fact.kind == "unit"}
+    numbers = [f for f in reading.facts if f.kind == "number" and f.start in units and f.key in around]
+    said_of = {fact.key: set().union(*around[fact.key]) for fact in numbers}
+    beside = {fact.start: _words_beside(reading, fact) for fact in numbers}
+    wrong = []
+    for fact in numbers:
+        for other in numbers:
+            if other.key == fact.key or units[other.start] != units[fact.start]:
+                continue
+            shared = said_of[fact.key] & said_of[other.key]  # of their subject: it tells neither apart
+            mine, theirs = ([words - shared for words in beside[f.start]] for f in (fact, other))
+            if mine[0] and mine == theirs and mine[0] <= said_of[other.key]:
+                wrong.append(fact)
+                break
+    return wrong
+
+
+def _words_beside(reading: Reading, fact: Fact) -> tuple[frozenset[str], frozenset[str]]:
+    """The stems between a fact and its neighbours in the clause, before it and behind it."""
+    words = [word for word in reading.words if word.clause == fact.clause]
+    others = [f for f in reading.facts_of(fact.clause) if f.start != fact.start]
+    first = max((f.end for f in others if f.end <= fact.start), default=0)
+    last = min((f.start for f in others if f.start >= fact.end), default=len(reading.text))
+    return (
+        frozenset(word.stem for word in words if first <= word.start and word.end <= fact.start),
+        frozenset(word.stem for word in words if fact.end <= word.start and word.end <= last),
+    )
 
 
 def _out_of_order(reading: Reading, lists: Sequence[tuple[str, ...]]) -> list[Fact]:

@@ -257,7 +257,7 @@ def test_the_subject_of_all_claims_is_not_what_is_denied(verdict: str):
 
 
 @pytest.mark.parametrize(
-    "word", ["Lithuanianianianianian", "aaaaaaaaa", "перепереперепере", "ไทยไทยไทยไทยไทย"]
+    "word", ["Lithuanianianianianian", "aaaaaaaaa", "перепереперепере", "ไทยไทยไทยไทยไทย", "x . . . . . ."]
 )
 def test_a_word_that_stutters_earns_nothing_unless_an_input_has_it(word: str):
     plain = (

@@ -275,3 +275,29 @@ def test_a_value_that_holds_its_subject_is_cut_short_where_it_is_the_subject():
     told = "Vanuatu, with the currency Vanuatu vatu, is called by phone with +678."
     assert measure("", told, sources, "para").fidelity == 1
     assert measure("", told.replace(" vatu", ""), sources, "para").fidelity <= 0.5
+
+
+MELTS = (
+    Source("bismuth?", "It melts at 545 K."),
+    Source("tell me of bismuth", "a boiling point of 1837 K lol"),
+)
+
+
+@pytest.mark.parametrize(
+    ("answer", "binding"),
+    [
+        ("Bismuth has a boiling point of 545 K, with a boiling point of 1837 K.", 1),
+        ("Bismuth has a melting point of 545 K, with a boiling point of 1837 K.", 0),
+        ("Bismuth melts at 545 K and boils at 1837 K.", 0),
+        ("Bismuth has points of 545 K and 1837 K.", 0),
+    ],
+)
+def test_two_amounts_under_the_name_of_one_are_misbound(answer: str, binding: int):
+    found = measure("Tell me about bismuth.", answer, MELTS, "qa")
+    assert [span.text for span in found.unsupported if span.kind == "binding"] == ["545"] * binding
+
+
+def test_amounts_of_one_thing_that_differ_in_a_word_are_two():
+    sources = (Source("small cup?", "It costs 5 dollars."), Source("large cup", "a price of 7 dollars"))
+    answer = "A price of 5 dollars for the small cup, a price of 7 dollars for the large cup."
+    assert measure("What do the cups cost?", answer, sources, "qa").binding == 1
