@@ -161,6 +161,8 @@ def run_stage(
 
     `place` is shown behind its name: which of how many stages it is.
     """
+    from lm_mixup.distributed.ray_cluster import start_ray
+
     out = run.stage(stage.name)
     inputs = open_inputs(stage, config, run)
     manifests = {given.name: given.manifest() for given in inputs if given is not None}
@@ -169,7 +171,8 @@ def run_stage(
     manifest = out.manifest()
     if manifest is not None and manifest.fingerprint == digest and not fresh:
         return StageResult(manifest, skipped=True)
-    _start_ray(config)
+    # When the first stage has work to do: a finished run is looked through without Ray.
+    start_ray(config.ray)
     check_run_dir(run)
     say(f"[bold]{stage.name}[/]{f' ({place})' if place else ''}")
     if kept := out.begin(digest, fresh=fresh):
@@ -215,13 +218,6 @@ def write_report(run: RunDir, config: Config) -> None:
     started = time.monotonic()
     outcome = make_report(run, config.report)
     out.finish(summarise(out, digest, inputs, time.monotonic() - started, outcome))
-
-
-def _start_ray(config: Config) -> None:
-    """Starts Ray when the first stage has work to do: a finished run is looked through without it."""
-    from lm_mixup.distributed.ray_cluster import start_ray
-
-    start_ray(config.ray)
 
 
 def _leave(run: RunDir) -> None:

@@ -96,7 +96,8 @@ class Limits:
             return Ticket("down", reason=self._reason)
         if self._invalid >= MOST_INVALID:
             return Ticket("invalid", reason=self._reason)
-        tokens = self._estimate(prompt_bytes)
+        per_byte = self._read_tokens / self._read_bytes if self._read_bytes else _TOKENS_PER_BYTE
+        tokens = prompt_bytes * per_byte
         cost = cost_of(self._config, tokens, self._longest)
         if self._config.max_cost is not None:
             pending = sum(claim.cost for claim in self._claims.values())
@@ -183,10 +184,6 @@ class Limits:
         """
         self._invalid = self._invalid + 1 if fault else 0
         self._reason = fault or self._reason
-
-    def _estimate(self, prompt_bytes: int) -> float:
-        rate = self._read_tokens / self._read_bytes if self._read_bytes else _TOKENS_PER_BYTE
-        return prompt_bytes * rate
 
 
 def cost_of(config: ChatConfig, prompt_tokens: float, completion_tokens: float) -> float:

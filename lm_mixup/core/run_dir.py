@@ -217,7 +217,8 @@ class StageDir:
         started = self.run.read_json(f"{self.name}/started.json")
         held = None if started is None else started["fingerprint"]
         moved = None
-        if not fresh and held is not None and held != digest and self._is_trained():
+        trained = any(self.run.exists(f"{self.name}/{part}") for part in ("checkpoints", "model"))
+        if not fresh and held is not None and held != digest and trained:
             moved = self._move_aside(held)
         elif fresh or held != digest:
             self._clear()
@@ -226,9 +227,6 @@ class StageDir:
         self.run.remove(f"{self.name}/manifest.json")
         self.run.write_json(f"{self.name}/started.json", {"fingerprint": digest})
         return moved
-
-    def _is_trained(self) -> bool:
-        return any(self.run.exists(f"{self.name}/{part}") for part in ("checkpoints", "model"))
 
     def _aside(self, digest: str) -> str:
         return f"{self.name}.kept-{digest[:8]}"
@@ -268,11 +266,10 @@ class StageDir:
 
     def receipts(self) -> dict[int, Receipt]:
         """The finished parts, by number."""
-        values = (self.run.read_json(f"{self.name}/receipts/{name}") for name in self._receipt_names())
+        folder = f"{self.name}/receipts"
+        names = (name for name in self.run.listing(folder) if name.endswith(".json"))
+        values = (self.run.read_json(f"{folder}/{name}") for name in names)
         return {value["part"]: Receipt(**value) for value in values}
-
-    def _receipt_names(self) -> list[str]:
-        return [name for name in self.run.listing(f"{self.name}/receipts") if name.endswith(".json")]
 
     def parts(self, kind: Kind = "data") -> list[str]:
         """Paths of the parts, relative to the run directory, in order."""

@@ -119,7 +119,8 @@ def canonical(task_type: TaskType, text: str) -> str:
     broken = re.sub(rf"[ \t]+(?=(?:{_BREAKS[task_type]}))", "\n", plain)
     for candidate in (plain, broken):
         try:
-            return _written(task_type, _CASED_VERDICT.sub(_capital, candidate))
+            cased = _CASED_VERDICT.sub(lambda found: f"Answer: {found[1].capitalize()}", candidate)
+            return _written(task_type, cased)
         except Unreadable as error:
             reason = error
     raise reason
@@ -130,10 +131,6 @@ def _written(task_type: TaskType, text: str) -> str:
         return write_answer(parse_answer(task_type, text))
     except FormatError as error:
         raise Unreadable(f"output_{error}".replace("output_empty_answer", "no_output")) from None
-
-
-def _capital(found: re.Match[str]) -> str:
-    return f"Answer: {found[1].capitalize()}"
 
 
 def _with_unix_lines(text: str) -> str:

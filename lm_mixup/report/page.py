@@ -86,7 +86,8 @@ def render(facts: RunFacts, config: ReportConfig, charts: dict[str, list[Chart]]
     # Script elements are written as they are hashed: not a byte may differ.
     scripts = {"plotly": _resource(_LIBRARY) if charts else "", "draw": _resource("page.js")}
     mixture = facts.manifest("mixture")
-    verdict = judge_run(facts.manifests, facts.info.get("config") or {}, facts.truth)
+    resolved = facts.info.get("config") or {}
+    verdict = judge_run(facts.manifests, resolved, facts.truth)
     is_trainable = verdict is not None and verdict.level != "bad" and facts.manifest("select") is not None
     return environment.get_template("page.html.j2").render(
         facts=facts,
@@ -101,7 +102,7 @@ def render(facts: RunFacts, config: ReportConfig, charts: dict[str, list[Chart]]
         scripts={name: Markup(code) for name, code in scripts.items()},  # noqa: S704
         script_hashes=[_hash(code) for code in scripts.values() if code],
         command=_command(facts.info.get("command") or []),
-        resolved=_yaml(facts.info.get("config")),
+        resolved=yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True) if resolved else "",
         versions=facts.info.get("versions") or {},
         flow=draw_flow(facts.fates) if facts.fates else None,
         states=_STATES,
@@ -192,10 +193,6 @@ def _command(words: list[str]) -> str:
     """The command as it would be typed, without the folder the program lies in."""
     program, *rest = words or [""]
     return shlex.join([program.rsplit("/", 1)[-1], *rest]) if program else ""
-
-
-def _yaml(value: Any) -> str:
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True) if value else ""
 
 
 def _number(value: Any) -> str:

@@ -186,13 +186,13 @@ def test_a_run_directory_that_cannot_be_written_is_one_line(tmp_path: Path, wher
 
 
 def test_a_stage_without_output_fails_the_run_and_says_why(tmp_path: Path, monkeypatch):
-    from lm_mixup import pipeline
     from lm_mixup.core.run_dir import Outcome
+    from lm_mixup.distributed import ray_cluster
     from lm_mixup.stages import Stage
 
     nothing = Outcome(rows_in=7, rows_out=0, left_out={"too_short": 6, "not_a_row": 1})
     monkeypatch.setattr(Stage, "call", lambda *_: nothing)
-    monkeypatch.setattr(pipeline, "_start_ray", lambda config: None)
+    monkeypatch.setattr(ray_cluster, "start_ray", lambda config: None)
     code, output = call("build", QUICKSTART, "--run-dir", str(tmp_path / "run"))
     assert code == 1
     assert "passages: not one of 7 rows came out (too_short 6, not_a_row 1)" in output
