@@ -28,7 +28,7 @@ from lm_mixup.config.augment import (
     SelectMethod,
 )
 from lm_mixup.config.build import BuildConfig, SamplesFrom
-from lm_mixup.config.evaluate import BenchmarkConfig
+from lm_mixup.config.evaluate import BenchmarkConfig, MappingConfig
 from lm_mixup.config.models import (
     ChatConfig,
     EmbedderConfig,
@@ -62,6 +62,7 @@ __all__ = [
     "IngestConfig",
     "LibraryConfig",
     "LoraConfig",
+    "MappingConfig",
     "ModelConfig",
     "NearDuplicatesConfig",
     "NeighborsConfig",

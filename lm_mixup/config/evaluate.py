@@ -51,3 +51,20 @@ class BenchmarkConfig(Section):
     def fewshot_of(self, task: str) -> int | None:
         """Examples in the prompt of a task; None: its own number."""
         return self.num_fewshot.get(task) if isinstance(self.num_fewshot, dict) else self.num_fewshot
+
+
+class MappingConfig(Section):
+    """How well distillers map the inputs of held-out MIXTURE rows to a good row."""
+
+    rows: int = Field(0, ge=0, description="Most rows of MIXTURE's test split; 0: the stage is left out.")
+    models: list[str] = Field(
+        [],
+        description="What is compared: folders, Hub names or names of the package. Default: the model that "
+        "training begins with, and what sft and grpo make of it.",
+    )
+    max_prompt_length: int = Field(1024, ge=16, description="Longest prompt, tokens; longer ones count as 0.")
+    max_completion_length: int = Field(512, ge=8, description="Most tokens of an answer.")
+    repetition_penalty: float = Field(1.0, gt=0, description="As `distill.repetition_penalty`.")
+    num_actors: int = resources(1, ge=1, description="Engines of one model at a time.")
+    num_cpus: float = resources(1.0, gt=0, description="CPUs (and CPU threads) of an engine.")
+    tensor_parallel_size: int = resources(1, ge=1, description="GPUs of an engine.")

@@ -56,6 +56,15 @@ def _benchmark_versions(config: Config) -> Any:
     return [models, data, version("lm-eval")]
 
 
+def _check_mapping(config: Config) -> None:
+    for path in config.mapping.models:
+        check_model_path(path, "mapping.models")
+
+
+def _mapping_versions(config: Config) -> Any:
+    return [model_version(path) or file_versions(path) for path in config.mapping.models]
+
+
 def _benchmarks(config: Config) -> bool:
     return bool(config.benchmark.tasks)
 
@@ -98,5 +107,21 @@ STAGES = (
         check=_check_benchmark,
         versions=_benchmark_versions,
         needs_output=True,
+    ),
+    Stage(
+        "mapping",
+        "lm_mixup.evaluate.mapping:mapping_trained",
+        inputs=("mixture", "sft", "grpo"),
+        settings=("mapping", "model", "rate", "seed"),
+        when=lambda config: config.mapping.rows > 0 and not config.mapping.models,
+    ),
+    Stage(
+        "mapping",
+        "lm_mixup.evaluate.mapping:mapping",
+        inputs=("mixture",),
+        settings=("mapping", "model", "rate", "seed"),
+        when=lambda config: config.mapping.rows > 0 and bool(config.mapping.models),
+        check=_check_mapping,
+        versions=_mapping_versions,
     ),
 )
