@@ -27,6 +27,7 @@ from lm_mixup.core.draws import index_in_group
 from lm_mixup.core.run_dir import Outcome, StageDir
 from lm_mixup.core.schemas import CURATION
 from lm_mixup.core.score_classes import NUM_CLASSES, posterior, score_histogram
+from lm_mixup.core.words import comparable
 from lm_mixup.distributed.map_parts import PartResult, map_parts
 
 MIN_TRIPLES = 100  # with fewer, 36 + 6 parameters cannot be estimated: scores then pass through
@@ -199,7 +200,9 @@ def make_work(
 def ratings_of(rows: pa.Table) -> Ratings:
     """The ratings of some rows, in their order."""
     pairs = zip(rows["prompt"].to_pylist(), rows["completion"].to_pylist(), strict=True)
-    texts = ["".join(f"{prompt}\0{completion}".lower().split()) for prompt, completion in pairs]
+    texts = [
+        "".join(f"{comparable(prompt)}\0{comparable(completion)}".split()) for prompt, completion in pairs
+    ]
     return Ratings(hashes(rows["id"].to_pylist()), hashes(texts), _scores(rows))
 
 
@@ -217,10 +220,10 @@ def votes_of(rows: pa.Table, nearest: pa.Table, ratings: Ratings, config: Curate
     """The scores of rows and of their nearest neighbours.
 
     A neighbour does not vote if it is the row itself, a copy of the row or of a nearer voter, unrated, or
-    less similar than `min_similarity`; the next neighbour votes instead. Copies agree without being right, so
-    each text has one vote, that of its nearest rated copy. Copies are texts that differ only in letter case
-    and white space. A neighbour with the embedding of the row itself is a copy too; similarities among
-    neighbours are not known here.
+    less similar than `min_similarity`; the next neighbour votes instead. Copies agree without being
+    right, so each text has one vote, that of its nearest rated copy. Copies are texts that differ only in
+    letter case, white space and what no reader sees (`words.comparable`). A neighbour with the embedding
+    of the row itself is a copy too; similarities among neighbours are not known here.
 
     Args:
         rows: id, prompt, completion, score.

@@ -13,9 +13,11 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+import regex
+
 from lm_mixup.chat.relevance import irrelevance, without_copied
 from lm_mixup.core.task_types import detect_task_type
-from lm_mixup.core.words import tokens
+from lm_mixup.core.words import STOPS, STOPS_WITHOUT_SPACE, begins_small, tokens, visible
 
 FEATURES: Final = (
     "length",  # words, logarithmic, full at 200
@@ -78,8 +80,8 @@ CUTS: Final[Mapping[str, tuple[float, ...]]] = {
     "overall": (0.465, 0.562, 0.651, 0.762, 0.91, 1.173, 1.462, 1.682, 1.853),
 }
 
-_SENTENCE = re.compile(r"\w\W?(?:[.!?][\"')\]]*\s|[。！？]|\n)")
-_NAME = re.compile(r"(?<=[\w,;)\"'’-] )[(\"'“]?[A-Z][\w-]*(?: [A-Z][\w-]*)*")
+_SENTENCE = regex.compile(rf"\w\W?(?:[{STOPS}][\"')\]]*\s|[{STOPS_WITHOUT_SPACE}]|\n)")
+_NAME = regex.compile(r"(?<=[\w,;)\"'’-] )[(\"'“]?\p{Lu}[\w-]*(?: \p{Lu}[\w-]*)*")
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 _ITEM = re.compile(r"^\s*(?:[-*•]|\(?\d{1,2}[.)])\s", re.MULTILINE)
 _REFUSAL = re.compile(
@@ -91,7 +93,8 @@ _UNTIDY = re.compile(r"\\[nt]|&[a-z]+;|</?\w+>|�|!!|\?\?|,,|[ \t]{3}")
 _VERDICT = re.compile(r"\W*(?:(?:[Tt]he )?[Aa]nswer(?: is)?:?\W*)?(?:[A-D](?:[).:]|\W*$)|(?i:true|false)\b)")
 _OPTION = re.compile(r"(?:^|\s)\(?[A-D][).:]\s+([^\n]+)")
 _CLOSED = ("mcq", "tfq")
-_ENDINGS = tuple(".!?。！？\"')]}>`”’:;|")
+_ENDINGS = tuple(f"{STOPS}\"')]}}>`”’»」』：；:;|")
+_NO_STOPS = regex.compile(r"[\p{Thai}\p{Lao}]\W*$")  # scripts that end no sentence with a mark
 
 
 def _words(listed: str) -> frozenset[str]:
@@ -124,6 +127,7 @@ def features(prompt: str, completion: str, cosine: float | None = None) -> dict[
         completion: The answer.
         cosine: Of the two (`relevance.Relevance`); None leaves relevance out.
     """
+    prompt, completion = visible(prompt), visible(completion)
     closed = detect_task_type(prompt, completion) in _CLOSED and _is_verdict(prompt, completion)
     content = f"{prompt}\n{completion}" if closed else completion
     words = _tokens(content)
@@ -136,7 +140,7 @@ def features(prompt: str, completion: str, cosine: float | None = None) -> dict[
     in_threes = _triples(words)
     fresh = distinct - topic - _STOPWORDS
     items, lines = (0, 0) if closed else (len(_ITEM.findall(content)), content.strip().count("\n"))
-    cut_off = count >= 8 and not closed and not items and not content.rstrip().endswith(_ENDINGS)
+    cut_off = count >= 8 and not closed and not items and not _is_ended(content)
     echo, mirrored = (0.0, 0.0) if closed else _echo(words, asked)
     values = (
         min(1.0, math.log1p(count) / math.log(201)),
@@ -152,7 +156,7 @@ def features(prompt: str, completion: str, cosine: float | None = None) -> dict[
         _saturate(items, 3),
         echo,
         mirrored,
-        _saturate(len(_UNTIDY.findall(completion)) + completion[:1].islower(), 2),
+        _saturate(len(_UNTIDY.findall(completion)) + begins_small(completion[:1]), 2),
         _saturate(completion.count("!"), 2),
         min(1.0, 8 * sum(map(_VAGUE.__contains__, words)) / max(8, count)),
         1 - len(set(in_threes)) / len(in_threes) if in_threes else 0.0,
@@ -235,6 +239,10 @@ def _tokens(text: str) -> list[str]:
             found.append(token.key)
             open_at = token.end if token.kind == "unspaced" else -1
     return found
+
+
+def _is_ended(text: str) -> bool:
+    return text.rstrip().endswith(_ENDINGS) or _NO_STOPS.search(text) is not None
 
 
 def _is_verdict(prompt: str, completion: str) -> bool:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Final
 
+import regex
+
 WORD_RATE: Final = 0.15
 _ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 _DROPPABLE = frozenset(
@@ -14,7 +16,7 @@ _DROPPABLE = frozenset(
 )  # fmt: skip
 _KEPT = frozenset(("true", "false", "yes", "no", "not", "none", "neither"))
 _MARKS = re.compile(r"^[A-Z][a-z]*:|\b[A-D]\)", re.MULTILINE)
-_WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
+_WORD = regex.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 
 
 def add_noise(text: str, protected: Sequence[str], rng: Random, rate: float = WORD_RATE) -> str:

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import re
+from bisect import bisect_left
+from math import ceil
 
-_BORDER = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+(?=[\"'“‘(\[]*[^\W_a-z])|(?<=[。！？])|\n\s*\n")
-_LETTERS = 8  # of a word, where a script has no spaces
+import regex
+
+from lm_mixup.core.words import comparable, tokens
+from lm_mixup.core.words import sentences as places_of
+
+_LETTERS = 8  # of a word at most: what holds longer runs counts as several
+_HANGING = regex.compile(r"[\p{M}\p{Cf}\p{Default_Ignorable_Code_Point}]")
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text, stripped. The end of a paragraph is a border too."""
-    pieces: list[str] = []
-    start = 0
-    for border in _BORDER.finditer(text):
-        # Closing quotes before the space belong to the sentence that they end.
-        pieces.append(text[start : border.end()].strip())
-        start = border.end()
-    pieces.append(text[start:].strip())
-    return [piece for piece in pieces if piece]
+    """The sentences of a text, stripped. A paragraph's end is a border too, a line's end is none."""
+    return [text[start:end] for start, end in places_of(text, wrapped=True)]
 
 
 def words(text: str) -> int:
-    """Number of words, at least one per eight characters, which covers scripts without spaces."""
-    return max(len(text.split()), len(text) // _LETTERS)
+    """Number of words: two characters make one in scripts without spaces; at least one per eight letters."""
+    bare = comparable(text)
+    kinds = [token.kind for token in tokens(bare)]
+    single = kinds.count("unspaced")
+    return max(len(kinds) - single + ceil(single / 2), len(bare) // _LETTERS)
 
 
 def segment(text: str, most: int) -> list[str]:
@@ -51,10 +53,27 @@ def _cut(sentence: str, most: int) -> list[str]:
     """A sentence in pieces of at most `most` words."""
     pieces: list[str] = []
     rest = " ".join(sentence.split())
-    while words(rest) > most:
-        head = " ".join(rest.split(" ", most)[:most])[: most * _LETTERS]
-        if rest[len(head)] != " " and " " in head:
-            head = head.rsplit(" ", 1)[0]
-        rest = rest[len(head) :].strip()
-        pieces.append(head)
-    return [*pieces, rest] if rest else pieces
+    start = 0
+    while start < len(rest):
+        end = _reach(rest, start, most)
+        if end < len(rest):
+            space = rest.rfind(" ", start + 1, end + 1)
+            if space > 0:
+                end = space
+            else:
+                whole = end
+                while whole > start and _HANGING.match(rest[whole]):
+                    whole -= 1
+                end = whole if whole > start else end
+        pieces.append(rest[start:end].strip())
+        start = end
+    return [piece for piece in pieces if piece]
+
+
+def _reach(text: str, start: int, most: int) -> int:
+    """How far from `start` a text has `most` words, and one character at least."""
+    size = most * _LETTERS
+    while start + size < len(text) and words(text[start : start + size]) <= most:
+        size *= 2
+    lengths = range(1, min(size, len(text) - start) + 1)
+    return start + max(1, bisect_left(lengths, most + 1, key=lambda n: words(text[start : start + n])))

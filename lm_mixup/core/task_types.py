@@ -11,6 +11,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from lm_mixup.core.words import visible
+
 TaskType = Literal["qa", "mcq", "tfq", "cs", "para"]
 TASK_TYPES: tuple[TaskType, ...] = get_args(TaskType)
 Fault = Literal["incomplete", "vague", "register", "redundant", "reasoning", "options"]
@@ -311,6 +313,7 @@ def detect_task_type(prompt: str, completion: str) -> TaskType:
     A to D, each on a line, in order, and is answered with a letter or an option. A row that merely asks to
     classify, summarise or describe is qa: its question belongs to its answer, and only qa keeps both.
     """
+    prompt, completion = visible(prompt), visible(completion)
     if _TRUE_FALSE.search(prompt) and _VERDICT.match(completion):
         return "tfq"
     options = _OPTION_LINE.findall(prompt)

@@ -14,11 +14,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from lm_mixup.augment.dedup.ngrams import Hashes, ngram_hashes, words
+from lm_mixup.augment.dedup.ngrams import Hashes, ngram_hashes
 from lm_mixup.augment.reading.files import list_units, read_unit
 from lm_mixup.augment.reading.rows import PoolRow, Refused, parse_line
 from lm_mixup.config import DecontaminateConfig, EmbedDecontaminateConfig
 from lm_mixup.core.errors import InputError
+from lm_mixup.core.words import words
 
 _QUESTIONS: Final = (
     "question", "prompt", "instruction", "query", "problem", "input",

@@ -30,9 +30,10 @@ import numpy.typing as npt
 from rensa import RMinHash
 
 from lm_mixup.augment.dedup.exact import Places, decode_places, encode_places
-from lm_mixup.augment.dedup.ngrams import Hashes, mix, ngram_hashes, tokens
+from lm_mixup.augment.dedup.ngrams import Hashes, mix, ngram_hashes
 from lm_mixup.augment.reading.rows import PoolRow
 from lm_mixup.config import NearDuplicatesConfig
+from lm_mixup.core.words import words_and_symbols
 
 Pairs = npt.NDArray[np.uint64]
 
@@ -89,7 +90,7 @@ def shingles(row: PoolRow, n: int) -> npt.NDArray[np.uint32]:
 
 def _side(text: str, n: int) -> npt.NDArray[np.uint32]:
     """The n-grams of a text; all of it as one, where it has fewer words."""
-    listed = tokens(text)
+    listed = words_and_symbols(text)
     return ngram_hashes(listed, min(n, len(listed))).astype(np.uint32)
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
-import unicodedata
 from functools import lru_cache
 from typing import Final
 
@@ -13,28 +11,7 @@ import numpy.typing as npt
 
 Hashes = npt.NDArray[np.uint64]
 
-# Chinese and Japanese put no spaces between words: there, each character counts as one.
-_UNSPACED: Final = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD: Final = rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+"
-_WORDS: Final = re.compile(_WORD)
-# Punctuation does not make rows differ, but operators do: 2 + 3 is not 2 - 3.
-_TOKENS: Final = re.compile(rf"{_WORD}|[^\w\s.,;:!?'\"’“”()…]")
 _BASE: Final = np.uint64(0x9E3779B97F4A7C15)
-
-
-def words(text: str) -> list[str]:
-    """The words of a text, in order: compatibility forms and case folded, punctuation left out."""
-    return _WORDS.findall(_folded(text))
-
-
-def tokens(text: str) -> list[str]:
-    """Words and symbols other than punctuation; every character, where there are none."""
-    folded = _folded(text)
-    return _TOKENS.findall(folded) or [char for char in folded if not char.isspace()]
-
-
-def _folded(text: str) -> str:
-    return unicodedata.normalize("NFKC", text).casefold()
 
 
 def ngram_hashes(items: list[str], n: int) -> Hashes:

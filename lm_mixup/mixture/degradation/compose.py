@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Final
 
+import regex
+
 from lm_mixup.core.noise import add_noise
 from lm_mixup.core.task_types import (
     LETTERS,
@@ -47,7 +49,7 @@ from lm_mixup.mixture.degradation.variants import deal_pieces
 MIN_COVERAGE: Final = 0.98
 _NOISE_RATE: Final = 0.08
 _BLANK_LINES: Final = re.compile(r"\n\s*\n")
-_WORD: Final = re.compile(r"[^\W\d_]+")
+_WORD: Final = regex.compile(r"[^\W\d_]+")
 _COUNTS: Final = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 

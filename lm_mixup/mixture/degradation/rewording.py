@@ -6,6 +6,8 @@ import re
 from random import Random
 from typing import Final
 
+import regex
+
 from lm_mixup.mixture.degradation.pieces import Piece, sentences
 
 _GREETINGS: Final = (
@@ -147,7 +149,7 @@ def careless(text: str, rng: Random) -> str:
 
 def _lowered(text: str) -> str:
     """The text with a small first letter, unless its first word is a name or an abbreviation of capitals."""
-    word = re.match(r"[^\W\d_]+", text)
+    word = regex.match(r"[^\W\d_]+", text)
     if word is None or (len(word[0]) > 1 and word[0][1:] != word[0][1:].lower()) or word[0] == "I":
         return text
     return text[0].lower() + text[1:]

@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Final
 
+import regex
+
 from lm_mixup.core.noise import add_noise
 
 _YEAR: Final = re.compile(r"(?<![\d,.])(1[0-9]{3}|20[0-2][0-9])(?![\d,.]*\d)")
-_WORD: Final = re.compile(r"[^\W\d_]{4,}")
+_WORD: Final = regex.compile(r"[^\W\d_]{4,}")
 _LENGTHS: Final = (30, 180)  # characters of a sentence that a task is about
 
 Task = tuple[str, str]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
-_WORD = re.compile(r"\w+(?:[.,]\d+)*")
+import regex
+
+from lm_mixup.core.words import Token, comparable, tokens
+
 _STEM = 5  # letters of a word that must agree: `founded`, `founding`
 _SHORT = 4  # words of fewer letters say little
 _SHARE = 0.5
-_NAME = re.compile(r"\b[^\W\d_a-z][\w'’-]*")
+_NAME = regex.compile(r"(?V1)\b[\p{L}--[a-z]][\w'’-]*")
 
 
 def tells(text: str, fact: str) -> bool:
@@ -26,9 +28,18 @@ def names(facts: Sequence[str]) -> list[str]:
 
 
 def _marks(text: str) -> set[str]:
-    words = (word.casefold() for word in _WORD.findall(text))
-    return {
-        word if word[0].isdigit() else word[:_STEM]
-        for word in words
-        if len(word) >= _SHORT or word[0].isdigit()
-    }
+    """Numbers and the stems of longer words; pairs of neighbours, where a script has no spaces."""
+    marks: set[str] = set()
+    before: Token | None = None
+    for token in tokens(comparable(text)):
+        if token.kind == "unspaced":
+            if before is not None and before.end == token.start:
+                marks.add(before.key + token.key)
+            before = token
+            continue
+        before = None
+        if token.key[0].isdigit():
+            marks.add(token.key)
+        elif len(token.key) >= _SHORT:
+            marks.add(token.key[:_STEM])
+    return marks

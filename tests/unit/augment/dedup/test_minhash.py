@@ -17,11 +17,12 @@ from lm_mixup.augment.dedup.minhash import (
     unique_pairs,
     verify,
 )
-from lm_mixup.augment.dedup.ngrams import ngram_hashes, tokens, words
+from lm_mixup.augment.dedup.ngrams import ngram_hashes
 from lm_mixup.augment.ingest import Reader
 from lm_mixup.augment.reading.files import list_units
 from lm_mixup.augment.reading.rows import PoolRow
 from lm_mixup.config import IngestConfig, NearDuplicatesConfig
+from lm_mixup.core.words import words, words_and_symbols
 
 DEFAULT = NearDuplicatesConfig()
 VOCABULARY = [f"w{number}" for number in range(5000)]
@@ -123,8 +124,8 @@ def test_case_punctuation_and_width_do_not_matter_but_operators_and_words_do():
     assert fold([first, row("WHAT is  two plus two please", "it is 4!")]) == {1: 0}
     assert fold([row("2 + 3", "5"), row("2 - 3", "5")]) == {}
     assert fold([row("?!", "..."), row("!?", ";")]) == {}
-    assert tokens("...") == [".", ".", "."]
-    assert words("Ｆｕｌｌ_width 東京, it's") == ["full", "width", "東", "京", "it", "s"]
+    assert words_and_symbols("...") == [".", ".", "."]
+    assert words("Ｆｕｌｌ_width 東京, it's") == ["full", "width", "東", "京", "it's"]
 
 
 def test_another_answer_to_a_long_prompt_is_another_row():
