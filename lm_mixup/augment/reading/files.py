@@ -123,7 +123,8 @@ def _find(pool: str, key: str) -> tuple[Any, list[str], int, str | None]:
     except (OSError, ValueError, ImportError) as error:
         raise InputError(f"{key} {pool}: cannot be opened ({_line(error)}); check the path") from None
     if not found:
-        raise InputError(f"{key} {pool}: no such file or folder; give JSONL or Parquet, or `world`")
+        demo = ", or `world`" if key == "augment.pool" else ""
+        raise InputError(f"{key} {pool}: no such file or folder; give JSONL or Parquet{demo}")
     visible = [name for name in sorted(found) if not _is_hidden(name, path)]
     known = [name for name in visible if _format(name)]
     if not known:
@@ -191,7 +192,7 @@ def _cut(fs: Any, path: str, uri: str, size: int, split_bytes: int, source: str)
         return [Unit(uri, "arrow", start, end, source) for start, end in runs]
     if kind == "json":
         with fs.open(path, "rb") as file:
-            kind = "json" if _is_array(file.read(_HEAD)) else "jsonl"
+            kind = "json" if _is_json(file.read(_HEAD)) else "jsonl"
     elif kind == "jsonl":
         with fs.open(path, "rb") as file:
             kind = _kind_of_lines(file.read(_HEAD), uri)
@@ -215,10 +216,9 @@ def _kind_of_lines(head: bytes, uri: str) -> Format:
         raise InputError(f"file {uri}: is in UTF-16; convert it, e.g. with iconv -f UTF-16 -t UTF-8")
     if head.startswith(_GZIP):
         return "compressed"
-    bare = head.removeprefix(_BOM).lstrip()
-    first = bare.split(b"\n", 1)[0].strip()
     # An array of objects, or an object over several lines; an array as one line among others is a bad row.
-    return "json" if re.match(rb"\[\s*[{\]]", bare) or first == b"{" else "jsonl"
+    array = re.match(rb"\[\s*[{\]]", head.removeprefix(_BOM).lstrip())
+    return "json" if array or _is_open_object(head) else "jsonl"
 
 
 def source_name(path: str) -> str:
@@ -244,7 +244,7 @@ def read_unit(unit: Unit, max_line_bytes: int) -> list[Any]:
                     return list(_lines_between(file, unit.start, unit.end, max_line_bytes))
                 case "compressed":
                     unpacked = _unpacked(file, unit.uri)
-                    if path.lower().endswith((".json.gz", ".json.zst")) and _is_array(unpacked.peek(_HEAD)):
+                    if path.lower().endswith((".json.gz", ".json.zst")) and _is_json(unpacked.peek(_HEAD)):
                         return _array(unpacked.read())
                     return list(_lines(unpacked, max_line_bytes))
                 case "json":
@@ -267,6 +267,15 @@ def _unpacked(file: IO[bytes], uri: str) -> io.BufferedReader:
         raise OSError("not gzip")
     file.seek(0)
     return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd"), _HEAD)
+
+
+def _is_json(head: bytes) -> bool:
+    return _is_array(head) or _is_open_object(head)
+
+
+def _is_open_object(head: bytes) -> bool:
+    """Whether a file begins with an object over several lines; a lone brace above a row is a bad row."""
+    return re.match(rb"\{[ \t]*\r?\n\s*[\"}]", head.removeprefix(_BOM).lstrip()) is not None
 
 
 def _is_array(head: bytes) -> bool:

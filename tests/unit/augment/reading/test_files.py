@@ -81,3 +81,12 @@ def test_utf_16_is_refused_with_the_way_out(tmp_path):
     (tmp_path / "x.jsonl").write_bytes(LINES.encode("utf-16"))
     with pytest.raises(InputError, match=r"UTF-16; convert it, e.g. with iconv"):
         list_units(str(tmp_path), 1 << 20)
+
+
+def test_a_lone_brace_among_lines_is_one_bad_row_and_an_indented_object_is_one_good_row(tmp_path):
+    lone, whole = tmp_path / "lone.jsonl", tmp_path / "whole.json"
+    lone.write_bytes(b'{\n{"prompt": "a", "completion": "b"}\n')
+    whole.write_bytes(b'{\r\n  "prompt": "a",\r\n  "completion": "b"\r\n}')
+    (first,), (second,) = (list_units(str(path), 1 << 20)[0] for path in (lone, whole))
+    assert read_unit(first, 1 << 20) == [b"{\n", b'{"prompt": "a", "completion": "b"}\n']
+    assert read_unit(second, 1 << 20) == [{"prompt": "a", "completion": "b"}]
