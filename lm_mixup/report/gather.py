@@ -24,13 +24,13 @@ from lm_mixup.report.examples import Example, distilled_examples, mixture_exampl
 from lm_mixup.report.fates import Fates, read_fates
 from lm_mixup.report.parts import MOST_PARTS, Coverage, read_parts, spread
 from lm_mixup.report.pool_map import Point, map_pool
-from lm_mixup.report.results import ResultTable, csv_table, result_tables
+from lm_mixup.report.results import ResultTable, csv_table, rows_table
 from lm_mixup.report.verdict import TruthShare
 from lm_mixup.stages import GROUPS
 
 REJECTS_PER_REASON = 3
 _MOST_MIXTURES = 6
-_BENCHMARK, _EXPERIMENT = "benchmark/table.csv", "experiment/results.json"
+_BENCHMARK, _MAPPING = "benchmark/table.csv", "mapping/results.json"
 _KINDS: tuple[Kind, ...] = ("data", "rejected")
 
 Metrics = list[dict[str, Any]]
@@ -252,13 +252,14 @@ def _completions(run: RunDir) -> list[Completions]:
 
 
 def _results(run: RunDir) -> list[ResultTable]:
-    """What benchmarks and experiments found, where the run has any."""
+    """What the stages of `evaluate` found, where the run has any."""
     tables = []
     if run.exists(_BENCHMARK):
         text = run.read_bytes(_BENCHMARK).decode("utf-8")
         tables.append(csv_table("Benchmarks: value ± standard error of each model", text))
-    if run.exists(_EXPERIMENT):
-        tables += result_tables({"Experiment": run.read_json(_EXPERIMENT)})
+    if run.exists(_MAPPING):
+        title = "Distillers on held-out rows of MIXTURE: what is not in format counts as 0"
+        tables.append(rows_table(title, run.read_json(_MAPPING)))
     return tables
 
 

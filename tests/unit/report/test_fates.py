@@ -14,7 +14,6 @@ from lm_mixup.report.flow import draw_flow
 from lm_mixup.report.gather import gather
 from lm_mixup.report.marks import kept_words, mark_invented, mark_parent
 from lm_mixup.report.reasons import in_words
-from lm_mixup.report.results import result_tables
 
 
 @pytest.fixture(scope="module")
@@ -90,15 +89,17 @@ def test_reasons_in_words(reason, words):
     assert in_words(reason) == words
 
 
-def test_results_are_tables_whatever_they_are_nested_in():
-    results = {"tasks": {"mmlu": {"acc": 0.31, "n": 57}, "gsm8k": {"acc": 0.02}}, "limit": 100}
-    (table,) = result_tables({"benchmark": results})
-    assert (table.title, table.heads) == ("benchmark: tasks", ("", "acc", "n"))
-    assert table.lines == [("mmlu", 0.31, 57), ("gsm8k", 0.02, None)]
-
-
 def test_the_table_of_the_benchmarks_is_on_the_page(tmp_path):
     run = RunDir(tmp_path)
     run.write_bytes("benchmark/table.csv", b'task,metric,mine\nmmlu,acc,"0.31 \xc2\xb1 0.01"\n')
     (table,) = gather(run, 0).results
     assert (table.heads, table.lines) == (("task", "metric", "mine"), [("mmlu", "acc", "0.31 ± 0.01")])
+
+
+def test_the_table_of_the_mapping_is_on_the_page(tmp_path):
+    run = RunDir(tmp_path)
+    rows = [{"model": "sft", "rows": "all", "count": 60, "in_format": 0.98333, "facts_recall": None}]
+    run.write_json("mapping/results.json", rows)
+    (table,) = gather(run, 0).results
+    assert table.heads == ("model", "rows", "count", "in_format", "facts_recall")
+    assert table.lines == [("sft", "all", 60, 0.983, None)]
