@@ -43,7 +43,7 @@ def likelihood(distill: StageDir, out: StageDir, config: LikelihoodConfig, model
     Raises:
         InputError: There is no such model, or it has no weights.
     """
-    chosen = measuring_model(config, model, KEY)
+    chosen = measuring_model(config.model, model, KEY)
     kwargs = {"distill": distill, "config": config, "model": chosen}
     map_parts(out, distill.parts(), make_work, kwargs, **placement_of(config))
     return Outcome(metrics={"model": chosen.path})

@@ -50,7 +50,7 @@ def perplexity(
     Raises:
         InputError: There is no such model, or it has no weights.
     """
-    chosen = measuring_model(config, model)
+    chosen = measuring_model(config.model, model)
     sides = {"distilled": distilled, "original": curated}
     items: list[Item] = [(side, part) for side, stage in sides.items() for part in stage.parts()]
     map_parts(
@@ -60,19 +60,19 @@ def perplexity(
 
 
 def measuring_model(
-    config: ScoringConfig, model: ModelConfig, key: str = "select.perplexity.model"
+    path: str | None, model: ModelConfig, key: str = "select.perplexity.model"
 ) -> ModelConfig:
-    """The model that scores: the one that the section names, or else the run's policy.
+    """The model that scores: the one that a section names at `key`, or else the run's policy.
 
     Raises:
         InputError: There is no such model, or it has no weights.
     """
     from lm_mixup.models.resolve import UNTRAINED_NANO, check_model_path
 
-    chosen, named = (model, "model.path") if config.model is None else (None, key)
-    if chosen is None:
-        assert config.model is not None  # noqa: S101
-        chosen = ModelConfig(path=config.model, dtype=model.dtype, trust_remote_code=model.trust_remote_code)
+    chosen, named = model, "model.path"
+    if path is not None:
+        chosen = ModelConfig(path=path, dtype=model.dtype, trust_remote_code=model.trust_remote_code)
+        named = key
     if chosen.path == UNTRAINED_NANO:
         raise InputError(
             f"{named} {chosen.path}: has no weights to score rows with; set {key} to a model folder, a Hub "

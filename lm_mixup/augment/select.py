@@ -19,11 +19,12 @@ import pyarrow.compute as pc
 from lm_mixup.augment.embed import vectors_for, vectors_of
 from lm_mixup.augment.rate_distilled import kept_of
 from lm_mixup.augment.selection.candidates import (
+    MEASURED_BY,
     Measure,
     Origin,
     candidates,
     long_tail_in_pool,
-    measured_perplexity,
+    measured_before,
 )
 from lm_mixup.augment.selection.deita import take_diverse
 from lm_mixup.augment.selection.rank import budget_rows, fill, quotas, rank, strata_quotas
@@ -53,6 +54,7 @@ OUTPUT = pa.schema(
         ("score", pa.int8()),
         ("long_tail", pa.float32()),
         ("perplexity", pa.float64()),
+        ("influence", pa.float32()),
     ]
 )
 
@@ -84,7 +86,7 @@ def select(
     curated: StageDir,
     embed: StageDir,
     neighbors: StageDir,
-    perplexity: StageDir | None,
+    measured: StageDir | None,
     out: StageDir,
     config: SelectConfig,
     seed: int,
@@ -110,10 +112,10 @@ def select(
         embed: Their embeddings, for `long_tail` and `deita`.
         neighbors: Their nearest neighbours, part for part the same rows, for `knn_diversity` and `ds2`.
         seed: Of ties, samples and the final order.
-        perplexity: What the stage `perplexity` wrote about the two, for that method.
+        measured: What the stage `perplexity` or `influence` wrote about the two, for that method.
     """
     left_out: Counter[str] = Counter()
-    ours, theirs = _both_sides(distilled, curated, neighbors, perplexity, config, left_out)
+    ours, theirs = _both_sides(distilled, curated, neighbors, measured, config, left_out)
     pool_rows = _rows_of(curated)
     budget = budget_rows(config.budget, pool_rows)
     quota = quotas(budget, config.original_ratio)
@@ -162,7 +164,7 @@ def _both_sides(
     distilled: StageDir,
     curated: StageDir,
     neighbors: StageDir,
-    perplexity: StageDir | None,
+    measured: StageDir | None,
     config: SelectConfig,
     left_out: Counter[str],
 ) -> tuple[pa.Table, pa.Table]:
@@ -171,11 +173,12 @@ def _both_sides(
     of_originals: Measure | None = None
     if config.method in ("knn_diversity", "ds2"):
         of_originals = long_tail_in_pool(neighbors, config.neighbors)
-    elif config.method == "perplexity":
-        if perplexity is None:
-            raise ValueError("select.method perplexity needs the perplexities")
-        of_distilled = measured_perplexity(perplexity, 0)
-        of_originals = measured_perplexity(perplexity, len(distilled.parts()))
+    elif config.method in MEASURED_BY:
+        if measured is None:
+            raise ValueError(f"select.method {config.method} needs what its stage measured")
+        column = MEASURED_BY[config.method]
+        of_distilled = measured_before(measured, column, 0)
+        of_originals = measured_before(measured, column, len(distilled.parts()))
     parents = curated if config.stratify_by == "source" else None
     cut: ScoreCut | None = None
     if share_of(config.min_score) is not None:
@@ -280,6 +283,7 @@ def _fetch(stage: StageDir, chosen: pa.Table, origin: str) -> list[dict[str, Any
                     "score": picked["score"],
                     "long_tail": picked["long_tail"],
                     "perplexity": picked["perplexity"],
+                    "influence": picked["influence"],
                 }
             )
     return rows

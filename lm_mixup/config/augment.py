@@ -18,6 +18,7 @@ SelectMethod = Literal[
     "deita",
     "ds2",
     "perplexity",
+    "less",
 ]
 
 
@@ -260,6 +261,26 @@ class PerplexityConfig(ScoringConfig):
     )
 
 
+class LessConfig(Section):
+    """The pass over all rows that `select.method: less` asks for, and no other method (arXiv 2402.04333)."""
+
+    target: str | None = Field(
+        None, description="Rows like those the model is to do well on, in any layout that `ingest` reads."
+    )
+    target_rows: int = Field(64, ge=1, description="Most rows of the target; more are sampled.")
+    model: str | None = Field(
+        None, description="Whose gradients: whatever `model.path` takes; default: model.path."
+    )
+    rank: int = Field(8, ge=1, description="Of the adapters whose gradients are taken.")
+    dimension: int = Field(4096, ge=16, description="Numbers that a gradient is sketched to.")
+    max_length: int = Field(
+        1024, ge=16, description="Tokens of prompt and completion; longer rows are refused."
+    )
+    num_actors: int = resources(1, ge=1, description="Actors that work at a time.")
+    num_cpus: float = resources(1.0, gt=0, description="CPUs (and CPU threads) of an actor.")
+    num_gpus: float = resources(1.0, ge=0, description="GPUs of an actor, on a cluster that has some.")
+
+
 class SelectConfig(Section):
     """The final training set."""
 
@@ -288,6 +309,7 @@ class SelectConfig(Section):
     perplexity: PerplexityConfig = Field(
         default_factory=PerplexityConfig, description="Of `method: perplexity`."
     )
+    less: LessConfig = Field(default_factory=LessConfig, description="Of `method: less`.")
 
     @field_validator("budget")
     @classmethod

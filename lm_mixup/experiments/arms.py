@@ -7,7 +7,7 @@ base run, which all arms share.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 from lm_mixup.config import Config
@@ -19,6 +19,7 @@ Stages = tuple[tuple[str, str], ...]  # (verb, stage)
 
 _SELECT: Final[Stages] = (("augment", "select"),)
 _PERPLEXITY: Final[Stages] = (("augment", "perplexity"), *_SELECT)
+_INFLUENCE: Final[Stages] = (("augment", "influence"), *_SELECT)
 _EVALUATE: Final[Stages] = (("evaluate", "finetune"), ("evaluate", "benchmark"))
 
 
@@ -31,12 +32,14 @@ class Arm:
         stages: What is run, in order.
         train: Writes the rows that are fine-tuned on, of the base run, a config and a seed; None: those that
             `select` chooses.
+        needs: A config key without which the arm is left out, unless it is asked for.
         measured: The model that is measured: the one that the arm trains, or the one that it starts from.
     """
 
     values: Mapping[str, Any] = field(default_factory=dict)
     stages: Stages = ()
     train: Callable[[RunDir, Config, int], Iterator[Row]] | None = None
+    needs: str = ""
     measured: Literal["trained", "base"] = "trained"
 
 
@@ -141,6 +144,7 @@ EXPERIMENTS: Final[Mapping[str, Experiment]] = {
             "alpagasus": _originals_by("alpagasus"),
             "deita": _originals_by("deita"),
             "ds2": _originals_by("ds2"),
+            "less": replace(_originals_by("less", _INFLUENCE), needs="select.less.target"),
             "originals": _selected(original_ratio=1.0),
             "distilled": _selected(original_ratio=0.0),
             "distilled 3 : originals 7": _selected(original_ratio=0.7),

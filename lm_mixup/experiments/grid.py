@@ -31,6 +31,7 @@ from lm_mixup.demo import QUESTIONS_TASK, WORLD, write_questions
 from lm_mixup.experiments.arms import EXPERIMENTS, Arm, Experiment, Row
 from lm_mixup.experiments.table import Result, write_table
 from lm_mixup.pipeline import Options, run_verb
+from lm_mixup.stages.stage import value_at
 
 _QUESTION_SEED = 0  # the same questions for every arm and seed
 
@@ -65,8 +66,12 @@ class Grid:
     @property
     def chosen(self) -> dict[str, Arm]:
         """The arms to run, in the order of the definition."""
-        names = set(self.arms) or set(self.experiment.arms)
-        return {name: arm for name, arm in self.experiment.arms.items() if name in names}
+        return {
+            name: arm
+            for name, arm in self.experiment.arms.items()
+            if name in self.arms
+            or (not self.arms and (not arm.needs or value_at(self.config, arm.needs) is not None))
+        }
 
 
 def check(grid: Grid) -> None:

@@ -71,7 +71,7 @@ def _by_perplexity(config: Config) -> bool:
 def _check_perplexity(config: Config) -> None:
     from lm_mixup.augment.perplexity import measuring_model
 
-    measuring_model(config.select.perplexity, config.model)
+    measuring_model(config.select.perplexity.model, config.model)
 
 
 def _perplexity_identity(config: Config) -> Any:
@@ -79,7 +79,7 @@ def _perplexity_identity(config: Config) -> Any:
     from lm_mixup.augment.perplexity import measuring_model
 
     measured = config.select.perplexity
-    return [section_identity(measuring_model(measured, config.model)), measured.max_length]
+    return [section_identity(measuring_model(measured.model, config.model)), measured.max_length]
 
 
 def _scoring_model(config: Config) -> ModelConfig:
@@ -87,7 +87,7 @@ def _scoring_model(config: Config) -> ModelConfig:
     from lm_mixup.augment.likelihood import KEY
     from lm_mixup.augment.perplexity import measuring_model
 
-    return measuring_model(config.rate_distilled.likelihood, config.model, KEY)
+    return measuring_model(config.rate_distilled.likelihood.model, config.model, KEY)
 
 
 def _check_likelihood(config: Config) -> None:
@@ -102,11 +102,29 @@ def _likelihood_identity(config: Config) -> Any:
 def _perplexity_versions(config: Config) -> list[str]:
     from lm_mixup.augment.perplexity import measuring_model
 
-    return file_versions(measuring_model(config.select.perplexity, config.model).path)
+    return file_versions(measuring_model(config.select.perplexity.model, config.model).path)
 
 
 def _likelihood_versions(config: Config) -> list[str]:
     return file_versions(_scoring_model(config).path)
+
+
+def _check_less(config: Config) -> None:
+    from lm_mixup.augment.influence import KEY, target_rows
+    from lm_mixup.augment.perplexity import measuring_model
+
+    measuring_model(config.select.less.model, config.model, KEY)
+    target_rows(config.select.less, config.seed)
+
+
+def _less_versions(config: Config) -> Any:
+    less = config.select.less
+    target = [] if less.target is None else file_versions(less.target, "select.less.target")
+    return [file_versions(less.model or config.model.path), target]
+
+
+def _by_less(config: Config) -> bool:
+    return config.select.method == "less"
 
 
 STAGES = (
@@ -199,10 +217,28 @@ STAGES = (
         identity=_perplexity_identity,
     ),
     Stage(
+        "influence",
+        "lm_mixup.augment.influence:influence",
+        inputs=("rate_distilled", "curate"),
+        settings=("select.less", "model", "seed"),
+        when=_by_less,
+        check=_check_less,
+        versions=_less_versions,
+    ),
+    Stage(
         "select",
         "lm_mixup.augment.select:select",
         inputs=("rate_distilled", "curate", "embed", "neighbors", "perplexity?"),
         settings=("select", "seed"),
+        when=lambda config: not _by_less(config),
+        needs_output=True,
+    ),
+    Stage(
+        "select",
+        "lm_mixup.augment.select:select",
+        inputs=("rate_distilled", "curate", "embed", "neighbors", "influence"),
+        settings=("select", "seed"),
+        when=_by_less,
         needs_output=True,
     ),
 )

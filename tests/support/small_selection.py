@@ -9,10 +9,11 @@ import numpy as np
 import pyarrow as pa
 from stage_rows import put_part
 
-from lm_mixup.augment import perplexity
+from lm_mixup.augment import influence, perplexity
 from lm_mixup.augment.embed import embedding_table
 from lm_mixup.augment.rate_distilled import kept_of
 from lm_mixup.augment.select import select
+from lm_mixup.augment.selection.candidates import MEASURED_BY
 from lm_mixup.augment.vector_search.neighbor_table import neighbor_table
 from lm_mixup.config import SelectConfig, SelectMethod
 from lm_mixup.core import schemas
@@ -78,9 +79,8 @@ def run_select(folder, ours, theirs, rows_per_part=6, degrees=None, **settings):
         put_part(near, part, neighbor_table(ids[cut], ids, indices[cut], cosines[cut]))
     own = circle([200 + degrees(100 * row["long_tail"]) for row in ours])
     put_part(kept, 0, embedding_table([schemas.content_id(r["prompt"], r["completion"]) for r in ours], own))
-    measured = (
-        _measure(here.stage("perplexity"), new, old) if settings.get("method") == "perplexity" else None
-    )
+    column = MEASURED_BY.get(settings.get("method"))
+    measured = None if column is None else _measure(here.stage(column), column, new, old)
     out = here.stage("select")
     config = SelectConfig(**{"budget": 10, "neighbors": 2, **settings})
     outcome = select(new, old, embed, near, measured, out, config, 1)
@@ -88,17 +88,19 @@ def run_select(folder, ours, theirs, rows_per_part=6, degrees=None, **settings):
     return [json.loads(line) for line in lines], outcome, out
 
 
-def _measure(out: StageDir, *stages: StageDir) -> StageDir:
-    """What the perplexity pass leaves: no figure for empty rows and for those of more than 300 characters."""
+def _measure(out: StageDir, column: str, *stages: StageDir) -> StageDir:
+    """What such a pass leaves: no figure for empty rows and for those of more than 300 characters."""
     tables = [table for stage in stages for table in stage.iter_parts(["prompt", "completion"])]
     for part, table in enumerate(tables):
         texts = [(row["prompt"], row["completion"]) for row in table.to_pylist()]
         rows = [
-            {"content": schemas.content_id(*pair), "perplexity": perplexity_of(*pair), "tokens": 1}
+            {"content": schemas.content_id(*pair), column: perplexity_of(*pair), "tokens": 1}
             for pair in texts
             if pair[1].strip() and len(pair[1]) <= 300
         ]
-        put_part(out, part, schemas.table(rows, perplexity.OUTPUT))
+        put_part(
+            out, part, schemas.table(rows, influence.OUTPUT if column == "influence" else perplexity.OUTPUT)
+        )
     return out
 
 

@@ -35,7 +35,10 @@ OWN_RULE: dict[SelectMethod, tuple[str, ...]] = {
     "alpagasus": ("overall",),
     "deita": ("overall", "complexity"),
     "perplexity": (),
+    "less": (),
 }
+# The column that a stage of its own measures for a method.
+MEASURED_BY: dict[SelectMethod, str] = {"perplexity": "perplexity", "less": "influence"}
 UNKNOWN = "unknown"  # the stratum of rows without the value
 
 # 64-bit offsets: the ids of 67 million rows exceed 32-bit ones.
@@ -50,6 +53,7 @@ CANDIDATE = pa.schema(
         ("overall", pa.int8()),
         ("complexity", pa.int8()),
         ("perplexity", pa.float64()),
+        ("influence", pa.float32()),
         ("faithful", pa.float32()),
         ("stratum", pa.large_string()),
     ]
@@ -70,8 +74,8 @@ def candidates(
     Args:
         stage: Distilled or curated rows.
         left_out: Where the others are counted, as `<origin>_<reason>`.
-        measure: The figure that the method ranks by, where the rows do not have it: long tail, or under
-            `perplexity` that.
+        measure: The figure that the method ranks by, where the rows do not have it: long tail, perplexity or
+            influence.
         parents: The curated rows, where the source of distilled ones is asked for: it is that of their first
             parent (of all of them, if clusters keep to a source).
         cut: Where the pool's share of good rows ends, if `min_score` is a share.
@@ -84,7 +88,7 @@ def candidates(
         for row, figure in zip(rows, measure(number, rows) if measure else [None] * len(rows), strict=True):
             row["score"] = row["score" if origin == "distilled" else "curated_score"]
             if measure is not None:
-                row["perplexity" if config.method == "perplexity" else "long_tail"] = figure
+                row[MEASURED_BY.get(config.method, "long_tail")] = figure
             reason = _refusal(row, config, cut)
             if reason:
                 left_out[f"{origin}_{reason}"] += 1
@@ -130,7 +134,7 @@ def _refusal(row: Row, config: SelectConfig, cut: ScoreCut | None) -> str | None
         return f"rating_below_{config.score_threshold:g}"
     if not (row["prompt"] or "").strip() or not (row["completion"] or "").strip():
         return "empty"
-    if config.method == "perplexity" and row["perplexity"] is None:
+    if config.method in MEASURED_BY and row[MEASURED_BY[config.method]] is None:
         return "too_long"
     return None
 
@@ -142,7 +146,7 @@ def _candidate(row: Row, config: SelectConfig, sources: dict[str, str]) -> Row:
         stratum = sources.get((row["parent_ids"] or [""])[0])
     elif config.stratify_by != "none":
         stratum = row[config.stratify_by]
-    figures = ("score", "expected", "long_tail", "overall", "complexity", "perplexity")
+    figures = ("score", "expected", "long_tail", "overall", "complexity", "perplexity", "influence")
     measured = "faithfulness" in row  # of distilled rows, where it weighs
     return {name: row.get(name) for name in figures} | {
         "faithful": row["faithfulness"] * row["coverage"] ** 2 if measured else None,
@@ -181,13 +185,13 @@ def long_tail_in_pool(neighbors: StageDir, k: int) -> Measure:
     return measure
 
 
-def measured_perplexity(perplexity: StageDir, first: int) -> Measure:
-    """The perplexities of a side whose first part is part `first` of the measured ones."""
-    parts = perplexity.parts()
+def measured_before(measured: StageDir, column: str, first: int) -> Measure:
+    """A column of an earlier stage, of the side whose first part is that stage's part `first`."""
+    parts = measured.parts()
 
     def measure(number: int, rows: Sequence[Row]) -> Sequence[float | None]:
-        table = perplexity.read_part(parts[first + number], ["content", "perplexity"])
-        values = dict(zip(table["content"].to_pylist(), table["perplexity"].to_pylist(), strict=True))
+        table = measured.read_part(parts[first + number], ["content", column])
+        values = dict(zip(table["content"].to_pylist(), table[column].to_pylist(), strict=True))
         contents = (schemas.content_id(row["prompt"] or "", row["completion"] or "") for row in rows)
         return [values.get(content) for content in contents]
 

@@ -42,14 +42,15 @@ def rank(
       2410.10877).
     * `perplexity`: by `take`: lowest first, highest first ("top-ppl"), or nearest in rank to the median first
       ("mid-ppl", arXiv 2410.16208 and 2503.01807).
+    * `less`: the largest influence on the target set first (arXiv 2402.04333).
 
     With a weight for faithfulness, rows go by (1 − weight) · place + weight · faithful, where the place in
     that order is scaled to 1 (first) … 0 (last), and equal ones by the place.
 
     Args:
         candidates: {id, and the columns the method reads: `long_tail`, `score` and `expected`, `length`,
-            `overall`, `complexity` or `perplexity`, and with a weight `faithful`}, without nulls in those but
-            `expected`.
+            `overall`, `complexity`, `perplexity` or `influence`, and with a weight `faithful`}, without nulls
+            in those but `expected`.
         seed: Of the shuffle that breaks all ties.
         take: Of `perplexity`.
         faithfulness_weight: In [0, 1].
@@ -73,6 +74,8 @@ def rank(
             merits = [_column(candidates, "score"), _column(candidates, "long_tail")]
         case "perplexity":
             merits = [_perplexity_merit(_column(candidates, "perplexity"), shuffle, take)]
+        case "less":
+            merits = [_column(candidates, "influence")]
     order = np.lexsort((shuffle, *(-merit for merit in reversed(merits))))
     if not faithfulness_weight or len(order) < 2:
         return order

@@ -9,10 +9,11 @@ import pytest
 from lm_mixup import pipeline
 from lm_mixup.augment import perplexity
 from lm_mixup.augment.perplexity import measure, measuring_model
-from lm_mixup.config import AugmentConfig, Config, ModelConfig, PerplexityConfig, SelectConfig
+from lm_mixup.config import AugmentConfig, Config, ModelConfig, SelectConfig
 from lm_mixup.core import schemas
 from lm_mixup.core.errors import InputError
 from lm_mixup.core.run_dir import Outcome, RunDir, summarise
+from lm_mixup.distributed import ray_cluster
 from lm_mixup.models.policy import encode_pair, load_tokenizer
 from lm_mixup.stages import Stage, stages_of
 
@@ -81,15 +82,15 @@ def test_the_engine_gets_a_bounded_number_of_rows(tokenizer, monkeypatch):
 
 
 def test_a_model_that_cannot_measure_is_named_by_its_key(tmp_path):
-    assert measuring_model(PerplexityConfig(), NANO) == NANO
+    assert measuring_model(None, NANO) == NANO
     pinned = ModelConfig(path="org/name", revision="abc", dtype="float32")
-    assert measuring_model(PerplexityConfig(), pinned).revision == "abc"
-    other = measuring_model(PerplexityConfig(model="nano"), pinned)
+    assert measuring_model(None, pinned).revision == "abc"
+    other = measuring_model("nano", pinned)
     assert (other.path, other.revision, other.dtype) == ("nano", None, "float32")
     with pytest.raises(InputError, match=r"^model.path nano-untrained: has no weights"):
-        measuring_model(PerplexityConfig(), ModelConfig(path="nano-untrained"))
+        measuring_model(None, ModelConfig(path="nano-untrained"))
     with pytest.raises(InputError, match=r"^select.perplexity.model /nowhere: no such folder"):
-        measuring_model(PerplexityConfig(model="/nowhere"), NANO)
+        measuring_model("/nowhere", NANO)
 
 
 def configured(**select) -> Config:
@@ -117,7 +118,7 @@ def ran(monkeypatch, tmp_path):
         pipeline.run_verb("augment", config, RunDir(tmp_path / "run"), pipeline.Options())
         return worked
 
-    monkeypatch.setattr(pipeline, "_start_ray", lambda config: None)
+    monkeypatch.setattr(ray_cluster, "start_ray", lambda config: None)
     monkeypatch.setattr(pipeline, "write_report", lambda run, config: None)
     return run
 

@@ -158,7 +158,7 @@ def test_perplexity_without_its_pass_is_refused(tmp_path):
     here = RunDir(tmp_path)
     stage = write(here.stage("curate"), [original(0)], CURATED, 6)
     new = write(here.stage("rate_distilled"), [distilled(0)], DISTILLED, 6)
-    with pytest.raises(ValueError, match="needs the perplexities"):
+    with pytest.raises(ValueError, match="perplexity needs what its stage measured"):
         select(new, stage, stage, stage, None, here.stage("select"), SelectConfig(method="perplexity"), 0)
 
 
@@ -230,3 +230,14 @@ def test_faithfulness_weighs_on_no_original(tmp_path):
         tmp_path / "b", [], theirs, original_ratio=1.0, budget=3, faithfulness_weight=1.0
     )
     assert chosen(without) == chosen(weighed)
+
+
+def test_less_takes_the_rows_of_largest_influence(tmp_path):
+    ours = [distilled(n) for n in range(8)]
+    theirs = [original(n) for n in range(20)]
+    lines, outcome, out = run_select(tmp_path, ours, theirs, method="less", budget=8, original_ratio=0.5)
+    assert adds_up(outcome)
+    chosen = sorted(line["id"] for line in lines if line["origin"] == "original")
+    assert chosen == [f"o{n:03d}" for n in range(16, 20)]  # the longest completions, as the figures have it
+    figures = out.read(["influence", "perplexity"]).to_pylist()
+    assert all(row["influence"] > 0 and row["perplexity"] is None for row in figures)

@@ -27,6 +27,7 @@ def config() -> Config:
 def test_every_arm_is_a_config_with_the_stages_that_it_runs(config: Config, name: str, arm: str):
     found = EXPERIMENTS[name].arms[arm]
     changed = with_values(config, {**found.values, "benchmark.model": "nano"})
+    assert not found.needs or value_at(changed, found.needs) is None
     for key, value in found.values.items():
         assert value_at(changed, key) == value
     there = all_stages(changed)

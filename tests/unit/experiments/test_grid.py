@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lm_mixup.api import with_values
 from lm_mixup.config.load import load_config
 from lm_mixup.core.errors import InputError
 from lm_mixup.core.run_dir import Manifest, RunDir
@@ -140,6 +141,14 @@ def test_a_finished_stage_is_linked_whole_and_replaced_when_it_is_another(tmp_pa
     adopt(base, run, ["embed"])
     assert (tmp_path / "arm/embed/rows.txt").read_text() == "second"
     assert not (tmp_path / "arm/.embed.tmp").exists()
+
+
+def test_an_arm_that_lacks_what_it_needs_is_left_out_unless_it_is_asked_for(tmp_path):
+    plain = asked(tmp_path, name="budget")
+    assert "less" not in plain.chosen and "random" in plain.chosen
+    assert list(asked(tmp_path, name="budget", arms=("less",)).chosen) == ["less"]
+    with_target = with_values(plain.config, {"select.less.target": "rows.jsonl"})
+    assert "less" in asked(tmp_path, name="budget", config=with_target).chosen
 
 
 @pytest.mark.parametrize(
