@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from lm_mixup.augment.dedup.exact import (
@@ -157,8 +157,11 @@ def test_fuzz_every_line_comes_out_or_is_refused(tmp_path, import_benchmark):
 def test_byte_ranges_give_the_same_lines_whatever_the_split(tmp_path_factory, lines, split, ends):
     lines = [line.replace(b"\n", b"") for line in lines]
     path = tmp_path_factory.mktemp("split") / "pool.jsonl"
-    path.write_bytes(b"\n".join(lines) + (b"\n" if ends and lines else b""))
+    content = b"\n".join(lines) + (b"\n" if ends and lines else b"")
+    assume(not content.startswith((b"\xff\xfe", b"\xfe\xff")))  # UTF-16, which is refused
+    path.write_bytes(content)
     units, _ = list_units(str(path), split)
+    assume(all(unit.format == "jsonl" for unit in units))  # and no array, object or gzip under this name
     whole, _ = list_units(str(path), 1 << 30)
     pieces = [line for unit in units for line in read_unit(unit, 1 << 20)]
     assert pieces == [line for unit in whole for line in read_unit(unit, 1 << 20)]
