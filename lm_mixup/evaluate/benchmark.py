@@ -158,8 +158,14 @@ def table_of(
 
 def _csv(header: list[str], lines: list[list[str]]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *lines])
+    rows = [[_no_formula(cell) for cell in line] for line in (header, *lines)]
+    csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
+
+
+def _no_formula(cell: str) -> str:
+    """A cell that no spreadsheet program takes for a formula; numbers stay."""
+    return f"'{cell}" if re.match(r"[=+@\t\r]|-(?!\d)", cell) else cell
 
 
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

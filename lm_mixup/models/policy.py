@@ -110,9 +110,11 @@ def _load(auto_class: Any, path: str | Path, key: str, **options: Any) -> Any:
     if str(path) == UNTRAINED_NANO:
         raise InputError(f"{key} {path}: has no weights before the sft stage has made them")
     folder = fetch_model(str(path), options.get("revision"), key)
+    from safetensors import SafetensorError
+
     try:
         return auto_class.from_pretrained(folder, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{key} {path}: {reason:.300}") from error
 

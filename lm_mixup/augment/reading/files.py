@@ -55,6 +55,11 @@ _SHARD = re.compile(r"[-_.]?(?:part|shard)?[-_.]?\d+(?:[-_]of[-_]\d+)?$", re.IGN
 _GZIP = b"\x1f\x8b"
 _BOM = b"\xef\xbb\xbf"
 _HEAD = 1 << 16  # bytes in which a file shows whether it is one array
+# What a packed file may unpack to: a bomb is small, and refused once this much of it lies in memory.
+_UNPACKED = 1 << 30
+_MOST_RATIO = 100
+_ITEM_BYTES = 64  # that an item takes in memory beside its text
+_BATCH_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -243,20 +248,68 @@ def read_unit(unit: Unit, max_line_bytes: int) -> list[Any]:
                 case "jsonl":
                     return list(_lines_between(file, unit.start, unit.end, max_line_bytes))
                 case "compressed":
+                    most = _most_bytes(int(fs.size(path)))
                     unpacked = _unpacked(file, unit.uri)
                     if path.lower().endswith((".json.gz", ".json.zst")) and _is_json(unpacked.peek(_HEAD)):
-                        return _array(unpacked.read())
-                    return list(_lines(unpacked, max_line_bytes))
+                        return _array(_read_at_most(unpacked, most))
+                    return list(_lines_at_most(unpacked, max_line_bytes, most))
                 case "json":
                     return _array(file.read())
                 case "csv" | "tsv":
                     return _delimited(file.read(), "," if unit.format == "csv" else "\t")
                 case "parquet":
-                    return _table_rows(pq.ParquetFile(file).read_row_group(unit.start))
+                    return _row_group(file, unit.start, _most_bytes(int(fs.size(path))))
                 case "arrow":
                     return _table_rows(read_batches(path if _is_local(fs) else file, unit.start, unit.end))
     except (OSError, EOFError, zlib.error, ValueError, RecursionError, pa.ArrowException) as error:
         raise InputError(f"file {unit.uri}: damaged ({_line(error)}); repair or remove it") from None
+
+
+def _most_bytes(size: int) -> int:
+    return max(_UNPACKED, _MOST_RATIO * size)
+
+
+def _too_much(most: int) -> ValueError:
+    return ValueError(
+        f"it unpacks to more than {most / (1 << 30):.2g} GiB and {_MOST_RATIO} times its size; "
+        "if it is no bomb, give it as plain JSONL, which is read in pieces"
+    )
+
+
+def _read_at_most(file: IO[bytes], most: int) -> bytes:
+    content = file.read(most + 1)
+    if len(content) > most:
+        raise _too_much(most)
+    return content
+
+
+def _lines_at_most(file: IO[bytes], limit: int, most: int) -> Iterator[bytes]:
+    held = 0
+    for line in _lines(file, limit):
+        held += len(line) + _ITEM_BYTES
+        if held > most:
+            raise _too_much(most)
+        yield line
+
+
+def _row_group(file: IO[bytes], group: int, most: int) -> list[Any]:
+    """The rows of a group, a few at a time: a value that repeats takes next to nothing in the file."""
+    rows: list[Any] = []
+    held = 0
+    for batch in pq.ParquetFile(file).iter_batches(_BATCH_ROWS, row_groups=[group]):
+        table = pa.Table.from_batches([batch])
+        for place, column in enumerate(table.columns):
+            if pa.types.is_dictionary(column.type):
+                table = table.set_column(place, table.field(place).name, _decoded_dictionary(column))
+        held += table.nbytes + _ITEM_BYTES * table.num_rows
+        if held > most:
+            raise _too_much(most)
+        rows += _table_rows(table)
+    return rows
+
+
+def _decoded_dictionary(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pa.chunked_array([chunk.dictionary_decode() for chunk in column.chunks], column.type.value_type)
 
 
 def _unpacked(file: IO[bytes], uri: str) -> io.BufferedReader:

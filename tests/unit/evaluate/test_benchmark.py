@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import yaml
 
 from lm_mixup.config import BenchmarkConfig, Config
 from lm_mixup.core.errors import InputError
-from lm_mixup.evaluate.benchmark import labels_of, markdown, models_of, table_of
+from lm_mixup.evaluate.benchmark import _csv, labels_of, markdown, models_of, table_of
 from lm_mixup.evaluate.harness import rows_of
 from lm_mixup.evaluate.local_tasks import FILES, files_for, missing_files, write_local_tasks
 from lm_mixup.stages import stages_of
@@ -152,3 +154,9 @@ def test_the_number_of_examples_is_for_all_tasks_or_by_name():
     assert BenchmarkConfig(num_fewshot=3).fewshot_of("mmlu") == 3
     by_name = BenchmarkConfig(num_fewshot={"mmlu": 5})
     assert (by_name.fewshot_of("mmlu"), by_name.fewshot_of("gsm8k_cot")) == (5, None)
+
+
+@pytest.mark.parametrize("cell", ["=HYPERLINK(1)", "+1+cmd", "@SUM(1)", "-x", "\t=1"])
+def test_no_cell_of_the_table_is_a_formula(cell: str):
+    ((head, value),) = [line for line in csv.reader(io.StringIO(_csv([cell, "-0.5"], [])))]
+    assert (head, value) == (f"'{cell}", "-0.5")

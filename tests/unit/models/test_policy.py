@@ -174,6 +174,20 @@ def test_pickled_weights_are_refused(nano, tmp_path):
         load_policy(folder, ModelConfig())
 
 
+@pytest.mark.parametrize(
+    "content",
+    [(1 << 60).to_bytes(8, "little") + b"{}", (8).to_bytes(8, "little") + b"{" * 8, b"", b"\xff" * 200],
+)
+def test_a_weight_file_with_an_absurd_header_is_one_line(nano, tmp_path, content):
+    import shutil
+
+    folder = tmp_path / "absurd"
+    shutil.copytree(nano, folder)
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(InputError, match="absurd"):
+        load_policy(folder, ModelConfig())
+
+
 def test_a_relative_folder_is_found_from_any_working_directory(tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     monkeypatch.chdir(tmp_path)

@@ -2,9 +2,13 @@
 
 import gzip
 import json
+import tracemalloc
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from lm_mixup.augment.reading import files
 from lm_mixup.augment.reading.files import list_units, read_unit
 from lm_mixup.core.errors import InputError
 
@@ -90,3 +94,38 @@ def test_a_lone_brace_among_lines_is_one_bad_row_and_an_indented_object_is_one_g
     (first,), (second,) = (list_units(str(path), 1 << 20)[0] for path in (lone, whole))
     assert read_unit(first, 1 << 20) == [b"{\n", b'{"prompt": "a", "completion": "b"}\n']
     assert read_unit(second, 1 << 20) == [{"prompt": "a", "completion": "b"}]
+
+
+PACKED = ("lines.jsonl.gz", "one.jsonl.gz", "array.json.gz", "lines.jsonl.zst", "rows.parquet")
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_a_decompression_bomb_is_refused_on_one_line_before_it_is_in_memory(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(files, "_UNPACKED", 1 << 20)
+    path, size = tmp_path / name, 64 << 20
+    if name.endswith(".parquet"):
+        pq.write_table(
+            pa.table({"prompt": pa.array(["x" * 4096] * (size // 4096)).dictionary_encode()}), path
+        )
+    elif name.endswith(".zst"):
+        with pa.CompressedOutputStream(str(path), "zstd") as file:
+            file.write(b'{"a": 1}\n' * (size // 9))
+    else:
+        text = {"lines": b"\n" * size, "one": b'{"a":1}\n' * (size // 8), "array": b"[" + b" " * size + b"]"}
+        path.write_bytes(gzip.compress(text[name.split(".")[0]], 9))
+    assert path.stat().st_size < size / 100
+    units = list_units(str(path), 1 << 20)[0]
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"unpacks to more than .* plain JSONL"):
+        read_unit(units[0], 1 << 20)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < size / 2
+
+
+def test_what_packs_well_is_no_bomb(tmp_path):
+    path = tmp_path / "same.parquet"
+    rows = [{"prompt": "the same", "completion": "again"}] * 5000
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    (unit,) = list_units(str(path), 1 << 20)[0]
+    assert read_unit(unit, 1 << 20) == rows
