@@ -8,7 +8,7 @@ WITH_PATH := PATH="$(CURDIR)/$(BIN):$$PATH"
 
 TWO_AT_A_TIME := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-fast test-cluster setup setup-dev lint docs clean
+.PHONY: demo test test-fast test-cluster setup setup-dev lint docs audit clean
 
 demo: setup
 	$(WITH_PATH) lm-mixup run configs/quickstart.yaml --run-dir runs/demo
@@ -42,6 +42,12 @@ lint: setup-dev
 # The site, in build/site: it opens without a server.
 docs: setup-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Known faults of the packages that the CPU image pins, as docs/security.md says.
+audit:
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/pip install --quiet pip-audit
+	build/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement cluster/requirements-cpu.lock
 
 # Leaves runs/ alone: it is yours.
 clean:

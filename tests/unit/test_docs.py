@@ -99,6 +99,17 @@ def test_linked_and_named_files_exist(document):
     assert [path for path in missing if path.resolve() != PICTURE] == []
 
 
+def test_every_promise_of_security_has_its_test():
+    text = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", text)
+    assert len(named) > 20
+    for path, function in named:
+        source = (ROOT / path).read_text(encoding="utf-8")
+        assert not function or f"def {function}(" in source, f"{path}::{function}"
+    lines = [line for line in text.splitlines() if line.startswith("| ") and "| promise |" not in line]
+    assert all("`tests/" in line for line in lines)
+
+
 def test_documents_name_every_config_and_cluster_file():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     guide = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A judge server that lies in twenty ways, at random: each row is rated by what is certain or says why not."""
+"""A judge server that lies in twenty ways: a row is rated by what is certain, or says why it is not."""
 
 from __future__ import annotations
 

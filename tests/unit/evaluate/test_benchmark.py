@@ -158,5 +158,5 @@ def test_the_number_of_examples_is_for_all_tasks_or_by_name():
 
 @pytest.mark.parametrize("cell", ["=HYPERLINK(1)", "+1+cmd", "@SUM(1)", "-x", "\t=1"])
 def test_no_cell_of_the_table_is_a_formula(cell: str):
-    ((head, value),) = [line for line in csv.reader(io.StringIO(_csv([cell, "-0.5"], [])))]
+    ((head, value),) = list(csv.reader(io.StringIO(_csv([cell, "-0.5"], []))))
     assert (head, value) == (f"'{cell}", "-0.5")

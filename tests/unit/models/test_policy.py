@@ -174,6 +174,21 @@ def test_pickled_weights_are_refused(nano, tmp_path):
         load_policy(folder, ModelConfig())
 
 
+def test_code_in_a_model_folder_is_not_run(nano, tmp_path):
+    import shutil
+
+    folder = tmp_path / "coded"
+    shutil.copytree(nano, folder)
+    config = json.loads((folder / "config.json").read_text())
+    names = ("AutoConfig", "AutoModelForCausalLM", "AutoTokenizer")
+    config |= {"model_type": "mine", "auto_map": dict.fromkeys(names, "mine.Mine")}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\nclass Mine: pass\n")
+    with pytest.raises(InputError, match="coded"):
+        load_policy(folder, ModelConfig())
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize(
     "content",
     [(1 << 60).to_bytes(8, "little") + b"{}", (8).to_bytes(8, "little") + b"{" * 8, b"", b"\xff" * 200],
