@@ -14,6 +14,7 @@ from lm_mixup.report.fates import COLUMNS, Fates
 
 _WIDTH, _HEIGHT = 1080, 400
 _NODE, _GAP, _LABEL = 12, 16, 150
+_LINES = 18.0
 # The class of a node's colour: where a row may still end well, where it did, where it did not.
 _KINDS: Final = {
     fates.CHOSEN: "won",
@@ -58,7 +59,7 @@ def draw_flow(found: Fates) -> Markup | None:
         top = 24.0 + (good * scale + _GAP if 2 <= number < len(COLUMNS) else 0.0)
         for node in members:
             node.top = top
-            top += node.rows * scale + _GAP
+            top += max(node.rows * scale, _LINES) + _GAP  # a thin node has a label of two lines too
     step = (_WIDTH - _LABEL - _NODE) / len(COLUMNS)
     shapes = Markup("")
     ordered = sorted(links.items(), key=lambda item: (nodes[item[0][0]].top, nodes[item[0][1]].top))
