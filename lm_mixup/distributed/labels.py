@@ -7,6 +7,8 @@ docs/cluster.md lists them. The driver sets them all, so a figure of a stage has
 from __future__ import annotations
 
 import itertools
+import re
+import unicodedata
 from typing import Any
 
 GAUGES = {
@@ -25,9 +27,15 @@ _made: dict[str, Any] = {}
 
 
 def name_run(uri: str) -> None:
-    """Sets what stands for the run in names and tags: the last part of its run directory."""
+    """Sets what stands for the run in names and tags: the last part of its run directory.
+
+    Ray's tags and Ray Train's names take ASCII alone: what is none is written without its accents, or with a
+    hyphen.
+    """
     global _run
-    _run = uri.rstrip("/").rpartition("/")[2] or "run"
+    last = unicodedata.normalize("NFKD", uri.rstrip("/").rpartition("/")[2])
+    plain = "".join(char for char in last if not unicodedata.combining(char))
+    _run = re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-.") or "run"
 
 
 def run_name() -> str:
