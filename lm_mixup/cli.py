@@ -107,7 +107,7 @@ def _options(
 
 @app.command()
 def experiment(
-    name: Annotated[str, typer.Argument(help="budget, ratio, rewards or estimators.")],
+    name: Annotated[str, typer.Argument(help="budget, ratio, mapping, rewards or estimators.")],
     config: ConfigPath,
     run_dir: Annotated[
         str, typer.Option("--run-dir", help="A local folder for all runs.")

@@ -33,14 +33,15 @@ class Arm:
         train: Writes the rows that are fine-tuned on, of the base run, a config and a seed; None: those that
             `select` chooses.
         needs: A config key without which the arm is left out, unless it is asked for.
-        measured: The model that is measured: the one that the arm trains, or the one that it starts from.
+        measured: The model that is measured: the one that the arm trains, the one that it starts from, or
+            that of a stage of the base run.
     """
 
     values: Mapping[str, Any] = field(default_factory=dict)
     stages: Stages = ()
     train: Callable[[RunDir, Config, int], Iterator[Row]] | None = None
     needs: str = ""
-    measured: Literal["trained", "base"] = "trained"
+    measured: Literal["trained", "base", "sft", "grpo"] = "trained"
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Experiment:
         arms: By name, in the order of the table.
         reference: The arm that the others are compared with.
         measure: `benchmark`: the tasks of `benchmark.tasks`; `validation`: the last line of GRPO's
-            validation.
+            validation; `mapping`: the outputs of the stage of that name.
         adopted: Stages that an arm may take from the base run.
     """
 
@@ -61,7 +62,7 @@ class Experiment:
     shared: tuple[tuple[str, str], ...]
     arms: Mapping[str, Arm]
     reference: str
-    measure: Literal["benchmark", "validation"]
+    measure: Literal["benchmark", "validation", "mapping"]
     adopted: tuple[str, ...]
 
 
@@ -127,6 +128,7 @@ def _estimator_arms() -> dict[str, Arm]:
     }
 
 
+_MAP: Final[Stages] = (("evaluate", "mapping"),)
 _SHARES: Final = (0.0, 0.25, 0.5, 0.75, 1.0)
 _DATA: Final = ("ingest", "rate", "embed", "neighbors", "curate", "cluster", "distill", "rate_distilled")
 
@@ -162,6 +164,18 @@ EXPERIMENTS: Final[Mapping[str, Experiment]] = {
         reference="0% low",
         measure="benchmark",
         adopted=(),
+    ),
+    "mapping": Experiment(
+        question="Is the mapping from poor inputs to a good row accurate on held-out pairs?",
+        shared=(("build", "mixture"), ("train", "grpo")),
+        arms={
+            "before": Arm(stages=_MAP, measured="base"),
+            "sft": Arm(stages=_MAP, measured="sft"),
+            "sft + grpo": Arm(stages=_MAP, measured="grpo"),
+        },
+        reference="before",
+        measure="mapping",
+        adopted=("mixture",),
     ),
     "rewards": Experiment(
         question="What does each reward do?",

@@ -28,6 +28,7 @@ from lm_mixup.core.lease import LeaseLost, hold_lease
 from lm_mixup.core.progress import say
 from lm_mixup.core.run_dir import RunDir, fingerprint
 from lm_mixup.demo import QUESTIONS_TASK, WORLD, write_questions
+from lm_mixup.evaluate.mapping import MEASURES, figures
 from lm_mixup.experiments.arms import EXPERIMENTS, Arm, Experiment, Row
 from lm_mixup.experiments.table import Result, write_table
 from lm_mixup.pipeline import Options, run_verb
@@ -97,6 +98,10 @@ def check(grid: Grid) -> None:
             raise InputError(
                 f"benchmark.tasks: {QUESTIONS_TASK} asks what the demo pool says; set augment.pool=world"
             )
+    if grid.experiment.measure == "mapping" and not grid.config.mapping.rows:
+        raise InputError(
+            f"experiment {grid.name}: mapping.rows is 0; set it to the rows to compare, e.g. 100"
+        )
     for arm in grid.chosen.values():
         with_values(grid.config, arm.values)
 
@@ -182,7 +187,11 @@ def _result_of(grid: Grid, base: RunDir, config: Config, name: str, arm: Arm, se
 
 
 def _measured_values(grid: Grid, run: RunDir, config: Config, arm: Arm) -> dict[str, Any]:
-    """What the stage `benchmark` measures: one model, where it would measure two."""
+    """What is measured: one model, where the stage would measure several."""
+    if grid.experiment.measure == "mapping":
+        begun = config.model.path
+        model = begun if arm.measured == "base" else f"{grid.folder.resolve()}/base/{arm.measured}/model"
+        return {"mapping.models": [model]}
     if grid.experiment.measure != "benchmark":
         return {}
     base = (config.finetune.model or config.model).path
@@ -226,8 +235,18 @@ def _measure(experiment: Experiment, run: RunDir, arm: Arm) -> tuple[int, dict[s
         manifest = run.stage("grpo").manifest()
         rows = manifest.rows_used if manifest and arm.measured == "trained" else 0
         return rows or 0, found
+    if experiment.measure == "mapping":
+        return 0, _by_row(run)
     manifest = run.stage("finetune").manifest() if arm.measured == "trained" else None
     return manifest.rows_out if manifest else 0, _by_question(run)
+
+
+def _by_row(run: RunDir) -> dict[str, list[float]]:
+    """The figures of each row of the stage `mapping`, by id; of facts, the rows whose reference has some."""
+    rows = sorted(run.stage("mapping").read().to_pylist(), key=lambda row: str(row["id"]))
+    one_by_one = [figures([row]) for row in rows]
+    values = {name: [row[name] for row in one_by_one if row[name] is not None] for name in MEASURES}
+    return {name: found for name, found in values.items() if found}
 
 
 def _by_question(run: RunDir) -> dict[str, list[float]]:

@@ -26,7 +26,8 @@ def config() -> Config:
 @pytest.mark.parametrize(("name", "arm"), ARMS)
 def test_every_arm_is_a_config_with_the_stages_that_it_runs(config: Config, name: str, arm: str):
     found = EXPERIMENTS[name].arms[arm]
-    changed = with_values(config, {**found.values, "benchmark.model": "nano"})
+    values = {**found.values, "benchmark.model": "nano", "mapping.rows": 8, "mapping.models": ["nano"]}
+    changed = with_values(config, values)
     assert not found.needs or value_at(changed, found.needs) is None
     for key, value in found.values.items():
         assert value_at(changed, key) == value
@@ -41,7 +42,7 @@ def test_arms_differ_and_the_reference_is_one_of_them(name: str):
     experiment = EXPERIMENTS[name]
     assert experiment.reference in experiment.arms
     arms = experiment.arms.values()
-    shown = [json.dumps(dict(arm.values)) + str(arm.stages) + str(arm.train) for arm in arms]
+    shown = [json.dumps(dict(arm.values)) + str((arm.stages, arm.train, arm.measured)) for arm in arms]
     assert len(set(shown)) == len(shown)
 
 

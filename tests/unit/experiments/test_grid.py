@@ -157,6 +157,7 @@ def test_an_arm_that_lacks_what_it_needs_is_left_out_unless_it_is_asked_for(tmp_
         ({"name": "budgets"}, r"^experiment budgets: there is none; choose one of budget, ratio"),
         ({"arms": ("half",)}, r"^--arms half: not of ratio; its arms are 0% low"),
         ({"seeds": 0}, r"^--seeds 0: at least 1"),
+        ({"name": "mapping"}, r"^experiment mapping: mapping.rows is 0; set it"),
         ({"config": load_config("quickstart")}, r"^experiment ratio: benchmark.tasks is empty"),
     ],
 )
@@ -206,4 +207,35 @@ def test_scores_by_question_are_read_from_the_samples(tmp_path):
         "closed_world/acc": [1.0, 0.0],
         "gsm8k/exact_match,strict-match": [1.0],
         "closed_world/bleu": [0.3],
+    }
+
+
+def test_rows_of_the_mapping_are_pairs_by_id(tmp_path):
+    import pyarrow as pa
+
+    from lm_mixup.core.run_dir import Receipt
+
+    run = RunDir(tmp_path)
+    row = {"reason": None, "faithfulness": 1.0, "coverage": 0.5, "rouge_l": 0.4, "score": 4}
+    rows = [
+        row | {"id": "b", "facts_wanted": 4, "facts_found": 1},
+        row | {"id": "a", "facts_wanted": None, "facts_found": None, "reason": "no tags", "score": None},
+    ]
+    run.stage("mapping").write_part(0, pa.Table.from_pylist(rows), None, Receipt(0, 2, 2, 0))
+    found = grids._by_row(run)
+    assert found["in_format"] == [0.0, 1.0] and found["good"] == [0.0, 1.0]
+    assert found["facts_recall"] == [0.25]
+
+
+def test_the_model_of_each_arm_of_the_mapping_is_the_one_that_it_is_called_after(tmp_path):
+    grid = asked(tmp_path, name="mapping")
+    models = {
+        name: grids._measured_values(grid, RunDir(tmp_path / "arms"), grid.config, arm)["mapping.models"]
+        for name, arm in grid.chosen.items()
+    }
+    base = tmp_path.resolve() / "base"
+    assert models == {
+        "before": ["nano"],
+        "sft": [f"{base}/sft/model"],
+        "sft + grpo": [f"{base}/grpo/model"],
     }
