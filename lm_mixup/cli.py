@@ -132,7 +132,7 @@ def experiment(
         missing = failed(run_experiment(grid))
         typer.echo(f"{run_dir}/table.md")
         if missing:
-            say(f"[bold red]failed[/]: {len(missing)} runs; the same command again tries them again")
+            say(f"[bold red]failed[/]: {len(missing)} runs; run the same command again to retry them")
     if missing:
         raise typer.Exit(1)
 
@@ -385,7 +385,7 @@ class _Errors:
         if theirs is not None:
             say(f"[bold red]error[/]: {escape(str(theirs))}")
             raise typer.Exit(2)
-        say(f"[bold red]failed[/]: {escape(_first_line(_innermost(error)))}")
+        say(f"[bold red]failed[/]: {escape(_last_line(_innermost(error)))}")
         self._keep_traceback(error)
         raise typer.Exit(1)
 
@@ -437,7 +437,7 @@ def _innermost(error: Exception) -> Exception:
     return error
 
 
-def _first_line(error: Exception) -> str:
+def _last_line(error: Exception) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1] if lines else ''}"
 

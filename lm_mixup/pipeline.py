@@ -151,7 +151,7 @@ def _tell_unused(config: Config) -> None:
     for name in ("teacher", "rate"):
         chat = getattr(config, name)
         if unused := chat.unused():
-            say(f"{name}.backend is {chat.backend}: without effect are {', '.join(unused)}")
+            say(f"{name}.backend is {chat.backend}: these settings have no effect: {', '.join(unused)}")
 
 
 def run_stage(
@@ -176,7 +176,7 @@ def run_stage(
     check_run_dir(run)
     say(f"[bold]{stage.name}[/]{f' ({place})' if place else ''}")
     if kept := out.begin(digest, fresh=fresh):
-        say(f"  what {stage.name} trained under other settings is kept for their return: {run.uri}/{kept}")
+        say(f"  the model that {stage.name} trained with other settings was moved to {run.uri}/{kept}")
     started = time.monotonic()
     log("%s begins", stage.name)
     outcome = stage.call(config, inputs, out)

@@ -27,8 +27,8 @@ from lm_mixup.models.resolve import model_folder, portable_path
 
 DEMONSTRATION_NOTICE = (
     "this policy is the demonstration model: it has read the closed world only and does not understand open "
-    "text. What it distils from a real pool shows the road and is no training data; train a real model "
-    "(model.path: Qwen/Qwen2.5-1.5B-Instruct) for that"
+    "text. What it distils from a real pool only demonstrates the pipeline; for training data "
+    "use a real model (model.path: Qwen/Qwen2.5-1.5B-Instruct)"
 )
 
 

@@ -27,9 +27,9 @@ from lm_mixup.distributed.map_parts import PartResult, map_parts
 def rate(source: StageDir, out: StageDir, config: RateConfig) -> Outcome:
     """Rates every row of a stage.
 
-    Input columns: prompt, completion. Output columns: all of the source's, and `records.RATING`. Metrics:
+    Input columns: prompt, completion. Output columns: all of the source's, and `schemas.RATING`. Metrics:
     `rated`, `unrated` and its reasons, `unrated_<code>`, the rated rows by score, `score_0` to `score_5`, and
-    what a chat model took (`chat.usage`).
+    what a chat model took (`client.usage`).
 
     Args:
         source: The rows.

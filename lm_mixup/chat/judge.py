@@ -1,7 +1,7 @@
 """Judges: they rate instruction rows for rarity, complexity, informativeness and overall quality, 1 to 10.
 
 One interface, and a rating is either given or refused with a reason: there is no default. The offline judge
-reads documented features off the text (`rubric`); the other asks a chat model (`chat`), behind any
+reads documented features off the text (`offline_judge`); the other asks a chat model (`client`), behind any
 OpenAI-compatible server (`openai`) or in a vLLM engine of its own process (`vllm`).
 """
 
@@ -90,7 +90,7 @@ def make_judge(config: RateConfig, out: StageDir | None = None, limits: Any = No
         config: The judge.
         out: The stage on whose account it rates; replies are kept in its run directory. Without one they are
             kept in memory.
-        limits: Of all actors together (`limits.share_limits`); default: this process's own.
+        limits: Of all actors together (`rate_limits.share_limits`); default: this process's own.
 
     Raises:
         InputError: The backend lacks a setting, its key is not in the environment, or the model cannot be
@@ -117,8 +117,12 @@ def rating_columns(judge_name: str, verdicts: Sequence[Verdict]) -> dict[str, li
         rated = isinstance(verdict, Rating)
         for name in ("rarity", "complexity", "informativeness", "overall"):
             columns[name].append(getattr(verdict, name) if rated else None)
-        columns["expected"].append(_expected(verdict) if isinstance(verdict, Rating) else None)
-        columns["score"].append(compress_score(verdict.overall) if isinstance(verdict, Rating) else None)
+        expected, score = None, None
+        if isinstance(verdict, Rating):
+            expected = float(verdict.overall) if verdict.expected is None else verdict.expected
+            score = compress_score(verdict.overall)
+        columns["expected"].append(expected)
+        columns["score"].append(score)
         columns["rater"].append(judge_name)
         columns["error"].append(None if rated else str(verdict))
     return columns
@@ -131,10 +135,6 @@ def source_columns(verdicts: Sequence[Verdict]) -> dict[str, list[Any]]:
         "faithfulness_rating": [v.faithfulness if v else None for v in shown],
         "unsupported_quotes": [list(v.unsupported) if v else None for v in shown],
     }
-
-
-def _expected(rating: Rating) -> float:
-    return float(rating.overall) if rating.expected is None else rating.expected
 
 
 class OfflineJudge:

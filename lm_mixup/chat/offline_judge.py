@@ -54,7 +54,7 @@ FEATURES: Final = (
 # other features would make up for what it takes from right answers in unlike words. `FULL` is a quantile of
 # what is gained without `dense`, 75%, of `overall` 62%, set by hand likewise: the corpus holds next to no
 # dense short answers. The cuts are the 3, 7, 12, 20, 30, 42, 58, 78 and 93% quantiles of 4,000 of the rows
-# fitted on, so all ratings are used. What it measures up to stands in docs/rating.md.
+# fitted on, so all ratings are used. Its accuracy on held-out rows is in docs/rating.md.
 QUALITIES: Final[Mapping[str, Mapping[str, float]]] = {
     "rarity": {"long_words": 1.0, "novelty": 1.0, "vague": -0.5, "repetition": -0.5},
     "complexity": {

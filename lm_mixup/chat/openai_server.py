@@ -221,7 +221,7 @@ class Server:
             )
         return InputError(
             f"{self._where}: every request fails, the last one with {ticket.reason!r}. What was answered is "
-            "kept: the same command goes on once that is mended"
+            "kept: fix the cause, and the same command resumes"
         )
 
     async def _send(self, client: Any, request: Request, schema: dict[str, Any]) -> Reply | ChatFailure:

@@ -54,7 +54,10 @@ class NearDuplicatesConfig(Section):
     ngram: int = Field(2, ge=1, le=16, description="Words of an n-gram.")
     num_perm: int = Field(128, ge=16, le=1024, description="Hash functions of a MinHash signature.")
     recall: float = Field(
-        0.98, gt=0, lt=1, description="Chance that a pair right at the threshold is looked at; above: higher."
+        0.98,
+        gt=0,
+        lt=1,
+        description="Probability that a pair at the threshold is compared; closer pairs: higher.",
     )
 
 
@@ -64,7 +67,9 @@ class DecontaminateConfig(Section):
     files: list[str] = Field(
         min_length=1, description="Evaluation sets: whatever a pool can be, JSONL, Parquet, folders, globs."
     )
-    ngram: int = Field(13, ge=2, le=64, description="Words in a row that must not be in common.")
+    ngram: int = Field(
+        13, ge=2, le=64, description="N-gram length: rows that share so many consecutive words are rejected."
+    )
     min_words: int = Field(
         8, ge=1, description="Items shorter than `ngram` count as a whole; below this many words, not at all."
     )
@@ -132,12 +137,12 @@ class NeighborsConfig(Section):
 
     k: int = Field(16, ge=1, description="Neighbours kept of each row.")
     exact_below: int = Field(
-        300_000, ge=2, description="Most rows that are compared with all others; beyond, with near cells."
+        300_000, ge=2, description="Exact search up to this many rows; approximate above."
     )
     cell_rows: int = Field(1024, ge=2, description="Rows of a cell of the approximate search.")
     probes: int = Field(32, ge=1, description="Nearest cells that each row is looked up in.")
     num_actors: int = resources(1, ge=1, description="Actors that work at a time.")
-    num_cpus: float = resources(1.0, gt=0, description="CPUs an actor.")
+    num_cpus: float = resources(1.0, gt=0, description="CPUs per actor.")
     num_gpus: float = resources(0.0, ge=0, description="GPUs an actor (fractions allowed).")
 
 
@@ -166,8 +171,8 @@ class ClusterConfig(Section):
         0.2,
         ge=0,
         le=1,
-        description="Least cosine of two rows' rare words, so that a cluster has a subject and not a form "
-        "alone; 0: not compared.",
+        description="Least cosine of two rows' rare words, so that the rows of a cluster share a topic, not "
+        "just a phrasing; 0: not compared.",
     )
     low_below: ScoreCutSetting = Field(
         4, description='Rows with a curated score below this are clustered; or "top 10%": all rows but those.'

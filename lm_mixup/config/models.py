@@ -45,7 +45,7 @@ class EmbedderConfig(Section):
     )
     batch_size: int = resources(64, ge=1, description="Texts a forward pass.")
     num_actors: int = resources(1, ge=1, description="Embedding actors.")
-    num_cpus: float = resources(1.0, gt=0, description="CPUs an actor.")
+    num_cpus: float = resources(1.0, gt=0, description="CPUs per actor.")
     num_gpus: float = resources(0.0, ge=0, description="GPUs an actor (fractions allowed).")
 
     def precision(self) -> str:
@@ -104,7 +104,7 @@ class ChatConfig(Section):
     tokens_per_minute: int | None = resources(None, ge=1, description="Of all actors together.")
     concurrency: int = resources(16, ge=1, description="Requests that an actor has under way.")
     timeout_s: float = resources(120.0, gt=0, description="Longest wait for one whole reply.")
-    max_retries: int = resources(6, ge=0, description="Times a request that failed in passing is repeated.")
+    max_retries: int = resources(6, ge=0, description="Maximum retries after a transient failure.")
     price_per_million: PriceConfig | None = resources(None, description="Prices, for cost and `max_cost`.")
     max_cost: float | None = resources(
         None, gt=0, description="Most that the run directory may cost in all, in the prices' currency."

@@ -13,7 +13,7 @@ from lm_mixup.core.task_types import TaskType
 
 
 class RewardWeights(Section):
-    """Weights of the reward components. 0.0 means 0.0."""
+    """Weights of the reward components; one of weight 0.0 is logged and has no effect."""
 
     quality: float = Field(
         0.25, allow_inf_nan=False, description="The rating that the answer's neighbours stand for."
@@ -38,7 +38,7 @@ class CustomReward(Section):
     url: UrlWithoutQuery | None = Field(
         None, pattern="^https?://", description='Gets a batch as JSON, answers `{"rewards": [...]}`.'
     )
-    weight: float = Field(allow_inf_nan=False, description="0.0 means 0.0: measured, and without effect.")
+    weight: float = Field(allow_inf_nan=False, description="At 0.0 it is measured and has no effect.")
     task_weights: dict[TaskType, float] = Field(
         default_factory=dict, description="Weights for single task types, in place of `weight`."
     )

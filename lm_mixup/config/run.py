@@ -60,7 +60,7 @@ class ReportConfig(Section):
 class Config(Section):
     """A whole run: what `configs/*.yaml` holds."""
 
-    seed: int = Field(0, description="Of everything that is drawn at random.")
+    seed: int = Field(0, description="Seed of all random draws.")
     model: ModelConfig = Field(default_factory=ModelConfig)
     embedder: EmbedderConfig = Field(default_factory=EmbedderConfig)
     ray: RayConfig = resources(RayConfig())

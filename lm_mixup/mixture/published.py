@@ -82,9 +82,9 @@ class Item:
 def published(out: StageDir, config: BuildConfig, data: DataConfig) -> Outcome:
     """Reads a published MIXTURE into rows of `SCHEMA`; every other row goes to the rejects with its reason.
 
-    A row's instruction is ours (`tasks.INSTRUCTIONS`), so that training and distillation ask alike; the given
-    one is kept beside it. A target of the test split is refused in the others, and one of the grpo split in
-    the sft split: `target_in_test`, `target_in_grpo`.
+    A row's instruction is ours (`task_types.INSTRUCTIONS`), so that training and distillation ask alike; the
+    given one is kept beside it. A target of the test split is refused in the others, and one of the grpo
+    split in the sft split: `target_in_test`, `target_in_grpo`.
 
     The driver reads one file at a time: a JSON array is wholly in memory, JSONL in pieces of 8 MiB.
 

@@ -101,7 +101,7 @@ def bounded(inputs: list[str]) -> list[str]:
 
 
 def canonical(task_type: TaskType, text: str) -> str:
-    """An answer as `tasks.write_answer` writes it.
+    """An answer as `task_types.write_answer` writes it.
 
     Spaces at the ends of lines, empty lines outside paragraphs, an answer on one line, and the letter case of
     a verdict are put right; anything else that does not read is refused.

@@ -124,7 +124,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, instruction: str, inputs: 
 
     Args:
         tokenizer: From `load_tokenizer`.
-        instruction: What to do with the inputs (`tasks.INSTRUCTIONS`).
+        instruction: What to do with the inputs (`task_types.INSTRUCTIONS`).
         inputs: The 2-20 poor texts.
     """
     return _user_turn(tokenizer, write_prompt(instruction, inputs))

@@ -272,7 +272,7 @@ def _most_bytes(size: int) -> int:
 def _too_much(most: int) -> ValueError:
     return ValueError(
         f"it unpacks to more than {most / (1 << 30):.2g} GiB and {_MOST_RATIO} times its size; "
-        "if it is no bomb, give it as plain JSONL, which is read in pieces"
+        "if the file is trusted, decompress it to JSONL first, which is read in pieces"
     )
 
 

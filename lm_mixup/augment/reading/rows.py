@@ -38,7 +38,7 @@ _NOTHING: tuple[Any, ...] = (None, "", [], {})
 
 @dataclass(frozen=True)
 class PoolRow:
-    """A usable row: `records.INSTRUCTION`, the id of its content, and whether the pool gave it an id.
+    """A usable row: `schemas.INSTRUCTION`, the id of its content, and whether the pool gave it an id.
 
     Attributes:
         unread: Columns with a value that went into nothing.

@@ -1,6 +1,6 @@
 """The forms that a teacher model fills in: one for each task type, alone or as a list of poor variants.
 
-What validates here can be written and read back by `tasks`, so a reply that cannot is no reply.
+What validates here can be written and read back by `core.task_types`, so a reply that cannot is no reply.
 """
 
 from __future__ import annotations
