@@ -43,7 +43,7 @@ _PACKAGES = (
 )
 
 
-_SCRATCH_S = 30.0
+_SCRATCH_S = 30.0  # the longest that the end of a run waits for a node to remove its scratch folder
 
 
 @dataclass

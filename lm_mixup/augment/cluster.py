@@ -74,19 +74,20 @@ def cluster(
     import ray
 
     blocks, rows_by_group, left_out, weights = _load(curated, embed, config)
-    solved, residual, listed = _cluster_all(blocks, rows_by_group, weights, config, seed, "cluster")
+    # The residual twice: references to its rows with vectors, and its rows as a table without them.
+    solved, residual, residual_rows = _cluster_all(blocks, rows_by_group, weights, config, seed, "cluster")
     # Cell borders separate similar rows, so the residual of every divided group is clustered once more.
     divided = {group for group, rows in rows_by_group.items() if cell_count(rows, config.cell_rows) > 1}
-    again = Counter(group for group in listed["group"].to_pylist() if group in divided)
+    again = Counter(group for group in residual_rows["group"].to_pylist() if group in divided)
     if again:
         more, _, still = _cluster_all(residual, again, weights, config, seed, "cluster the rest")
         solved += more
-        whole = pc.invert(pc.is_in(listed["group"], pa.array(sorted(divided))))
-        listed = pa.concat_tables([listed.filter(whole), still])
+        undivided = pc.invert(pc.is_in(residual_rows["group"], pa.array(sorted(divided))))
+        residual_rows = pa.concat_tables([residual_rows.filter(undivided), still])
     clusters = sort_with_wide_offsets(
         pa.concat_tables([_CLUSTERED.empty_table(), *ray.get(solved)]), "cluster_id"
     )
-    rejected = sort_with_wide_offsets(listed.select(_REJECTED.names), "id")
+    rejected = sort_with_wide_offsets(residual_rows.select(_REJECTED.names), "id")
     _write(out, clusters, rejected, data.rows_per_part)
     return _outcome(clusters, rejected, left_out)
 

@@ -115,23 +115,28 @@ def select(
         measured: What the stage `perplexity` or `influence` wrote about the two, for that method.
     """
     left_out: Counter[str] = Counter()
-    ours, theirs = _both_sides(distilled, curated, neighbors, measured, config, left_out)
+    distilled_rows, originals = _both_sides(distilled, curated, neighbors, measured, config, left_out)
     pool_rows = _rows_of(curated)
     budget = budget_rows(config.budget, pool_rows)
     quota = quotas(budget, config.original_ratio)
 
-    new = _choose(ours, quota.distilled, config, seed, "distilled", left_out, kept_of(distilled), None)
-    theirs = _without_duplicates(new.rows, theirs, left_out)
+    from_distilled = _choose(
+        distilled_rows, quota.distilled, config, seed, "distilled", left_out, kept_of(distilled), None
+    )
+    originals = _without_duplicates(from_distilled.rows, originals, left_out)
     if config.method == "long_tail" and quota.original:
-        theirs = _sampled(theirs, max(MOST_ORIGINALS, quota.original), seed, left_out)
-        theirs = _with_long_tail(theirs, embed, config.neighbors)
-    old = _choose(theirs, quota.original, config, seed, "original", left_out, embed, new.vectors)
+        originals = _sampled(originals, max(MOST_ORIGINALS, quota.original), seed, left_out)
+        originals = _with_long_tail(originals, embed, config.neighbors)
+    from_originals = _choose(
+        originals, quota.original, config, seed, "original", left_out, embed, from_distilled.vectors
+    )
 
-    rows = _fetch(distilled, new.rows, "distilled") + _fetch(curated, old.rows, "original")
+    rows = _fetch(distilled, from_distilled.rows, "distilled")
+    rows += _fetch(curated, from_originals.rows, "original")
     rows.sort(key=lambda row: (hash_of(seed, row["id"]), row["id"]))
     _write(out, rows)
     return Outcome(
-        _metrics(budget, new, old),
+        _metrics(budget, from_distilled, from_originals),
         rows_used=len(rows),
         left_out={reason: count for reason, count in sorted(left_out.items()) if count},
         rows_in=_rows_of(distilled) + pool_rows,
@@ -139,19 +144,19 @@ def select(
     )
 
 
-def _metrics(budget: int, new: Side, old: Side) -> dict[str, Any]:
-    sides = {"distilled": new, "original": old}
+def _metrics(budget: int, from_distilled: Side, from_originals: Side) -> dict[str, Any]:
+    sides = {"distilled": from_distilled, "original": from_originals}
     for origin, side in sides.items():
         if side.shortfall:
             say(f"  select: {side.shortfall} {origin} rows fewer than their share of the budget of {budget}")
-    total = new.rows.num_rows + old.rows.num_rows
+    total = from_distilled.rows.num_rows + from_originals.rows.num_rows
     return {
         "budget": budget,
-        "distilled": new.rows.num_rows,
-        "original": old.rows.num_rows,
-        "shortfall/distilled": new.shortfall,
-        "shortfall/original": old.shortfall,
-        "original_share": round(old.rows.num_rows / total, 4) if total else None,
+        "distilled": from_distilled.rows.num_rows,
+        "original": from_originals.rows.num_rows,
+        "shortfall/distilled": from_distilled.shortfall,
+        "shortfall/original": from_originals.shortfall,
+        "original_share": round(from_originals.rows.num_rows / total, 4) if total else None,
         **{f"strata/{origin}": side.strata for origin, side in sides.items() if side.strata},
     }
 

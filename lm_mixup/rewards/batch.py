@@ -33,9 +33,9 @@ class RewardBatch:
 
     def __post_init__(self) -> None:
         columns = [self.task_types, self.completions, self.references, self.groups]
-        lengths = {
-            len(column) for column in (*columns, self.inputs or self.groups, self.finished or self.groups)
-        }
+        # The two that may be left out count as of the right length then.
+        optional = (self.inputs or self.groups, self.finished or self.groups)
+        lengths = {len(column) for column in (*columns, *optional)}
         if len(lengths) != 1:
             raise ValueError(
                 f"the lists of a reward batch have lengths {sorted(lengths)}; they must be equal"
