@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm_mixup.core.words import comparable, sentences, tokens, words
+from lm_mixup.core.words import (
+    _TOKEN_ALONE,
+    _TOKEN_OR_SYMBOL,
+    comparable,
+    sentences,
+    tokens,
+    words,
+    words_and_symbols,
+)
 
 SCRIPTS = {
     "Latin": ("Don't co-operate, naïve Ωmega", ["don't", "co", "operate", "naïve", "ωmega"]),
@@ -112,3 +120,12 @@ def test_sentences_hold_all_but_space(text: str):
 )
 def test_sentences(text: str, expected: list[str]):
     assert [text[a:b] for a, b in sentences(text)] == expected
+
+
+@settings(max_examples=400)
+@given(st.text(st.characters(max_codepoint=127), max_size=40) | st.text("a1.,' -3rd9'x#", max_size=24))
+def test_ascii_has_the_tokens_that_any_script_would_give_it(text: str):
+    bare = comparable(text)
+    assert words(text) == _TOKEN_ALONE.findall(bare) == [token.key for token in tokens(text)]
+    symbols = _TOKEN_OR_SYMBOL.findall(bare) or [c for c in bare if not c.isspace()]
+    assert words_and_symbols(text) == symbols
