@@ -18,7 +18,7 @@ import typer
 from rich.markup import escape
 
 from lm_mixup import __version__
-from lm_mixup.core.errors import InputError
+from lm_mixup.core.errors import InputError, input_error_in, reason_of
 from lm_mixup.core.progress import say
 
 if TYPE_CHECKING:
@@ -385,7 +385,7 @@ class _Errors:
         if theirs is not None:
             say(f"[bold red]error[/]: {escape(str(theirs))}")
             raise typer.Exit(2)
-        say(f"[bold red]failed[/]: {escape(_last_line(_innermost(error)))}")
+        say(f"[bold red]failed[/]: {escape(reason_of(error))}")
         self._keep_traceback(error)
         raise typer.Exit(1)
 
@@ -410,36 +410,6 @@ def _ignore_further_signals() -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def input_error_in(error: BaseException | None) -> InputError | None:
-    """The InputError behind an exception, also through Ray's wrapping of what was raised in a worker."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        cause = getattr(error, "cause", None)
-        if isinstance(error, InputError) and not isinstance(cause, Exception):
-            return error
-        error = cause if isinstance(cause, Exception) else error.__cause__
-    return None
-
-
-def _innermost(error: Exception) -> Exception:
-    """What was raised first: Ray wraps the cause in errors whose text gives hints about Ray alone."""
-    seen: set[int] = set()
-    while id(error) not in seen:
-        seen.add(id(error))
-        cause = getattr(error, "cause", None)
-        inner = cause if isinstance(cause, Exception) else error.__cause__
-        if not isinstance(inner, Exception):
-            break
-        error = inner
-    return error
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else ''}"
 
 
 def main() -> None:

@@ -12,7 +12,9 @@ of them: they are the base run's, under the config's own seed.
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 import re
 import shutil
@@ -21,9 +23,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from lm_mixup.api import with_values
 from lm_mixup.config import Config
-from lm_mixup.core.errors import InputError
+from lm_mixup.core.errors import InputError, input_error_in, reason_of
 from lm_mixup.core.lease import LeaseLost, hold_lease
 from lm_mixup.core.progress import say
 from lm_mixup.core.run_dir import RunDir, fingerprint
@@ -33,7 +37,9 @@ from lm_mixup.experiments.arms import EXPERIMENTS, Arm, Experiment, Row
 from lm_mixup.experiments.table import Result, write_table
 from lm_mixup.pipeline import Options, run_verb
 from lm_mixup.stages.stage import value_at
+from lm_mixup.train.tracking import read_stage_metrics
 
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}  # of some shared file systems
 _QUESTION_SEED = 0  # the same questions for every arm and seed
 
 
@@ -102,14 +108,30 @@ def check(grid: Grid) -> None:
         raise InputError(
             f"experiment {grid.name}: mapping.rows is 0; set it to the rows to compare, e.g. 100"
         )
-    for arm in grid.chosen.values():
+    if grid.experiment.measure == "validation" and not grid.config.grpo.eval_prompts:
+        raise InputError(
+            f"experiment {grid.name}: it measures GRPO's validation, which is off; set grpo.eval_prompts "
+            "above 0"
+        )
+    for name, arm in grid.chosen.items():
+        if arm.needs and value_at(grid.config, arm.needs) is None:
+            raise InputError(
+                f"experiment {grid.name}: the arm {name} needs {arm.needs}, which is not set; set it, or "
+                "leave the arm out"
+            )
         with_values(grid.config, arm.values)
+    asked = RunDir(grid.folder).read_json("experiment.json")
+    if asked is not None and asked["name"] != grid.name:
+        raise InputError(
+            f"{grid.folder} holds the experiment {asked['name']}, whose table would be lost; choose another "
+            "--run-dir"
+        )
 
 
 def run_experiment(grid: Grid) -> list[Result]:
-    """Runs what is not measured yet, and writes table and plot.
+    """Runs what is not measured yet, and writes table and plot after each arm; shows the table at the end.
 
-    An arm that fails is told in the table, with its reason, and does not stop the others.
+    A run that fails is told in the table, with its reason, and does not stop the others.
 
     Returns:
         A result for each arm and seed, in order.
@@ -121,14 +143,19 @@ def run_experiment(grid: Grid) -> list[Result]:
     check(grid)
     own = RunDir(grid.folder)
     with hold_lease(own, take_over=grid.take_over):
+        own.write_json("experiment.json", {"name": grid.name, "command": list(grid.command)})
         base = _base_run(grid)
         config = _with_own_task(grid, base)
-        results = []
-        units = [(name, arm, seed) for name, arm in grid.chosen.items() for seed in range(grid.seeds)]
-        for number, (name, arm, seed) in enumerate(units, 1):
-            say(f"[bold]{name}[/], seed {config.seed + seed} (run {number} of {len(units)})")
-            results.append(_result_of(grid, base, config, name, arm, config.seed + seed))
-        write_table(grid.folder, grid.experiment, results)
+        results: list[Result] = []
+        arms = grid.chosen
+        for name, arm in arms.items():
+            for seed in range(config.seed, config.seed + grid.seeds):
+                place = f"run {len(results) + 1} of {len(arms) * grid.seeds}"
+                say(f"[bold]{name}[/], seed {seed} ({place})")
+                results.append(_result_of(grid, base, config, name, arm, seed))
+            write_table(grid.folder, grid.experiment, results)
+        for line in (grid.folder / "table.md").read_text(encoding="utf-8").splitlines():
+            say(escape(line))
     return results
 
 
@@ -179,9 +206,10 @@ def _result_of(grid: Grid, base: RunDir, config: Config, name: str, arm: Arm, se
     except LeaseLost:
         raise
     except Exception as error:  # noqa: BLE001 - it is a line of the table, and the other arms go on
-        reason = " ".join(str(error).split()) or type(error).__name__
-        say(f"  [bold red]failed[/]: {reason:.300}")
-        return Result(name, seed, failure=f"{reason:.300}")
+        theirs = input_error_in(error)
+        reason = f"{theirs if theirs is not None else reason_of(error):.300}"
+        say(f"  [bold red]failed[/]: {escape(reason)}; details: {escape(run.uri)}/logs/")
+        return Result(name, seed, failure=reason)
     run.write_json("result.json", {"digest": digest, "rows": rows, "scores": scores})
     return Result(name, seed, rows, scores)
 
@@ -200,7 +228,7 @@ def _measured_values(grid: Grid, run: RunDir, config: Config, arm: Arm) -> dict[
 
 
 def adopt(base: RunDir, run: RunDir, stages: Iterable[str]) -> None:
-    """Takes finished stages of one run directory into another, as hard links: nothing is copied.
+    """Takes finished stages of one run directory into another, as hard links where the disk has them.
 
     A stage appears whole or not at all. One of another fingerprint is replaced.
     """
@@ -211,9 +239,18 @@ def adopt(base: RunDir, run: RunDir, stages: Iterable[str]) -> None:
         source, target = Path(base.path) / name, Path(run.path) / name
         scratch = target.with_name(f".{name}.tmp")
         shutil.rmtree(scratch, ignore_errors=True)  # of a command that was killed
-        shutil.copytree(source, scratch, copy_function=os.link)
+        shutil.copytree(source, scratch, copy_function=_link)
         shutil.rmtree(target, ignore_errors=True)
         scratch.rename(target)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        shutil.copy2(source, target)
 
 
 def _write_rows(file: Path, rows: Iterable[Row]) -> None:
@@ -229,7 +266,9 @@ def _write_rows(file: Path, rows: Iterable[Row]) -> None:
 def _measure(experiment: Experiment, run: RunDir, arm: Arm) -> tuple[int, dict[str, list[float]]]:
     """Rows trained on, and for each measure its values by question: one value where there are none."""
     if experiment.measure == "validation":
-        lines = [json.loads(line) for line in run.read_bytes("grpo/validation.jsonl").splitlines()]
+        lines = read_stage_metrics(run.stage("grpo"), "validation.jsonl")
+        if not lines:
+            raise InputError("GRPO wrote no validation: no row of MIXTURE's split grpo is left for it")
         chosen = lines[0] if arm.measured == "base" else lines[-1]
         found = {name: [float(v)] for name, v in chosen.items() if name != "step" and v is not None}
         manifest = run.stage("grpo").manifest()
@@ -250,23 +289,39 @@ def _by_row(run: RunDir) -> dict[str, list[float]]:
 
 
 def _by_question(run: RunDir) -> dict[str, list[float]]:
-    """The metrics of the stage `benchmark`, `QUESTIONS_TASK/METRIC`: every question's value, in order."""
+    """The metrics of the stage `benchmark`, `TASK/METRIC`: every question's value, in order.
+
+    Of a group, its questions are those of its tasks, where their mean is the group's figure; its tasks have
+    no figures of their own here.
+    """
     results = run.stage("benchmark").read().to_pylist()
     samples: dict[str, list[Mapping[str, Any]]] = {}
     for name in run.listing("benchmark/samples"):
         for line in run.read_bytes(f"benchmark/samples/{name}").splitlines():
             row = json.loads(line)
             samples.setdefault(row["task"], []).append(row)
+    groups = {row["benchmark"] for row in results if row["task"] == row["benchmark"]} - samples.keys()
     found: dict[str, list[float]] = {}
     for row in results:
-        metric, _, filtered = row["metric"].partition(",")
-        asked = [s for s in samples.get(row["task"], []) if s.get("filter", "none") == (filtered or "none")]
-        asked.sort(key=lambda sample: sample["doc_id"])
-        values = [sample.get(metric) for sample in asked]
-        per_question = bool(values) and all(isinstance(value, int | float) for value in values)
-        key = f"{row['task']}/{row['metric']}"
-        found[key] = [float(value) for value in values] if per_question else [row["value"]]  # type: ignore[arg-type]
+        if row["benchmark"] in groups and row["task"] != row["benchmark"]:
+            continue
+        names = [row["task"]]
+        if row["task"] in groups:
+            own = {leaf["task"] for leaf in results if leaf["benchmark"] == row["task"]}
+            names = sorted(own & samples.keys())
+        values = [value for name in names for value in _values(samples.get(name, []), row["metric"])]
+        questions = values and math.isclose(sum(values) / len(values), row["value"], abs_tol=1e-9)
+        found[f"{row['task']}/{row['metric']}"] = values if questions else [row["value"]]
     return found
+
+
+def _values(samples: Sequence[Mapping[str, Any]], metric: str) -> list[float]:
+    """Each question's value of `METRIC` or `METRIC,FILTER`, in order; none if a question has no number."""
+    name, _, filtered = metric.partition(",")
+    asked = [sample for sample in samples if sample.get("filter", "none") == (filtered or "none")]
+    values = [sample.get(name) for sample in sorted(asked, key=lambda sample: sample["doc_id"])]
+    numbers = [float(value) for value in values if isinstance(value, int | float)]
+    return numbers if len(numbers) == len(values) else []
 
 
 def _file_name(name: str) -> str:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from lm_mixup.core.progress import say
 from lm_mixup.core.run_dir import write_whole
 from lm_mixup.experiments.arms import Experiment
 from lm_mixup.experiments.statistics import Difference, Estimate, mean_over_seeds, paired_difference
@@ -69,10 +68,10 @@ def lines_of(experiment: Experiment, results: Sequence[Result]) -> list[Line]:
     by_arm: dict[str, list[Result]] = {}
     for result in results:
         by_arm.setdefault(result.arm, []).append(result)
-    measures = dict.fromkeys(name for result in results for name in result.scores)
+    measures = list(dict.fromkeys(name for result in results for name in result.scores))
     return [
         _line(measure, name, mine, by_arm.get(experiment.reference, []), experiment.reference)
-        for measure in measures
+        for measure in measures or [""]  # every run failed: the table says so
         for name, mine in by_arm.items()
     ]
 
@@ -93,8 +92,17 @@ def _line(
         seeds=len(scores),
         estimate=mean_over_seeds(np.stack([scores[s] for s in sorted(scores)])) if scores else None,
         difference=gap,
-        failed="; ".join(dict.fromkeys(result.failure for result in mine if result.failure)),
+        failed=_failures(mine),
     )
+
+
+def _failures(results: Sequence[Result]) -> str:
+    """Each reason once, with the seeds that failed for it."""
+    seeds: dict[str, list[str]] = {}
+    for result in results:
+        if result.failure:
+            seeds.setdefault(result.failure, []).append(str(result.seed))
+    return "; ".join(f"seed {', '.join(failed)}: {reason}" for reason, failed in seeds.items())
 
 
 def _by_seed(results: Sequence[Result], measure: str) -> dict[int, np.ndarray]:
@@ -102,22 +110,19 @@ def _by_seed(results: Sequence[Result], measure: str) -> dict[int, np.ndarray]:
 
 
 def write_table(folder: Path, experiment: Experiment, results: Sequence[Result]) -> None:
-    """Writes `table.csv`, `table.md` and, if matplotlib is installed, `plot.png`; shows the table."""
+    """Writes `table.csv`, `table.md` and `plot.png`."""
     table = lines_of(experiment, results)
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([HEADER, *(line.cells() for line in table)])
     write_whole(folder / "table.csv", text.getvalue())
-    page = markdown(experiment, table)
-    write_whole(folder / "table.md", page)
-    for line in page.splitlines():
-        say(line)
+    write_whole(folder / "table.md", markdown(experiment, table))
     plot(folder / "plot.png", experiment, table)
 
 
 def markdown(experiment: Experiment, table: Sequence[Line]) -> str:
     """A table for each measure."""
     page = [experiment.question, ""]
-    for measure in dict.fromkeys(line.measure for line in table):
+    for measure in _measures(table):
         page += [
             f"`{measure}`, differences from {experiment.reference}:",
             "",
@@ -135,6 +140,10 @@ def markdown(experiment: Experiment, table: Sequence[Line]) -> str:
     return "\n".join(page).rstrip() + "\n"
 
 
+def _measures(table: Sequence[Line]) -> list[str]:
+    return list(dict.fromkeys(line.measure for line in table if line.measure))
+
+
 def _span(ends: Sequence[str]) -> str:
     return f"{ends[0]} … {ends[1]}" if all(ends) else ""
 
@@ -146,7 +155,7 @@ def plot(file: Path, experiment: Experiment, table: Sequence[Line]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    measures = list(dict.fromkeys(line.measure for line in table))
+    measures = _measures(table)
     if not measures:
         return
     arms = list(dict.fromkeys(line.arm for line in table))

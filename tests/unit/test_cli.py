@@ -12,8 +12,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from lm_mixup.cli import app, input_error_in
-from lm_mixup.core.errors import InputError
+from lm_mixup.cli import app
+from lm_mixup.core.errors import InputError, input_error_in
 from lm_mixup.core.run_dir import RunDir
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from lm_mixup.api import with_values
 from lm_mixup.config.load import load_config
 from lm_mixup.core.errors import InputError
-from lm_mixup.core.run_dir import Manifest, RunDir
+from lm_mixup.core.run_dir import Manifest, Receipt, RunDir
+from lm_mixup.evaluate.benchmark import RESULT
 from lm_mixup.experiments import grid as grids
 from lm_mixup.experiments.arms import EXPERIMENTS
 from lm_mixup.experiments.grid import Grid, adopt, check, failed, run_experiment
@@ -41,7 +44,7 @@ class Verbs:
         where = Path(run.path).relative_to(self.folder).as_posix()
         self.ran.append((where, options.only or options.until))
         if self.fails_in is not None and self.fails_in in where:
-            raise RuntimeError("the judge\nis gone")
+            raise ValueError("Ray says\nsomething else") from RuntimeError("Traceback:\n[the] judge is gone")
 
 
 @pytest.fixture
@@ -107,16 +110,49 @@ def test_a_killed_experiment_ends_as_an_undisturbed_one(verbs, tmp_path, monkeyp
     assert (killed / "table.csv").read_bytes() == (whole / "table.csv").read_bytes()
 
 
-def test_an_arm_that_fails_is_told_and_the_others_go_on(verbs, tmp_path):
+def test_an_arm_that_fails_is_told_and_the_others_go_on(verbs, tmp_path, capsys):
     verbs.fails_in = "25%-low/1"
     results = run_experiment(asked(tmp_path, seeds=2))
     (lost,) = failed(results)
-    assert (lost.arm, lost.seed, lost.failure) == ("25% low", 1, "the judge is gone")
+    assert (lost.arm, lost.seed, lost.failure) == ("25% low", 1, "RuntimeError: [the] judge is gone")
     row = next(row for row in table_of(tmp_path) if row["arm"] == "25% low")
-    assert (row["seeds"], row["failed"]) == ("1", "the judge is gone")
-    assert "25% low failed: the judge is gone" in (tmp_path / "table.md").read_text()
+    assert (row["seeds"], row["failed"]) == ("1", "seed 1: RuntimeError: [the] judge is gone")
+    said = "25% low failed: seed 1: RuntimeError: [the] judge is gone"
+    assert said in (tmp_path / "table.md").read_text()
+    assert said in capsys.readouterr().err
     verbs.fails_in = None
     assert failed(run_experiment(asked(tmp_path, seeds=2))) == []
+
+
+def test_where_all_runs_fail_the_table_has_the_reasons(verbs, tmp_path):
+    verbs.fails_in = "arms"
+    run_experiment(asked(tmp_path, seeds=2))
+    rows = table_of(tmp_path)
+    assert [row["arm"] for row in rows] == list(EXPERIMENTS["ratio"].arms)
+    assert {(row["seeds"], row["mean"]) for row in rows} == {("0", "")}
+    assert {row["failed"] for row in rows} == {"seed 0, 1: RuntimeError: [the] judge is gone"}
+    assert "100% low failed: seed 0, 1" in (tmp_path / "table.md").read_text()
+    assert not (tmp_path / "plot.png").exists()
+
+
+def test_the_table_has_the_arms_that_were_finished_before_a_kill(verbs, tmp_path, monkeypatch):
+    measure = grids._measure
+
+    def dies(experiment, run, arm):
+        if "50%" in run.uri:
+            raise KeyboardInterrupt
+        return measure(experiment, run, arm)
+
+    monkeypatch.setattr(grids, "_measure", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(asked(tmp_path, seeds=1))
+    assert [row["arm"] for row in table_of(tmp_path)] == ["0% low", "25% low"]
+
+
+def test_another_experiment_is_refused_in_the_same_folder(verbs, tmp_path):
+    run_experiment(asked(tmp_path, seeds=1))
+    with pytest.raises(InputError, match="holds the experiment ratio, whose table would be lost"):
+        check(asked(tmp_path, name="budget"))
 
 
 def test_a_changed_setting_is_measured_again(verbs, tmp_path):
@@ -151,14 +187,41 @@ def test_an_arm_that_lacks_what_it_needs_is_left_out_unless_it_is_asked_for(tmp_
     assert "less" in asked(tmp_path, name="budget", config=with_target).chosen
 
 
+def test_a_disk_without_hard_links_gets_a_copy_and_a_full_one_is_told(tmp_path, monkeypatch):
+    base, run = RunDir(tmp_path / "base"), RunDir(tmp_path / "arm")
+    finish(base, "embed", "one", rows="first")
+
+    def refuses(code: int):
+        def link(source: str, target: str) -> None:
+            raise OSError(code, "no")
+
+        return link
+
+    monkeypatch.setattr(grids.os, "link", refuses(errno.ENOSPC))
+    with pytest.raises(OSError, match="no"):
+        adopt(base, run, ["embed"])
+    assert run.stage("embed").manifest() is None
+    monkeypatch.setattr(grids.os, "link", refuses(errno.EOPNOTSUPP))
+    adopt(base, run, ["embed"])
+    assert (tmp_path / "arm/embed/rows.txt").read_text() == "first"
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"name": "budgets"}, r"^experiment budgets: there is none; choose one of budget, ratio"),
         ({"arms": ("half",)}, r"^--arms half: not of ratio; its arms are 0% low"),
+        (
+            {"name": "budget", "arms": ("random", "less")},
+            r"^experiment budget: the arm less needs select.less.target, which is not set",
+        ),
         ({"seeds": 0}, r"^--seeds 0: at least 1"),
         ({"name": "mapping"}, r"^experiment mapping: mapping.rows is 0; set it"),
         ({"config": load_config("quickstart")}, r"^experiment ratio: benchmark.tasks is empty"),
+        (
+            {"name": "rewards", "config": load_config("quickstart", ["grpo.eval_prompts=0"])},
+            r"^experiment rewards: it measures GRPO's validation, which is off",
+        ),
     ],
 )
 def test_what_cannot_be_run_is_refused_before_anything_starts(tmp_path, changes, said):
@@ -181,40 +244,37 @@ def test_differences_are_over_the_seeds_that_both_have():
     assert "no room" in markdown(EXPERIMENTS["ratio"], [reference, other])
 
 
+def results_with(folder: Path, rows: list[dict], samples: list[dict]) -> RunDir:
+    run = RunDir(folder)
+    table = pa.Table.from_pylist([{"model": "m"} | row for row in rows], schema=RESULT)
+    run.stage("benchmark").write_part(0, table, None, Receipt(0, 1, len(rows), 0))
+    text = "".join(f"{json.dumps(sample)}\n" for sample in samples)
+    run.write_bytes("benchmark/samples/a.jsonl", text.encode())
+    return run
+
+
 def test_scores_by_question_are_read_from_the_samples(tmp_path):
-    import pyarrow as pa
-
-    from lm_mixup.core.run_dir import Receipt
-    from lm_mixup.evaluate.benchmark import RESULT
-
-    run = RunDir(tmp_path)
-    row = {"model": "m", "benchmark": "closed_world", "task": "closed_world", "value": 0.5}
+    world = {"benchmark": "closed_world", "task": "closed_world"}
+    gsm8k = {"benchmark": "gsm8k", "task": "gsm8k"}
     rows = [
-        row | {"metric": "acc"},
-        row | {"metric": "exact_match,strict-match", "task": "gsm8k", "value": 1.0},
-        row | {"metric": "bleu", "value": 0.3},
+        world | {"metric": "acc", "value": 0.5},
+        gsm8k | {"metric": "exact_match,strict-match", "value": 1.0},
+        world | {"metric": "bleu", "value": 0.3},
     ]
-    run.stage("benchmark").write_part(0, pa.Table.from_pylist(rows, schema=RESULT), None, Receipt(0, 1, 3, 0))
     samples = [
-        {"task": "closed_world", "doc_id": 1, "filter": "none", "acc": 0.0},
-        {"task": "closed_world", "doc_id": 0, "filter": "none", "acc": 1.0},
+        {"task": "closed_world", "doc_id": 1, "filter": "none", "acc": 0.0, "bleu": 7},
+        {"task": "closed_world", "doc_id": 0, "filter": "none", "acc": 1.0, "bleu": 8},
         {"task": "gsm8k", "doc_id": 0, "filter": "strict-match", "exact_match": 1.0},
         {"task": "gsm8k", "doc_id": 0, "filter": "flexible-extract", "exact_match": 0.0},
     ]
-    text = "".join(f"{json.dumps(sample)}\n" for sample in samples)
-    run.write_bytes("benchmark/samples/a.jsonl", text.encode())
-    assert grids._by_question(run) == {
+    assert grids._by_question(results_with(tmp_path, rows, samples)) == {
         "closed_world/acc": [1.0, 0.0],
         "gsm8k/exact_match,strict-match": [1.0],
-        "closed_world/bleu": [0.3],
+        "closed_world/bleu": [0.3],  # is no mean over questions
     }
 
 
 def test_rows_of_the_mapping_are_pairs_by_id(tmp_path):
-    import pyarrow as pa
-
-    from lm_mixup.core.run_dir import Receipt
-
     run = RunDir(tmp_path)
     row = {"reason": None, "faithfulness": 1.0, "coverage": 0.5, "rouge_l": 0.4, "score": 4}
     rows = [
@@ -239,3 +299,31 @@ def test_the_model_of_each_arm_of_the_mapping_is_the_one_that_it_is_called_after
         "sft": [f"{base}/sft/model"],
         "sft + grpo": [f"{base}/grpo/model"],
     }
+
+
+def test_a_group_has_the_questions_of_its_tasks(tmp_path):
+    rows = [
+        {"benchmark": "mmlu", "task": "mmlu", "metric": "acc", "value": 2 / 3},
+        {"benchmark": "mmlu", "task": "mmlu_law", "metric": "acc", "value": 1.0},
+        {"benchmark": "mmlu", "task": "mmlu_art", "metric": "acc", "value": 0.5},
+    ]
+    samples = [
+        {"task": "mmlu_law", "doc_id": 0, "acc": 1.0},
+        {"task": "mmlu_art", "doc_id": 1, "acc": 0.0},
+        {"task": "mmlu_art", "doc_id": 0, "acc": 1.0},
+    ]
+    assert grids._by_question(results_with(tmp_path / "a", rows, samples)) == {"mmlu/acc": [1.0, 0.0, 1.0]}
+    rows[0]["value"] = 0.75  # the mean of its tasks, whatever their size
+    assert grids._by_question(results_with(tmp_path / "b", rows, samples)) == {"mmlu/acc": [0.75]}
+
+
+def test_validation_is_read_first_line_for_what_arms_start_from(tmp_path):
+    experiment, run = EXPERIMENTS["estimators"], RunDir(tmp_path)
+    with pytest.raises(InputError, match="GRPO wrote no validation"):
+        grids._measure(experiment, run, experiment.arms["grpo"])
+    run.write_bytes(
+        "grpo/validation.jsonl",
+        b'{"step": 0, "reward": 0.1, "coverage": null}\n{"step": 4, "reward": 0.5, "coverage": 1}\n',
+    )
+    assert grids._measure(experiment, run, experiment.arms["sft"]) == (0, {"reward": [0.1]})
+    assert grids._measure(experiment, run, experiment.arms["grpo"])[1] == {"reward": [0.5], "coverage": [1.0]}

@@ -22,10 +22,27 @@ def test_of_one_seed_there_is_no_interval():
     assert (found.mean, found.low, found.high) == (0.5, None, None)
 
 
-def test_of_a_single_pair_there_is_a_difference_and_nothing_else():
-    found = paired_difference(np.array([[0.7]]), np.array([[0.5]]))
+@pytest.mark.parametrize("questions", [1, 50])
+def test_of_one_seed_there_is_a_difference_and_nothing_else(questions: int):
+    scores = np.linspace(0, 1, questions)[None]
+    found = paired_difference(scores + 0.2, scores)
     assert found.mean == pytest.approx(0.2)
     assert found.low is found.high is found.p is None
+
+
+def test_one_value_a_seed_is_tested_by_students_paired_t():
+    """Gaps 1, 2 and 3: t = 2√3 of two degrees of freedom, whose tail is (1 − t / √(t² + 2)) / 2 = 0.0371."""
+    found = paired_difference(np.array([[5.0], [7.0], [9.0]]), np.array([[4.0], [5.0], [6.0]]))
+    assert found.mean == 2.0
+    assert found.high - 2.0 == 2.0 - found.low == pytest.approx(4.302653 / 3**0.5, abs=1e-5)
+    assert found.p == pytest.approx(1 - (12 / 14) ** 0.5)
+
+
+def test_one_value_a_seed_that_never_changes():
+    same = np.full((3, 1), 0.5)
+    assert paired_difference(same, same).p == 1
+    found = paired_difference(same, same - 0.25)
+    assert (found.mean, found.low, found.high, found.p) == (0.25, 0.25, 0.25, None)
 
 
 def test_the_same_is_no_difference():
@@ -57,7 +74,7 @@ def test_the_order_of_the_arms_turns_the_sign(seeds: int, questions: int, draw: 
     one, other = rng.random((2, seeds, questions))
     there, back = paired_difference(one, other), paired_difference(other, one)
     assert there.mean == pytest.approx(-back.mean)
-    if seeds * questions > 1:
+    if seeds > 1:
         assert there.low == pytest.approx(-back.high)
         assert there.p == back.p
         assert there.low <= there.high
