@@ -302,7 +302,7 @@ class SelectConfig(Section):
         0.0,
         ge=0,
         le=1,
-        description="Weight of faithfulness × coverage² in the rank of distilled rows, beside the method's.",
+        description="Weight of faithfulness × coverage³ in the rank of distilled rows, beside the method's.",
     )
     neighbors: int = Field(15, ge=1, description="Nearest neighbours of the long-tail score.")
     score_threshold: float = Field(

@@ -149,7 +149,7 @@ def _candidate(row: Row, config: SelectConfig, sources: dict[str, str]) -> Row:
     figures = ("score", "expected", "long_tail", "overall", "complexity", "perplexity", "influence")
     measured = "faithfulness" in row  # of distilled rows, where it weighs
     return {name: row.get(name) for name in figures} | {
-        "faithful": row["faithfulness"] * row["coverage"] ** 2 if measured else None,
+        "faithful": row["faithfulness"] * row["coverage"] ** 3 if measured else None,
         "id": row.get("id", content),
         "content": content,
         "length": len(row["completion"]),

@@ -43,7 +43,7 @@ _FACT_WEIGHT: Final = 3
 _FACT_FAULT: Final = 0.5
 _WRONG_ANSWER: Final = 0.1
 _FREE_WORDS: Final = 0.6
-_COVERAGE_POWER: Final = 2
+_COVERAGE_POWER: Final = 3
 _REPETITION_POWER: Final = 3
 
 
@@ -76,7 +76,7 @@ class Faithfulness:
 def measure(prompt: str, completion: str, sources: Sequence[Source], task_type: TaskType) -> Faithfulness:
     """Measures a distilled pair against the sources that it was distilled from.
 
-    fidelity = words · 0.5^f · a · (1 − repetition)³, score = fidelity · coverage². Here `words` is the share
+    fidelity = words · 0.5^f · a · (1 − repetition)³, score = fidelity · coverage³. Here `words` is the share
     of content words that the sources hold, scaled so that `_FREE_WORDS` of other wording are free; f is the
     number of facts that are unsupported, misbound or negated against the sources, and of invented sentences,
     and one more where facts are told again;
