@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from lm_mixup.augment.ingest import Reader
-from lm_mixup.augment.perplexity import measuring_model
+from lm_mixup.augment.perplexity import REJECTED, Item, measuring_model
 from lm_mixup.augment.reading.files import list_units
 from lm_mixup.augment.reading.rows import PoolRow
 from lm_mixup.config import IngestConfig, LessConfig, LoraConfig, ModelConfig
@@ -37,9 +37,7 @@ if TYPE_CHECKING:
 
 KEY = "select.less.model"
 OUTPUT = pa.schema([("content", pa.string()), ("influence", pa.float32()), ("tokens", pa.int32())])
-REJECTED = pa.schema([("content", pa.string()), ("tokens", pa.int32()), ("reason", pa.string())])
 
-Item = tuple[str, str]  # the side, and a part of it
 Pair = tuple[str, str, str]  # source, prompt, completion
 
 

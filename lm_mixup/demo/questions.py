@@ -15,6 +15,7 @@ from typing import Any, Final
 import yaml
 
 from lm_mixup.core.draws import hash_of
+from lm_mixup.core.run_dir import write_whole
 from lm_mixup.demo.entities import capitalized
 from lm_mixup.demo.fact_check import named_entities, truth
 from lm_mixup.demo.facts import entities_by_name, load_entities
@@ -100,7 +101,7 @@ def write_task(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def _write_if_other(file: Path, text: str) -> None:
     if not file.is_file() or file.read_text(encoding="utf-8") != text:
-        file.write_text(text, encoding="utf-8")
+        write_whole(file, text)
 
 
 def _values_by_attribute() -> dict[tuple[str, str], set[str]]:

@@ -30,7 +30,7 @@ from lm_mixup.config import Config
 from lm_mixup.core.errors import InputError, input_error_in, reason_of
 from lm_mixup.core.lease import LeaseLost, hold_lease
 from lm_mixup.core.progress import say
-from lm_mixup.core.run_dir import RunDir, fingerprint
+from lm_mixup.core.run_dir import RunDir, fingerprint, write_whole
 from lm_mixup.demo import QUESTIONS_TASK, WORLD, write_questions
 from lm_mixup.evaluate.mapping import MEASURES, figures
 from lm_mixup.experiments.arms import EXPERIMENTS, Arm, Experiment, Row
@@ -258,9 +258,7 @@ def _write_rows(file: Path, rows: Iterable[Row]) -> None:
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if not file.is_file() or file.read_text(encoding="utf-8") != text:
         file.parent.mkdir(parents=True, exist_ok=True)
-        scratch = file.with_name(f".{file.name}.tmp")
-        scratch.write_text(text, encoding="utf-8")
-        scratch.replace(file)
+        write_whole(file, text)
 
 
 def _measure(experiment: Experiment, run: RunDir, arm: Arm) -> tuple[int, dict[str, list[float]]]:

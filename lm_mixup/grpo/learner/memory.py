@@ -18,6 +18,7 @@ from lm_mixup.core.errors import InputError
 
 _SHORT, _LONG = 64, 192  # tokens of the two rows whose difference gives the bytes per token
 _GIB = 1 << 30
+_SHARDED_FROM = {"optimizer": 1, "gradients": 2, "weights": 3}  # ZeRO stages
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,6 @@ def estimate(
     )
 
 
-_SHARDED_FROM = {"optimizer": 1, "gradients": 2, "weights": 3}  # ZeRO stages
-
-
 def activation_bytes(policy: Any) -> float:
     """Bytes per token that the backward pass needs: what autograd keeps, and the layer it recomputes.
 
@@ -152,11 +150,9 @@ def check_fits(needed: LearnerMemory, total: int, config: GrpoConfig, *, checkpo
         )
     if needed.peak <= total:
         return
-    per_token = (needed.activations + needed.logits) / max(
-        config.micro_tokens, config.max_prompt_length + config.max_completion_length
-    )
-    room = int((total - needed.resident - needed.gradients) / per_token)
     longest = config.max_prompt_length + config.max_completion_length
+    per_token = (needed.activations + needed.logits) / max(config.micro_tokens, longest)
+    room = int((total - needed.resident - needed.gradients) / per_token)
     if not checkpointing:
         remedy = "set grpo.gradient_checkpointing: true"
     elif room >= longest:
