@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from lm_mixup.augment.ingest import Reader
 from lm_mixup.augment.perplexity import REJECTED, Item, measuring_model
 from lm_mixup.augment.reading.files import list_units
+from lm_mixup.augment.reading.reader import Reader
 from lm_mixup.augment.reading.rows import PoolRow
 from lm_mixup.config import IngestConfig, LessConfig, LoraConfig, ModelConfig
 from lm_mixup.core import schemas

@@ -32,10 +32,9 @@ from lm_mixup.augment.dedup.exact import (
     split_by_bucket,
 )
 from lm_mixup.augment.dedup.fuzzy_pass import Match, find_matches
-from lm_mixup.augment.reading.files import Unit, list_units, read_unit
-from lm_mixup.augment.reading.pairs import split_turns
-from lm_mixup.augment.reading.reasons import Reason, Refused
-from lm_mixup.augment.reading.rows import PoolRow, line_limit, parse_line, raw_text, read_item
+from lm_mixup.augment.reading.files import Unit, list_units
+from lm_mixup.augment.reading.reader import WORLD, Reader
+from lm_mixup.augment.reading.rows import PoolRow, raw_text
 from lm_mixup.config import DataConfig, IngestConfig
 from lm_mixup.core.errors import InputError
 from lm_mixup.core.progress import track
@@ -45,7 +44,6 @@ from lm_mixup.distributed.map_parts import PartResult, map_parts
 from lm_mixup.distributed.ray_tasks import in_blocks
 
 REJECTED = pa.schema([(name, pa.string()) for name in ("reason", "where", "id", "match", "raw")])
-_WORLD = "world"
 _NAME_CHARS, _NAMES_KEPT = 60, 20  # of columns that are not read: a pool may have one for each row
 _BYTES_PER_BUCKET = 1 << 31
 
@@ -101,8 +99,8 @@ def ingest(out: StageDir, pool: str, config: IngestConfig, data: DataConfig, see
         InputError: The pool is missing, damaged, or has no usable row.
     """
     reader = Reader(config, seed)
-    if pool == _WORLD:
-        units, found = [Unit(_WORLD, "json", 0, 0, _WORLD)], dict[str, int]()
+    if pool == WORLD:
+        units, found = [Unit(WORLD, "json", 0, 0, WORLD)], dict[str, int]()
     else:
         units, found = list_units(pool, int(config.split_mib * (1 << 20)))
     buckets = 1 + found.get("bytes", 0) // _BYTES_PER_BUCKET
@@ -139,42 +137,6 @@ def _nothing_usable(scans: Sequence[Scan]) -> str:
         return "is empty; give a pool with at least one row"
     counted = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
     return f"has no usable row ({counted}); name its columns in ingest.columns, e.g. {{prompt: question}}"
-
-
-class Reader:
-    """Reads units into rows and rejections. One of these goes to every task and actor."""
-
-    def __init__(self, config: IngestConfig, seed: int) -> None:
-        self._config = config
-        self._seed = seed
-
-    def items(self, unit: Unit) -> list[Any]:
-        """The raw items of a unit."""
-        if unit.uri == _WORLD:
-            from lm_mixup.demo import demo_pool
-
-            return list(demo_pool(self._config.world_rows, self._seed))
-        raws = read_unit(unit, line_limit(self._config.max_chars))
-        if self._config.turns != "all":
-            return raws
-        return [item for raw in raws for item in self._exchanges(raw)]
-
-    def _exchanges(self, raw: Any) -> list[Any]:
-        """An item for each exchange of a conversation; the item itself where it has one."""
-        try:
-            record = parse_line(raw) if isinstance(raw, bytes) else raw
-        except Refused:
-            return [raw]
-        parts = split_turns(record, self._config.columns)
-        return [raw] if len(parts) == 1 else parts
-
-    def row(self, raw: Any, unit: Unit) -> PoolRow | Reason:
-        """An item's row, or why it is none."""
-        try:
-            config = self._config
-            return read_item(raw, config.columns, unit.source, config.max_chars, config.turns)
-        except Refused as refusal:
-            return refusal.reason
 
 
 def scan_unit(number: int, unit: Unit, reader: Reader, buckets: int) -> list[Any]:

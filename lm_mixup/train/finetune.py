@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
-from lm_mixup.augment.ingest import Reader
 from lm_mixup.augment.reading.files import Unit, list_units
+from lm_mixup.augment.reading.reader import Reader
 from lm_mixup.augment.reading.rows import PoolRow, raw_text
 from lm_mixup.config import FinetuneConfig, IngestConfig, ModelConfig, TrackingConfig
 from lm_mixup.core import schemas

@@ -53,7 +53,7 @@ class Match:
 
 
 class RowReader(Protocol):
-    """Reads the items of a unit, and an item as a row; `ingest.Reader`."""
+    """Reads the items of a unit, and an item as a row; `reading.reader.Reader`."""
 
     def items(self, unit: Unit) -> list[Any]: ...  # noqa: D102
     def row(self, raw: Any, unit: Unit) -> PoolRow | Reason: ...  # noqa: D102

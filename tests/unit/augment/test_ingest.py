@@ -19,8 +19,9 @@ from lm_mixup.augment.dedup.exact import (
     repeated_places,
     split_by_bucket,
 )
-from lm_mixup.augment.ingest import Block, Reader, cut_blocks, make_work, scan_unit
+from lm_mixup.augment.ingest import Block, cut_blocks, make_work, scan_unit
 from lm_mixup.augment.reading.files import Unit, list_units, read_unit, source_name
+from lm_mixup.augment.reading.reader import Reader
 from lm_mixup.augment.reading.rows import REASONS, PoolRow, Refused, line_limit, raw_text, read_item
 from lm_mixup.config import IngestConfig
 from lm_mixup.core.errors import InputError

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lm_mixup.augment.ingest import Reader
 from lm_mixup.augment.reading.files import list_units
+from lm_mixup.augment.reading.reader import Reader
 from lm_mixup.config import FinetuneConfig, IngestConfig, ModelConfig
 from lm_mixup.core import schemas, task_types
 from lm_mixup.core.errors import InputError

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from lm_mixup.augment.dedup.decontaminate import build_index, read_eval_index, read_eval_items
 from lm_mixup.augment.dedup.fuzzy_pass import match_unit
-from lm_mixup.augment.ingest import Reader
 from lm_mixup.augment.reading.files import Unit, list_units
+from lm_mixup.augment.reading.reader import Reader
 from lm_mixup.augment.reading.rows import PoolRow
 from lm_mixup.config import DecontaminateConfig, IngestConfig
 from lm_mixup.core.errors import InputError

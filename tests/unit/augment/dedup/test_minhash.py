@@ -18,8 +18,8 @@ from lm_mixup.augment.dedup.minhash import (
     verify,
 )
 from lm_mixup.augment.dedup.ngrams import ngram_hashes
-from lm_mixup.augment.ingest import Reader
 from lm_mixup.augment.reading.files import list_units
+from lm_mixup.augment.reading.reader import Reader
 from lm_mixup.augment.reading.rows import PoolRow
 from lm_mixup.config import IngestConfig, NearDuplicatesConfig
 from lm_mixup.core.words import words, words_and_symbols
