@@ -14,6 +14,7 @@ from lm_mixup.demo import has_entities, recall
 from lm_mixup.grpo.loop import Actors
 from lm_mixup.grpo.scored_batch import reward_batch
 from lm_mixup.grpo.types import Group, Prompt
+from lm_mixup.train.lora import adapter_of
 from lm_mixup.train.remote_checkpoint import has_model, upload_model
 from lm_mixup.train.tracking import append_metrics, trim_metrics
 
@@ -83,6 +84,10 @@ class Validation:
                     "keep the last one"
                 )
             best, model = self._out.fetch("best"), self._out.local / "model"
+            adapter = self._out.fetch(adapter_of(best).name)
+            if adapter.is_dir():  # with grpo.lora
+                shutil.copytree(adapter, adapter_of(model), dirs_exist_ok=True)
+                self._out.upload(adapter_of(model).name)
             self._out.run.remove(f"{self._out.name}/model")
             shutil.rmtree(model, ignore_errors=True)
             shutil.copytree(best, model)

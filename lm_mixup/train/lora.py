@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_mixup.config import LoraConfig as LoraSection
@@ -59,3 +60,8 @@ def merge(weights: Mapping[str, torch.Tensor], lora: LoraSection | None) -> dict
             value = (value.float() + lora.alpha / lora.r * change).to(value.dtype)
         merged[(f"{layer}.{leaf}" if base else name).removeprefix(_PREFIX)] = value
     return merged
+
+
+def adapter_of(model: Path) -> Path:
+    """Folder of a model's adapters; the model folder itself holds merged weights."""
+    return model.with_name(f"{model.name}_adapter")

@@ -23,7 +23,7 @@ from lm_mixup.train.deepspeed import (
     leave_out_shared_memory_op,
     write_universal,
 )
-from lm_mixup.train.lora import adapter, merge
+from lm_mixup.train.lora import adapter, adapter_of, merge
 from lm_mixup.train.remote_checkpoint import (
     fetch_checkpoint,
     is_first_of_node,
@@ -337,11 +337,6 @@ def finish(trainer: SFTTrainer, job: SftJob) -> None:
     if trainer.accelerator.is_main_process:
         job.out.upload("metrics.jsonl")
     dist.barrier()
-
-
-def adapter_of(model: Path) -> Path:
-    """Folder of a model's adapters; the model folder itself holds merged weights."""
-    return model.with_name(f"{model.name}_adapter")
 
 
 def write_model(module: Any, job: SftJob, folder: Path) -> None:

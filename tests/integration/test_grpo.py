@@ -15,6 +15,7 @@ import pytest
 import torch
 from child_processes import children_like
 from grpo_parts import CONFIG, SEED, make_episodes, make_model
+from peft import PeftModel
 from transformers import PreTrainedModel
 
 from lm_mixup.config import GrpoConfig, LoraConfig, ModelConfig, RewardsConfig, TrackingConfig
@@ -353,3 +354,7 @@ def test_adapters_alone_are_trained_and_engines_get_them_merged(
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert before.keys() == after.keys()
     assert moved == {name for name in before if name.endswith("_proj.weight")}
+    base = load_policy(model, ModelConfig())
+    adapted = PeftModel.from_pretrained(base, out.local / "model_adapter").merge_and_unload().state_dict()
+    for name, value in after.items():
+        torch.testing.assert_close(adapted[name], value, rtol=0, atol=1e-6)

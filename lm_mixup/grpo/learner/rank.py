@@ -406,14 +406,20 @@ class LearnerRank:
             raise RuntimeError(f"checkpoint {folder}/{tag} could not be loaded")
 
     def save_model(self, out: StageDir, name: str) -> None:
-        """Writes the policy, as safetensors, and its tokenizer into a folder of a stage."""
+        """Writes policy and tokenizer into a folder of a stage, as safetensors; adapters beside it."""
         from lm_mixup.models.policy import save_model
-        from lm_mixup.train.lora import merge
+        from lm_mixup.train.lora import adapter_of, merge
 
         weights = {
             name: tensor.cpu() for name, tensor in self._gather()
         }  # a GPU may not have room for all of them
         if self._rank == 0:
+            folder = out.local / name
+            if self._config.lora is not None:
+                beside = adapter_of(folder)
+                named = {f"base_model.model.{key}": value for key, value in weights.items()}
+                self._trained.save_pretrained(beside, state_dict=named, save_embedding_layers=False)
+                out.upload(beside.name)
             merged = merge(weights, self._config.lora)
-            save_model(out.local / name, self._policy, self._tokenizer, merged)
+            save_model(folder, self._policy, self._tokenizer, merged)
             upload_model(out, name)
