@@ -231,25 +231,11 @@ def left_out(args: argparse.Namespace) -> dict[str, str]:
     why = (
         "no vLLM here"
         if importlib.util.find_spec("vllm") is None
-        else "not part of this program: `lm-mixup train CONFIG --until grpo` reports it step by step"
+        else "not part of this program: `python benchmarks/grpo.py --model qwen2.5-1.5b` runs the whole loop"
     )
     reasons["rollout"] = f"{why}; tokens per second of the engine"
     reasons["weight_transports"] = f"{why}; seconds of a sync by object_store, ipc and nccl need an engine"
     return reasons
-
-
-def write_model(args: argparse.Namespace, folder: Path) -> None:
-    """Random weights in the chosen shape, with the tokenizer of `nano` (only its padding token is read)."""
-    from lm_mixup.config import ModelConfig
-    from lm_mixup.models.policy import load_tokenizer, save_model
-
-    chosen = argparse.Namespace(**vars(args))
-    chosen.dtype = "fp32" if args.device == "cpu" else "bf16"
-    model = learner.make_model(chosen, torch.device(args.device))
-    args.layer_weights = sum(p.numel() for p in model.model.layers.parameters())
-    args.head_weights = model.lm_head.weight.numel()
-    save_model(folder, model.cpu(), load_tokenizer("nano", ModelConfig()))
-    args.model = folder
 
 
 def main() -> None:
@@ -259,7 +245,14 @@ def main() -> None:
     failed = False
     with tempfile.TemporaryDirectory() as scratch:
         if any(part.startswith("learner") and part not in reasons for part in args.parts):
-            write_model(args, Path(scratch) / "model")
+            args.model = Path(scratch) / "model"
+            args.layer_weights, args.head_weights = learner.write_model(
+                args.shape,
+                args.model,
+                args.prompt + args.completion,
+                dtype="fp32" if args.device == "cpu" else "bf16",
+                device=torch.device(args.device),
+            )
         for part in args.parts:
             if part in reasons:
                 continue

@@ -1,39 +1,52 @@
 """GRPO steps against TRL's GRPOTrainer: same model, prompts, group size, token caps, learning rate and cores.
 
     python benchmarks/grpo.py [--prompt 140] [--completion 128] [--prompts 16] [--generations 4] [--steps 6]
+    python benchmarks/grpo.py --model qwen2.5-1.5b --prompt 600 --completion 400 --prompts 8 --generations 8 \
+        --micro-tokens 16384 --transport ipc          on a GPU: random weights in that shape
 
 Four sides, one after the other, each in a process of its own: ours in turn (`colocated`), ours overlapped
 (`async`; on GPU if there are two), TRL, and a bare vLLM engine with all cores that answers the requests of a
-step and does nothing else. Figures are medians over the steps, and of these the medians over the rounds, in
-which the sides take turns. The ratio is TRL's step time over that of our faster mode. The reward is a trivial
-function: what is compared are rollout, learning and weight sync.
+step and does nothing else. On a GPU, TRL too draws its completions with vLLM, in its own process. Figures
+are medians over the steps, and of these the medians over the rounds, in which the sides take turns. The ratio
+is TRL's step time over that of our faster mode. The reward is a trivial function: what is compared are
+rollout, learning and weight sync.
+
+`mfu` counts, of 989 TFLOP/s, the work of an update with shared prompts: six operations per weight and token,
+and two for the reference model; recomputed activations are not counted.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import harness
+import learner
 import numpy as np
+import torch
 
 SIDES = ("colocated", "async", "trl", "vllm")
 WARM_UP = 2
 LEARNING_RATE, BETA = 1e-5, 0.01
+PEAK = 989e12  # FLOP/s of an H100 or H200 in dense bf16, by the datasheet
 
 
 def arguments() -> argparse.Namespace:
     parser = harness.parser(__doc__.splitlines()[0])
-    parser.add_argument("--model", default="nano", help="folder or `nano`")
+    parser.add_argument("--model", default="nano", help="folder, name, or a shape of learner.py")
     parser.add_argument("--prompt", type=int, default=140, help="tokens of a prompt")
     parser.add_argument("--completion", type=int, default=128, help="most tokens of a completion")
     parser.add_argument("--prompts", type=int, default=16, help="prompts a step")
@@ -41,6 +54,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=6, help="measured steps, after warm-up")
     parser.add_argument("--rounds", type=int, default=1, help="times that the sides take turns")
     parser.add_argument("--micro", type=int, default=16, help="completions of one TRL forward pass")
+    parser.add_argument("--micro-tokens", type=int, default=2048, help="of one of our forward passes")
+    parser.add_argument("--transport", choices=("object_store", "ipc"), default="object_store")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--side", choices=SIDES, help="only this side, in this process")
     args = parser.parse_args()
     if args.quick:
@@ -70,8 +86,6 @@ def prompt_ids(args: argparse.Namespace) -> list[list[int]]:
 
 
 def gpus() -> int:
-    import torch
-
     return torch.cuda.device_count()
 
 
@@ -130,8 +144,9 @@ def run_ours(args: argparse.Namespace) -> dict[str, Any]:
         max_completion_length=args.completion,
         learning_rate=LEARNING_RATE,
         beta=BETA,
-        micro_tokens=2048,
+        micro_tokens=args.micro_tokens,
         mode=args.side,
+        weight_transport=args.transport,
         **layout(args.side),
         drop_zero_std=False,  # TRL learns from every group
         max_refills=0,
@@ -147,15 +162,37 @@ def run_ours(args: argparse.Namespace) -> dict[str, Any]:
     train(actors, prompts, config, 0, Progress(), lambda step: None, lambda done, line: lines.append(line))
     kept = lines[WARM_UP:]
     keys = ("step", "rollout", "reward", "update", "sync")
-    return {
+    figures = {
         **{key: statistics.median(line[f"timing_s/{key}"] for line in kept) for key in keys},
         "completion_tokens": statistics.mean(line["completions/mean_length"] for line in kept),
         "rollout_tokens_per_second": statistics.median(line["tokens_per_second/rollout"] for line in kept),
+        "update_tokens_per_second": statistics.median(line["tokens_per_second/update"] for line in kept),
+        "probe_difference": max(line["sync/probe_logp_difference"] for line in lines),
+        "logp_difference": statistics.mean(line["sampling/logp_difference/mean"] for line in kept),
     }
+    if gpus():
+        figures["mfu"] = update_work(args, figures["completion_tokens"]) / figures["update"] / PEAK
+    return figures
+
+
+def update_work(args: argparse.Namespace, length: float) -> float:
+    """Operations of an update: layers over prompts and completions, the output head over completions."""
+    from safetensors import safe_open
+
+    from lm_mixup.models.resolve import model_folder
+
+    layers = head = 0
+    for file in Path(model_folder(args.model)).glob("*.safetensors"):
+        with safe_open(file, "pt") as weights:
+            for name in weights.keys():  # noqa: SIM118 - no mapping
+                size = int(np.prod(weights.get_slice(name).get_shape()))
+                layers += size if ".layers." in name else 0
+                head = max(head, size if "embed_tokens" in name or "lm_head" in name else 0)
+    completions = args.prompts * args.generations * length
+    return (6 + 2) * (layers * (args.prompts * args.prompt + completions) + head * completions)
 
 
 def run_trl(args: argparse.Namespace) -> dict[str, Any]:
-    import torch
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
@@ -189,6 +226,10 @@ def run_trl(args: argparse.Namespace) -> dict[str, Any]:
         lr_scheduler_type="constant",
         beta=BETA,
         temperature=1.0,
+        use_vllm=torch.cuda.is_available(),
+        vllm_enable_sleep_mode=True,
+        vllm_gpu_memory_utilization=0.45,
+        vllm_max_model_length=args.prompt + args.completion,
         save_strategy="no",
         report_to=[],
         disable_tqdm=True,
@@ -212,16 +253,21 @@ def run_vllm(args: argparse.Namespace) -> dict[str, Any]:
 
     from lm_mixup.models.resolve import model_folder
 
-    engine = LLM(  # type: ignore[call-arg]
+    here: dict[str, Any] = {"gpu_memory_utilization": 0.45}
+    if not gpus():
+        here = {
+            "dtype": "float32",
+            "enforce_eager": True,
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": 4096,
+            "kv_cache_memory_bytes": 1 << 30,
+        }
+    engine = LLM(
         model=model_folder(args.model),
-        dtype="float32",
         max_model_len=args.prompt + args.completion,
-        enforce_eager=True,
         enable_prefix_caching=True,
-        enable_chunked_prefill=False,
-        max_num_batched_tokens=4096,
-        kv_cache_memory_bytes=1 << 30,
         disable_log_stats=True,
+        **here,
     )
     prompts = prompt_ids(args)
     params = SamplingParams(n=args.generations, temperature=1.0, max_tokens=args.completion, logprobs=0)
@@ -244,9 +290,38 @@ def in_process_of_its_own(side: str, argv: list[str]) -> dict[str, Any]:
         env |= engine_environment(threads=cores())
     with tempfile.NamedTemporaryFile(suffix=".json") as out:
         command = [sys.executable, __file__, *argv, "--side", side, "--json", out.name]
-        subprocess.run(command, env=env, check=True, stdout=sys.stderr)
+        with peak_gpu_gib() as peak:
+            subprocess.run(command, env=env, check=True, stdout=sys.stderr)
         result: dict[str, Any] = json.loads(Path(out.name).read_text(encoding="utf-8"))
-        return result
+        return result | ({"gpu_gib": max(peak)} if peak else {})
+
+
+@contextlib.contextmanager
+def peak_gpu_gib() -> Iterator[list[float]]:
+    """GiB used on the first GPU, by `nvidia-smi`, twice a second; stays empty where there is no GPU."""
+    seen: list[float] = []
+    if not gpus():
+        yield seen
+        return
+    command = [
+        "nvidia-smi",
+        "--query-gpu=memory.used",
+        "--format=csv,noheader,nounits",
+        "-lms",
+        "500",
+        "-i",
+        "0",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watch:
+        assert watch.stdout is not None
+        lines = watch.stdout
+        reader = threading.Thread(target=lambda: seen.extend(float(line) / 1024 for line in lines))
+        reader.start()
+        try:
+            yield seen
+        finally:
+            watch.terminate()
+            reader.join()
 
 
 def main() -> None:
@@ -256,21 +331,36 @@ def main() -> None:
         args.json.write_text(json.dumps(run(args)), encoding="utf-8")
         return
     argv = [word for word in sys.argv[1:] if word != "--json" and word != str(args.json)]
-    sides = [side for side in SIDES if side != "async" or gpus() != 1]
+    with tempfile.TemporaryDirectory() as scratch:
+        if args.model in learner.SHAPES and args.model != "nano":
+            folder, device = Path(scratch) / args.model, torch.device("cuda" if gpus() else "cpu")
+            dtype = "bf16" if gpus() else "fp32"
+            learner.write_model(args.model, folder, args.prompt + args.completion, dtype=dtype, device=device)
+            torch.cuda.empty_cache()
+            argv += ["--model", str(folder)]
+        compare(args, argv)
+
+
+def compare(args: argparse.Namespace, argv: list[str]) -> None:
+    """Runs the sides in turn, prints the table and writes the JSON."""
+    sides = [side for side in args.sides if side != "async" or gpus() != 1]
     turns = [{side: in_process_of_its_own(side, argv) for side in sides} for _ in range(args.rounds)]
     results = {side: harness.medians([turn[side] for turn in turns]) for side in sides}
     modes = [side for side in sides if side in SIDES[:2]]
-    best = min(modes, key=lambda side: results[side]["step"])
-    ratio = results["trl"]["step"] / results[best]["step"]
-    bare = results["vllm"]["rollout_tokens_per_second"]
-    ours = {f"{side} {key}": round(results[side][key], 2) for side in modes for key in results[side]}
-    ours["rollout of bare vLLM"] = round(results["colocated"]["rollout_tokens_per_second"] / bare, 2)
-    peer = {f"TRL {key}": round(value, 2) for key, value in results["trl"].items()}
-    peer["bare vLLM tokens/s"] = round(bare)
-    shape = {"prompt": args.prompt, "completion": args.completion}
-    shape |= {"prompts": args.prompts, "generations": args.generations, "steps": args.steps}
-    shape |= {"rounds": args.rounds, "mode": best}
-    harness.finish("grpo", shape, ours, peer, ratio, args.json)
+    best = min(modes, key=lambda side: results[side]["step"], default="")
+    both = best and "trl" in results
+    ratio = results["trl"]["step"] / results[best]["step"] if both else math.nan
+    ours = {f"{side} {key}": round(results[side][key], 4) for side in modes for key in results[side]}
+    peer = {}
+    if "vllm" in results:
+        bare = results["vllm"]["rollout_tokens_per_second"]
+        peer["bare vLLM tokens/s"] = round(bare)
+        for side in modes:
+            ours[f"{side} rollout of bare vLLM"] = round(results[side]["rollout_tokens_per_second"] / bare, 2)
+    peer |= {f"TRL {key}": round(value, 2) for key, value in results.get("trl", {}).items()}
+    keys = ("prompt", "completion", "prompts", "generations", "steps", "micro_tokens", "transport", "rounds")
+    shape = {key: getattr(args, key) for key in keys} | {"mode": best}
+    harness.finish("grpo", {"model": args.model} | shape, ours, peer, ratio, args.json)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import argparse
 import statistics
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import harness
 import numpy as np
@@ -96,6 +97,25 @@ def make_model(args: argparse.Namespace, device: torch.device) -> Qwen2ForCausal
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     return model
+
+
+def write_model(
+    shape: str, folder: Path, longest: int, *, dtype: str, device: torch.device
+) -> tuple[int, int]:
+    """Writes random weights in a shape, with the tokenizer of `nano`, which decodes no id beyond its own.
+
+    Returns:
+        The number of weights in the layers, and in the output head.
+    """
+    from lm_mixup.config import ModelConfig
+    from lm_mixup.models.policy import load_tokenizer, save_model
+
+    options = argparse.Namespace(
+        shape=shape, dtype=dtype, prompt=longest, completion=0, gradient_checkpointing=False
+    )
+    model = make_model(options, device)
+    save_model(folder, model.cpu(), load_tokenizer("nano", ModelConfig()))
+    return sum(p.numel() for p in model.model.layers.parameters()), model.lm_head.weight.numel()
 
 
 def run(side: Side, counts: GlobalCounts, device: torch.device) -> None:
