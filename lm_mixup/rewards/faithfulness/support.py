@@ -19,6 +19,7 @@ from lm_mixup.rewards.faithfulness.sources import (
     placed_of,
     topics_of,
 )
+from lm_mixup.rewards.faithfulness.subjects import Subjects, misplaced, subjects_of
 
 _CLEAR: Final = 2
 _CLOSE: Final = 0.8
@@ -66,6 +67,7 @@ class Pool:
         most: How often each name stands in a sentence of the sources, at most.
         lists: Lists of numbers, by their keys.
         names: Names that short sources give, by the keys of their words.
+        subjects: What the sources say things of.
     """
 
     facts: Counter[str]
@@ -77,6 +79,7 @@ class Pool:
     most: Mapping[str, int]
     lists: tuple[tuple[str, ...], ...]
     names: frozenset[tuple[str, ...]]
+    subjects: Subjects
 
 
 def pool_of(sources: Sequence[SourceReading], output: Sequence[Reading] = ()) -> Pool:
@@ -111,7 +114,16 @@ def pool_of(sources: Sequence[SourceReading], output: Sequence[Reading] = ()) ->
         name for source in sources if len(source.told.keys) <= _BRIEF for _, name in name_groups(source.told)
     )
     return Pool(
-        facts, stems, f" {' | '.join(keys)} ", frozenset(units), tuple(placed), topics, most, lists, names
+        facts,
+        stems,
+        f" {' | '.join(keys)} ",
+        frozenset(units),
+        tuple(placed),
+        topics,
+        most,
+        lists,
+        names,
+        subjects_of(sources, topics),
     )
 
 
@@ -208,10 +220,13 @@ def unsupported_facts(reading: Reading, pool: Pool) -> list[Fact]:
     return [fact for fact in missing if fact.kind != "unit" or (fact.start, fact.clause) not in numbers]
 
 
-def misbound(readings: Sequence[Reading], pool: Pool, question: Collection[str] = ()) -> list[list[Fact]]:
+def misbound(
+    readings: Sequence[Reading], pool: Pool, question: Collection[str] = (), *, asks: bool = False
+) -> list[list[Fact]]:
     """For each text of an output the facts that the sources hold of something else.
 
-    `question` are the words that the last text answers, where it says nothing of its own (an option).
+    `question` are the words that the last text answers, where it says nothing of its own (an option); `asks`
+    is whether the first text says nothing, but asks: then `misplaced` is not for it.
 
     Topics must agree: a fact that the sources tell of other topics than the output names there is misbound.
     Else each fact f is compared with the facts g of its kind, of the same topic where that is known, by the
@@ -263,6 +278,8 @@ def misbound(readings: Sequence[Reading], pool: Pool, question: Collection[str] 
     for found, reading in zip(wrong, readings, strict=True):
         found += _out_of_order(reading, pool.lists) + _cut_short(reading, pool)
         found += [f for f in _under_anothers_label(reading, around) if f not in found]
+        if not (asks and reading is readings[0]):
+            found += [f for f in misplaced(reading, pool.subjects) if f not in found]
     return wrong
 
 
