@@ -21,6 +21,7 @@ _WORD_WEIGHT: Final = 0.25
 _LONGEST_RUN: Final = 5
 _SHORT: Final = 25
 _BARE: Final = 5
+_SAME_WORDS: Final = 3
 _SUBJECT: Final = 6
 # Eight letters or more of one to six that come four times in a row or more; a mark five times with spaces.
 _STUTTER: Final = regex.compile(r"(?=[^\W\d_]{8})([^\W\d_]{1,6}?)\1{3,}|([^\w\s])(?:\s+\2){4,}")
@@ -106,8 +107,7 @@ def repetition(
     runs = _runs_by_subject(completion, size, topics)
     allowed = Counter[tuple[str, ...]]()
     for source in sources:
-        mine = Counter(_distinct_runs(source.told, size))
-        for run, count in mine.items():
+        for run, count in _distinct_runs(source.told, size).items():
             allowed[run] = max(allowed[run], count)
     counts = Counter(runs)
     excess = sum(max(0, count - max(1, allowed[run])) for (run, _), count in counts.items())
@@ -116,7 +116,7 @@ def repetition(
     facts = sum(f.kind in ("number", "name", "code") and f.certain for f in completion.facts)
     if facts:
         share = max(share, len(again) / facts)
-    share = max(share, _clauses_again(completion, sources))
+    share = max(share, _clauses_again(completion, sources, topics))
     share = max(share, _listed_twice(prompt, topics, sources), _phrases_twice(completion.text, sources))
     return min(1.0, share), [(f.start, f.end) for f in again]
 
@@ -143,13 +143,18 @@ def _runs_by_subject(
     return found
 
 
-def _distinct_runs(told: Reading, size: int) -> list[tuple[str, ...]]:
-    """Runs of tokens of a source, without those of sentences that it tells again."""
-    runs: list[tuple[str, ...]] = []
+def _distinct_runs(told: Reading, size: int) -> Counter[tuple[str, ...]]:
+    """Runs of tokens of a source, without those of sentences that it tells again.
+
+    A short source has one thing to say, though it says it in two wordings: there the sentences count apart.
+    """
     told_once = {read(told.text[start:end]).keys for start, end in sentences(told.text)}
-    for keys in sorted(told_once):
-        runs += _runs(keys, size)
-    return runs
+    counts = [Counter(_runs(keys, size)) for keys in sorted(told_once)]
+    if len(told.keys) > _SHORT:
+        return sum(counts, Counter())
+    return Counter(
+        {run: max(mine[run] for mine in counts) for run in {run for mine in counts for run in mine}}
+    )
 
 
 def _told_again(completion: Reading, sources: Sequence[SourceReading], about: Collection[str]) -> list[Fact]:
@@ -200,24 +205,55 @@ def _told_again(completion: Reading, sources: Sequence[SourceReading], about: Co
     return again + _values_again(completion, sources, about, topics)
 
 
-def _clauses_again(completion: Reading, sources: Sequence[SourceReading]) -> float:
+def _clauses_again(completion: Reading, sources: Sequence[SourceReading], topics: Collection[str]) -> float:
     """The share of a completion's clauses that give a value in small letters again, such as `the nonmetals`.
 
     Such a value is a word of a clause without facts, of one short source alone, that the source does not
-    repeat. Long sources use a word for many reasons.
+    repeat; or, of the same subject, most of the words of such a clause (`a solid at room temperature`). Long
+    sources use a word for many reasons.
     """
     if any(len(source.told.keys) > _SHORT for source in sources):
         return 0.0
     spread = Counter(stem for source in sources for stem in source.stems)
-    values: set[str] = set()
+    given: set[str] = set()
     for source in sources:
         for number in range(len(source.told.clauses)):
             if not any(f.certain for f in source.told.facts_of(number)):
-                values |= {word for word in source.told.words_of(number) if spread[word] == 1}
+                given |= source.told.words_of(number)
+    values = {word for word in given if spread[word] == 1}
     plain = [n for n in range(len(completion.clauses)) if not any(f.certain for f in completion.facts_of(n))]
     told = Counter(word for number in plain for word in completion.words_of(number) & values)
     again = sum(count - 1 for count in told.values())
+    again = max(again, _wordings_again(completion, given, topics))
     return min(1.0, again / len(completion.clauses)) if completion.clauses else 0.0
+
+
+def _wordings_again(completion: Reading, given: Collection[str], topics: Collection[str]) -> int:
+    """How many clauses tell of the same subject most of what a clause before tells, three words or more.
+
+    Args:
+        completion: What tells.
+        given: The words of which clauses without facts are compared.
+        topics: Names of what the sources are about.
+    """
+    again = 0
+    before: list[tuple[set[str], set[str]]] = []
+    subject: set[str] = set()
+    # `the element` of `the element neon` names the subject
+    kinds = {first.stem for first, second in pairwise(completion.words) if second.stem in topics}
+    for number in range(len(completion.clauses)):
+        facts = completion.facts_of(number)
+        names = {f.key for f in facts if f.kind == "name"} | completion.words_of(number)
+        subject = names & set(topics) or subject
+        words = completion.words_of(number) & set(given) - set(topics) - kinds
+        if len(words) < _SAME_WORDS or any(f.certain and f.key not in topics for f in facts):
+            continue
+        again += any(
+            subject == of and len(words & other) >= max(_SAME_WORDS, _ENOUGH * max(len(words), len(other)))
+            for of, other in before
+        )
+        before.append((subject, words))
+    return again
 
 
 def _subjects(source: SourceReading, about: Collection[str]) -> frozenset[str]:

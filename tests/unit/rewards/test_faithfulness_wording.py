@@ -301,3 +301,21 @@ def test_amounts_of_one_thing_that_differ_in_a_word_are_two():
     sources = (Source("small cup?", "It costs 5 dollars."), Source("large cup", "a price of 7 dollars"))
     answer = "A price of 5 dollars for the small cup, a price of 7 dollars for the large cup."
     assert measure("What do the cups cost?", answer, sources, "qa").binding == 1
+
+
+def test_a_source_that_says_a_thing_in_two_wordings_is_no_leave_to_say_it_twice():
+    sources = (
+        Source("category Chemistry, a statement on the element sulfur", "It is a solid at room temperature"),
+        Source(
+            "say something of the element lead for the category Chemistry",
+            "It is a solid at room temperature. It occurs as a solid at room temperature.",
+        ),
+        Source("Chemistry is the category, tell of the element sulfur", "It has a melting point of 388 K."),
+    )
+    once = "The element sulfur is a solid at room temperature and has a melting point of 388 K."
+    twice = once.replace(" and", ", occurs as a solid at room temperature and")
+    assert measure("", once, sources, "cs").repetition == 0
+    found = measure("", twice, sources, "cs")
+    assert found.repetition > 0 and found.fidelity < 0.6
+    of_both = once.replace(" and", ". The element lead is a solid at room temperature. Sulfur")
+    assert measure("", of_both, sources, "cs").repetition == 0
