@@ -57,6 +57,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--micro-tokens", type=int, default=2048, help="of one of our forward passes")
     parser.add_argument("--transport", choices=("object_store", "ipc"), default="object_store")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument(
+        "--steps-to", type=Path, help="file that our steps are appended to, one line per step"
+    )
     parser.add_argument("--side", choices=SIDES, help="only this side, in this process")
     args = parser.parse_args()
     if args.quick:
@@ -133,6 +136,7 @@ def run_ours(args: argparse.Namespace) -> dict[str, Any]:
     from lm_mixup.grpo.rollout.pool import RolloutPool
     from lm_mixup.grpo.types import Prompt
     from lm_mixup.models.resolve import model_folder
+    from lm_mixup.train.tracking import append_metrics
 
     os.environ.setdefault("RAY_worker_niceness", "0")  # as TRL's process has it; by default Ray's yield
     start_ray(RayConfig())
@@ -159,7 +163,18 @@ def run_ours(args: argparse.Namespace) -> dict[str, Any]:
     learner = Learner(folder, model, config, 0, placement)
     actors = Actors(rollout, Vowels(), learner, rewards, probe=prompts[0].token_ids[:128])  # type: ignore[arg-type]
     lines: list[dict[str, Any]] = []
-    train(actors, prompts, config, 0, Progress(), lambda step: None, lambda done, line: lines.append(line))
+
+    def on_step(_: Progress, line: dict[str, Any]) -> None:
+        lines.append(line)
+        if args.steps_to:
+            append_metrics(args.steps_to, line)
+
+    try:
+        train(actors, prompts, config, 0, Progress(), lambda step: None, on_step)
+    finally:
+        # A process with a CUDA context and a process group may not end by itself when Ray does.
+        learner.shutdown()
+        rollout.shutdown()
     kept = lines[WARM_UP:]
     keys = ("step", "rollout", "reward", "update", "sync")
     figures = {
