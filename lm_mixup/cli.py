@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from lm_mixup import __version__
 from lm_mixup.core.errors import InputError, input_error_in, reason_of
@@ -132,7 +131,7 @@ def experiment(
         missing = failed(run_experiment(grid))
         typer.echo(f"{run_dir}/table.md")
         if missing:
-            say(f"[bold red]failed[/]: {len(missing)} runs; run the same command again to retry them")
+            say(f": {len(missing)} runs; run the same command again to retry them", lead="failed")
     if missing:
         raise typer.Exit(1)
 
@@ -220,9 +219,9 @@ def export(
                 splits = ", ".join(f"{split} {rows:,}" for split, rows in subset.splits.items())
                 say(f"{subset.name}: {splits}")
             if to is not None:
-                say(f"folder: {escape(to)}")
+                say(f"folder: {to}")
             if push_to_hub is not None:
-                say(f"on the Hub: {escape(push(Path(folder), push_to_hub, public=public))}")
+                say(f"on the Hub: {push(Path(folder), push_to_hub, public=public)}")
 
 
 @app.command()
@@ -377,15 +376,15 @@ class _Errors:
         if isinstance(error, KeyboardInterrupt):  # Ctrl-C, or SIGTERM
             atexit.register(_ignore_further_signals)  # runs before what Ray registered earlier
             again = "; the same command again goes on where it stopped" if self._run_dir else ""
-            say(f"[bold red]stopped[/]{again}")
+            say(again, lead="stopped")
             raise typer.Exit(1)
         if not isinstance(error, Exception):
             return
         theirs = input_error_in(error)
         if theirs is not None:
-            say(f"[bold red]error[/]: {escape(str(theirs))}")
+            say(f": {theirs}", lead="error")
             raise typer.Exit(2)
-        say(f"[bold red]failed[/]: {escape(reason_of(error))}")
+        say(f": {reason_of(error)}", lead="failed")
         self._keep_traceback(error)
         raise typer.Exit(1)
 
@@ -397,9 +396,9 @@ class _Errors:
             try:
                 log.write_text(text, encoding="utf-8")
             except OSError as problem:  # a full disk is often the very reason
-                say(f"the details cannot be kept in {escape(str(log))} ({problem.strerror})")
+                say(f"the details cannot be kept in {log} ({problem.strerror})")
                 return
-            say(f"details: {escape(str(log))}; the same command again goes on where it stopped")
+            say(f"details: {log}; the same command again goes on where it stopped")
         else:
             sys.stderr.write(text)
 

@@ -174,7 +174,7 @@ def run_stage(
     # When the first stage has work to do: a finished run is looked through without Ray.
     start_ray(config.ray)
     check_run_dir(run)
-    say(f"[bold]{stage.name}[/]{f' ({place})' if place else ''}")
+    say(f" ({place})" if place else "", lead=stage.name, style="bold")
     if kept := out.begin(digest, fresh=fresh):
         say(f"  the model that {stage.name} trained with other settings was moved to {run.uri}/{kept}")
     started = time.monotonic()

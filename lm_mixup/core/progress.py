@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,20 +18,29 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 console = Console(stderr=True)
 """Progress and logs; results go to stdout."""
 _LOG_EVERY_S = 15.0
-_MARKUP = re.compile(r"\[/?[a-z ]*\]")
 _run_log = logging.getLogger("lm_mixup.run")  # silent until `run_log.open_log`
 _run_log.addHandler(logging.NullHandler())
 _run_log.propagate = False
 
 
-def say(message: str) -> None:
-    """Prints one line to stderr, and into the run's log where there is one."""
-    _run_log.info("%s", _MARKUP.sub("", message).strip())
-    console.print(message, highlight=False, soft_wrap=True)  # logs need the message on one line
+def say(message: str, *, lead: str = "", style: str = "bold red") -> None:
+    """Prints one line to stderr, and into the run's log where there is one.
+
+    The text is shown as it is: brackets in a path or in somebody's row are no markup.
+
+    Args:
+        message: The line.
+        lead: Its beginning, in the style.
+        style: A style of Rich.
+    """
+    _run_log.info("%s", f"{lead}{message}".strip())
+    line = Text.assemble((lead, style), message)
+    console.print(line, highlight=False, soft_wrap=True)  # logs need the message on one line
 
 
 @contextmanager
@@ -52,12 +60,12 @@ def track(label: str, total: int, completed: int = 0) -> Iterator[Callable[..., 
 @contextmanager
 def _bar(label: str, total: int, completed: int) -> Iterator[Callable[..., None]]:
     columns = (
-        TextColumn("  {task.description:<16}"),
+        TextColumn("  {task.description:<16}", markup=False),
         BarColumn(bar_width=32),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(label, total=total, completed=completed, note="")

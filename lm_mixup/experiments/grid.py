@@ -23,8 +23,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from lm_mixup.api import with_values
 from lm_mixup.config import Config
 from lm_mixup.core.errors import InputError, input_error_in, reason_of
@@ -151,11 +149,11 @@ def run_experiment(grid: Grid) -> list[Result]:
         for name, arm in arms.items():
             for seed in range(config.seed, config.seed + grid.seeds):
                 place = f"run {len(results) + 1} of {len(arms) * grid.seeds}"
-                say(f"[bold]{name}[/], seed {seed} ({place})")
+                say(f", seed {seed} ({place})", lead=name, style="bold")
                 results.append(_result_of(grid, base, config, name, arm, seed))
             write_table(grid.folder, grid.experiment, results)
         for line in (grid.folder / "table.md").read_text(encoding="utf-8").splitlines():
-            say(escape(line))
+            say(line)
     return results
 
 
@@ -208,7 +206,7 @@ def _result_of(grid: Grid, base: RunDir, config: Config, name: str, arm: Arm, se
     except Exception as error:  # noqa: BLE001 - it is a line of the table, and the other arms go on
         theirs = input_error_in(error)
         reason = f"{theirs if theirs is not None else reason_of(error):.300}"
-        say(f"  [bold red]failed[/]: {escape(reason)}; details: {escape(run.uri)}/logs/")
+        say(f": {reason}; details: {run.uri}/logs/", lead="  failed")
         return Result(name, seed, failure=reason)
     run.write_json("result.json", {"digest": digest, "rows": rows, "scores": scores})
     return Result(name, seed, rows, scores)

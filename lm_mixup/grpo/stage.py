@@ -258,7 +258,7 @@ def _train(
             write_trackers(metrics)
             _set_gauges(metrics, actors)
             for text in new_alarms(lines, synchronous=config.mode != "async").values():
-                say(f"  [bold yellow]grpo step {step}[/]: {text}")
+                say(f": {text}", lead=f"  grpo step {step}", style="bold yellow")
             last = step == config.max_steps
             if last or step % config.eval_steps == 0:
                 validation.run(step)

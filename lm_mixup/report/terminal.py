@@ -40,7 +40,7 @@ def show_results(results: Mapping[str, tuple[Manifest, bool]], run: RunDir) -> N
             console.print()
             console.print(counts)
     for line in losses(manifests):
-        say(f"[bold yellow]note[/]: {escape(line)}")
+        say(f": {line}", lead="note", style="bold yellow")
     verdict = None
     if "distill" in manifests:
         config = (run.read_json("run.json") or {}).get("config") or {}

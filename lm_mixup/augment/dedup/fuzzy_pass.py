@@ -177,7 +177,11 @@ def _eval_figures(evals: EvalIndex | None) -> dict[str, int]:
     if evals is None:
         return {}
     if evals.skipped:
-        say(f"[bold yellow]note[/]: {evals.skipped} of {len(evals.ids)} evaluation items are too short")
+        say(
+            f": {evals.skipped} of {len(evals.ids)} evaluation items are too short",
+            lead="note",
+            style="bold yellow",
+        )
     return {"eval_items": len(evals.ids), "eval_items_too_short": evals.skipped}
 
 

@@ -85,7 +85,11 @@ def approximate_neighbors(embed: StageDir, out: StageDir, config: NeighborsConfi
     )
     recall = hits / (config.k * len(sample.index))
     if recall < _LOW_RECALL:
-        say(f"  [yellow]neighbors[/]: {recall:.1%} of the nearest rows were found; raise neighbors.probes")
+        say(
+            f": {recall:.1%} of the nearest rows were found; raise neighbors.probes",
+            lead="  neighbors",
+            style="yellow",
+        )
     searched = {"cells": len(index.fine), "probes": config.probes, "recall": round(recall, 4)}
     return Outcome(metrics={"k": config.k, "method": "approximate", **searched})
 

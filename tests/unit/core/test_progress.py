@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
+from rich.console import Console
 
 from lm_mixup.core import progress
 
@@ -38,3 +41,14 @@ def test_without_a_note_nothing_trails(monkeypatch, lines):
         advance()
         advance()
     assert lines == ["select: 1/2 1:00:00 left", "select: 2/2"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["s3://bucket/[/]run", "[bold red]x[/bold red]", "runs/[link=http://example.invalid]a", ":smile: [/"],
+)
+def test_what_is_said_is_shown_as_it_is(monkeypatch, text):
+    shown = io.StringIO()
+    monkeypatch.setattr(progress, "console", Console(file=shown, width=40, force_terminal=False))
+    progress.say(f": moved to {text}", lead="[note]", style="bold yellow")
+    assert shown.getvalue() == f"[note]: moved to {text}\n"

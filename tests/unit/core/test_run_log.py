@@ -31,7 +31,7 @@ def lines(run: RunDir) -> list[dict]:
 
 def test_each_line_names_run_stage_and_node(run: RunDir):
     open_log(LogPlace(run.uri, "abc", "rate", "driver"))
-    say("[bold]rate[/]")
+    say(" (on 2 nodes)", lead="rate", style="bold")
     log("part %d begins", 3)
     open_log(LogPlace(run.uri, "abc", "embed", "driver"))
     try:
@@ -40,7 +40,7 @@ def test_each_line_names_run_stage_and_node(run: RunDir):
         log("part 4 failed", level=logging.ERROR, error=error)
     close_log()
     found = lines(run)
-    assert [line["message"] for line in found] == ["rate", "part 3 begins", "part 4 failed"]
+    assert [line["message"] for line in found] == ["rate (on 2 nodes)", "part 3 begins", "part 4 failed"]
     assert [(line["run"], line["stage"], line["role"]) for line in found] == [
         ("abc", "rate", "driver"),
         ("abc", "rate", "driver"),
