@@ -109,3 +109,19 @@ def test_a_terminated_run_ends_with_one_line(tmp_path: Path):
     lines = [line for line in (out + told).splitlines() if "Set ray log level" not in line]
     assert lines == ["stopped; the same command again goes on where it stopped"]
     assert process.returncode == 1
+
+
+def test_a_local_ray_refuses_who_has_no_token(ray_session, tmp_path: Path):
+    address = ray_session.get_runtime_context().gcs_address
+    stranger = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    join = f"import ray; ray.init(address='{address}'); print('joined')"
+    answer = subprocess.run(
+        [sys.executable, "-c", join],
+        env=stranger | {"HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert answer.returncode != 0 and "joined" not in answer.stdout
+    assert "InvalidAuthToken" in answer.stderr
