@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
 from typing import Final
 
@@ -22,6 +22,7 @@ _LONGEST_RUN: Final = 5
 _SHORT: Final = 25
 _BARE: Final = 5
 _SAME_WORDS: Final = 3
+_LINE: Final = 5
 _SUBJECT: Final = 6
 # Eight letters or more of one to six that come four times in a row or more; a mark five times with spaces.
 _STUTTER: Final = regex.compile(r"(?=[^\W\d_]{8})([^\W\d_]{1,6}?)\1{3,}|([^\w\s])(?:\s+\2){4,}")
@@ -307,6 +308,32 @@ def stutters(text: str, told: Sequence[str]) -> bool:
     # What a source has is quoted.
     found = (match.group() for match in _STUTTER.finditer(text))
     return any(not any(run in part for part in told) for run in found)
+
+
+def lines_again(text: str, told: Sequence[str]) -> list[tuple[int, int]]:
+    """The lines of `_LINE` tokens or more that a text has more often than its sources, list marks aside.
+
+    Args:
+        text: A completion.
+        told: What the sources tell.
+    """
+    allowed = Counter(key for part in told for key, _, _ in _lines(part))
+    seen: Counter[tuple[str, ...]] = Counter()
+    again = []
+    for keys, start, end in _lines(text):
+        seen[keys] += 1
+        if seen[keys] > max(1, allowed[keys]):
+            again.append((start, end))
+    return again
+
+
+def _lines(text: str) -> Iterator[tuple[tuple[str, ...], int, int]]:
+    start = 0
+    for line in text.split("\n"):
+        keys = read(line).keys
+        if len(keys) >= _LINE:
+            yield keys, start, start + len(line)
+        start += len(line) + 1
 
 
 def _phrases_twice(text: str, sources: Sequence[SourceReading]) -> float:

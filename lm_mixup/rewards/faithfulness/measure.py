@@ -13,7 +13,7 @@ from typing import Final
 from lm_mixup.core.task_types import TaskType
 from lm_mixup.rewards.faithfulness.answering import answering
 from lm_mixup.rewards.faithfulness.closed_answers import is_right_option, is_right_verdict
-from lm_mixup.rewards.faithfulness.coverage import coverage, repetition, stutters
+from lm_mixup.rewards.faithfulness.coverage import coverage, lines_again, repetition, stutters
 from lm_mixup.rewards.faithfulness.facts import Fact, Reading, read
 from lm_mixup.rewards.faithfulness.numbered import Piece, numbered_parts, sources_of_parts
 from lm_mixup.rewards.faithfulness.polarity import polarity_faults
@@ -79,7 +79,7 @@ def measure(prompt: str, completion: str, sources: Sequence[Source], task_type: 
     fidelity = words · 0.5^f · a · (1 − repetition)³, score = fidelity · coverage³. Here `words` is the share
     of content words that the sources hold, scaled so that `_FREE_WORDS` of other wording are free; f is the
     number of facts that are unsupported, misbound or negated against the sources, and of invented sentences,
-    and one more where facts are told again;
+    and one more where facts or lines are told again;
     a is `answering`, or 0.1 where a letter or a verdict is wrong.
 
     A pair that asks and answers in numbered parts is measured part by part, each against the sources whose
@@ -118,9 +118,14 @@ def measure(prompt: str, completion: str, sources: Sequence[Source], task_type: 
     if stutters(f"{prompt}\n{completion}", [text for s in sources for text in (s.prompt, s.completion)]):
         repeated = 1.0
     fidelity = math.prod(part.fidelity for part in found) * (1 - repeated) ** _REPETITION_POWER
-    fidelity *= _FACT_FAULT if again else 1.0
+    lines = lines_again(completion, [source.completion for source in sources])
+    fidelity *= _FACT_FAULT if again or lines else 1.0
     body = Piece(f"{prompt}\n{completion}", 0).part(told_once.text)
-    told_again = [body.moved(Span(a, b, body.text[a:b], "repeated")) for a, b in again]
+    told_again = [
+        piece.moved(Span(a, b, piece.text[a:b], "repeated"))
+        for piece, listed in ((body, again), (Piece(completion, len(prompt) + 1), lines))
+        for a, b in listed
+    ]
     unsupported = {*told_again, *(span for part in found for span in part.unsupported)}
     return Faithfulness(
         score=fidelity * covered**_COVERAGE_POWER,

@@ -319,3 +319,24 @@ def test_a_source_that_says_a_thing_in_two_wordings_is_no_leave_to_say_it_twice(
     assert found.repetition > 0 and found.fidelity < 0.6
     of_both = once.replace(" and", ". The element lead is a solid at room temperature. Sulfur")
     assert measure("", of_both, sources, "cs").repetition == 0
+
+
+def test_a_line_of_a_list_told_twice_is_a_fault():
+    sources = (
+        Source("Name three countries that speak French.", "France, Canada, Belgium."),
+        Source(
+            "Generate 2 titles for an article about French food.",
+            "1. A Taste of France: the Cuisine of Paris\n2. The Art of French Cooking: Delicious Recipes",
+        ),
+    )
+    asked = (
+        "1. Name three countries that speak French.\n2. Generate 2 titles for an article about French food."
+    )
+    last = "- The Art of French Cooking: Delicious Recipes"
+    told = f"1. France, Canada, Belgium.\n2. - A Taste of France: the Cuisine of Paris\n{last}"
+    assert measure(asked, told, sources, "qa").repetition == 0
+    again = measure(asked, f"{told}\n{last}", sources, "qa")
+    assert again.fidelity <= 0.5 and "repeated" in kinds(again)
+    verse = Source("a song?", "Row, row, row your boat\nGently down the stream\nRow, row, row your boat")
+    song = measure("a song?", verse.completion, (verse,), "qa")
+    assert "repeated" not in kinds(song)
