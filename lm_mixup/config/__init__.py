@@ -29,7 +29,7 @@ from lm_mixup.config.augment import (
     SelectMethod,
 )
 from lm_mixup.config.build import BuildConfig, SamplesFrom
-from lm_mixup.config.evaluate import BenchmarkConfig, MappingConfig
+from lm_mixup.config.evaluate import BenchmarkConfig, CompareConfig, MappingConfig
 from lm_mixup.config.models import (
     ChatConfig,
     EmbedderConfig,
@@ -49,6 +49,7 @@ __all__ = [
     "BuildConfig",
     "ChatConfig",
     "ClusterConfig",
+    "CompareConfig",
     "Config",
     "CurateConfig",
     "CustomReward",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from lm_mixup.config.section import Section, resources
 
@@ -68,3 +68,34 @@ class MappingConfig(Section):
     num_actors: int = resources(1, ge=1, description="Engines of one model at a time.")
     num_cpus: float = resources(1.0, gt=0, description="CPUs (and CPU threads) of an engine.")
     tensor_parallel_size: int = resources(1, ge=1, description="GPUs of an engine.")
+
+
+class CompareConfig(Section):
+    """Answers of two models side by side, judged pairwise by the chat model of `rate`."""
+
+    prompts: str | None = Field(
+        None,
+        description="Rows whose prompts both models answer, in any layout that `ingest` reads. None: the "
+        "stage is left out. Give rows that neither was trained on.",
+    )
+    rows: int = Field(200, ge=1, description="Most prompts; a sample by hash if there are more.")
+    models: list[str] = Field(
+        [],
+        description="Two models, A and B: folders, Hub names or names of the package. Default: the "
+        "fine-tuned model and its base.",
+    )
+    max_prompt_length: int = Field(
+        1024, ge=16, description="Longest prompt, tokens; longer ones are not judged."
+    )
+    max_completion_length: int = Field(512, ge=8, description="Most tokens of an answer.")
+    repetition_penalty: float = Field(1.0, gt=0, description="As `distill.repetition_penalty`.")
+    num_actors: int = resources(1, ge=1, description="Engines of one model at a time.")
+    num_cpus: float = resources(1.0, gt=0, description="CPUs (and CPU threads) of an engine.")
+    tensor_parallel_size: int = resources(1, ge=1, description="GPUs of an engine.")
+
+    @field_validator("models")
+    @classmethod
+    def _two(cls, models: list[str]) -> list[str]:
+        if models and len(set(models)) != 2:
+            raise ValueError("give two different models, or none")
+        return models

@@ -18,7 +18,7 @@ from lm_mixup.config.augment import (
     SelectConfig,
 )
 from lm_mixup.config.build import BuildConfig
-from lm_mixup.config.evaluate import BenchmarkConfig, MappingConfig
+from lm_mixup.config.evaluate import BenchmarkConfig, CompareConfig, MappingConfig
 from lm_mixup.config.models import EmbedderConfig, ModelConfig, RateConfig, TeacherConfig
 from lm_mixup.config.rewards import LibraryConfig, RewardsConfig
 from lm_mixup.config.section import Section, resources
@@ -85,6 +85,7 @@ class Config(Section):
     finetune: FinetuneConfig = Field(default_factory=FinetuneConfig)
     benchmark: BenchmarkConfig = Field(default_factory=BenchmarkConfig)
     mapping: MappingConfig = Field(default_factory=MappingConfig)
+    compare: CompareConfig = Field(default_factory=CompareConfig)
     report: ReportConfig = Field(default_factory=ReportConfig)
 
     @model_validator(mode="after")

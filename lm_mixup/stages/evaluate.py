@@ -65,6 +65,27 @@ def _mapping_versions(config: Config) -> Any:
     return [model_version(path) or file_versions(path) for path in config.mapping.models]
 
 
+def _check_compare(config: Config) -> None:
+    from lm_mixup.chat.client import check_chat
+
+    if config.rate.backend == "offline":
+        raise InputError(
+            "compare: a chat model compares two answers, and rate.backend is offline; set it to openai or "
+            "vllm, and rate.model"
+        )
+    check_chat(config.rate, config.rate.backend, "rate")
+    for path in config.compare.models:
+        check_model_path(path, "compare.models")
+    if not file_versions(str(config.compare.prompts), "compare.prompts"):
+        raise InputError(f"compare.prompts: there is no file {config.compare.prompts}")
+
+
+def _compare_versions(config: Config) -> Any:
+    chosen = config.compare
+    models = [model_version(path) or file_versions(path) for path in chosen.models]
+    return [models, file_versions(str(chosen.prompts), "compare.prompts")]
+
+
 def _benchmarks(config: Config) -> bool:
     return bool(config.benchmark.tasks)
 
@@ -123,5 +144,22 @@ STAGES = (
         when=lambda config: config.mapping.rows > 0 and bool(config.mapping.models),
         check=_check_mapping,
         versions=_mapping_versions,
+    ),
+    Stage(
+        "compare",
+        "lm_mixup.evaluate.compare:compare_finetuned",
+        inputs=("finetune",),
+        settings=("compare", "model", "finetune.model", "rate", "seed"),
+        when=lambda config: config.compare.prompts is not None and not config.compare.models,
+        check=_check_compare,
+        versions=_compare_versions,
+    ),
+    Stage(
+        "compare",
+        "lm_mixup.evaluate.compare:compare",
+        settings=("compare", "model", "rate", "seed"),
+        when=lambda config: config.compare.prompts is not None and bool(config.compare.models),
+        check=_check_compare,
+        versions=_compare_versions,
     ),
 )
