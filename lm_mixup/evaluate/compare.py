@@ -108,8 +108,8 @@ def compare(out: StageDir, config: CompareConfig, model: ModelConfig, rate: Rate
     starts = range(0, len(prompts), _ROWS_PER_UNIT)
     answers = StageDir(out.run, f"{out.name}/answers")
     units: list[Unit] = []
+    end = len(prompts)
     for path, label in zip(config.models, labels_of(config.models), strict=True):
-        end = len(prompts)
         units += [Unit(portable_path(path), start, min(start + _ROWS_PER_UNIT, end)) for start in starts]
         # One model at a time, in actors of its own: an engine does not give its memory back.
         map_parts(
@@ -130,15 +130,16 @@ def compare(out: StageDir, config: CompareConfig, model: ModelConfig, rate: Rate
         out, pairs, make_judging, {"answers": answers, "shared": shared}, **placement_of(rate), label="judge"
     )
     rows = out.read().to_pylist()
-    results = {"a": config.models[0], "b": config.models[1], **summarise(rows, seed)}
+    labels = labels_of(config.models)
+    results = {"a": labels[0], "b": labels[1], **summarise(rows, seed)}
     if not results["judged"]:
         (error, count) = Counter(row["error"] for row in rows).most_common(1)[0]
         out.run.remove(f"{out.name}/receipts")
         raise InputError(
             f"{out.name}: not one of {len(rows)} pairs was judged; of {count} the reason is {error}"
         )
-    out.run.write_json(f"{out.name}/results.json", results)
-    page = markdown(results, labels_of(config.models))
+    out.run.write_json(f"{out.name}/results.json", results | {"models": config.models})
+    page = markdown(results)
     out.run.write_bytes(f"{out.name}/table.md", page.encode())
     for line in page.splitlines():
         say(line)
@@ -308,15 +309,14 @@ def length_controlled(preferences: np.ndarray, lengths: np.ndarray) -> float:
     return float(fitted.predict_proba(np.zeros((1, 1)))[0, 1])
 
 
-def markdown(results: Mapping[str, Any], labels: Sequence[str]) -> str:
+def markdown(results: Mapping[str, Any]) -> str:
     """The figures as a table."""
-    a, b = labels
     rate = "{win_rate:.3f} [{low:.3f}, {high:.3f}]".format(**results)
     names = ("length_controlled", "length_controlled_low", "length_controlled_high")
     even = "{:.3f} [{:.3f}, {:.3f}]".format(*(results[name] for name in names))
     return (
         f"| A | B | prompts | judged | A wins | at equal length | orders agree | words A | words B |\n"
         f"|---|---|---|---|---|---|---|---|---|\n"
-        f"| {a} | {b} | {results['prompts']} | {results['judged']} | {rate} | {even} "
+        f"| {results['a']} | {results['b']} | {results['prompts']} | {results['judged']} | {rate} | {even} "
         f"| {results['consistent']:.3f} | {results['words_a']:.0f} | {results['words_b']:.0f} |\n"
     )

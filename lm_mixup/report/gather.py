@@ -30,7 +30,7 @@ from lm_mixup.stages import GROUPS
 
 REJECTS_PER_REASON = 3
 _MOST_MIXTURES = 6
-_BENCHMARK, _MAPPING = "benchmark/table.csv", "mapping/results.json"
+_BENCHMARK, _MAPPING, _COMPARE = "benchmark/table.csv", "mapping/results.json", "compare/results.json"
 _KINDS: tuple[Kind, ...] = ("data", "rejected")
 
 Metrics = list[dict[str, Any]]
@@ -260,6 +260,10 @@ def _results(run: RunDir) -> list[ResultTable]:
     if run.exists(_MAPPING):
         title = "Distillers on held-out rows of MIXTURE: what is not in format counts as 0"
         tables.append(rows_table(title, run.read_json(_MAPPING)))
+    if run.exists(_COMPARE):
+        found = run.read_json(_COMPARE)
+        shown = {name: value for name, value in found.items() if name != "models"}
+        tables.append(rows_table("Two models side by side: how often A is preferred to B", [shown]))
     return tables
 
 

@@ -74,7 +74,7 @@ def test_turning_the_models_round_turns_the_rates_round(rows):
 
 
 def test_the_table_has_a_line_for_the_pair():
-    lines = markdown(summarise([row(1.0), row(0.0)], 0), ["tuned", "base"]).splitlines()
+    lines = markdown({"a": "tuned", "b": "base"} | summarise([row(1.0), row(0.0)], 0)).splitlines()
     assert len(lines) == 3 and lines[2].startswith("| tuned | base | 2 | 2 | 0.500 [")
 
 

@@ -103,3 +103,11 @@ def test_the_table_of_the_mapping_is_on_the_page(tmp_path):
     (table,) = gather(run, 0).results
     assert table.heads == ("model", "rows", "count", "in_format", "facts_recall")
     assert table.lines == [("sft", "all", 60, 0.983, None)]
+
+
+def test_the_comparison_of_two_models_is_on_the_page(tmp_path):
+    run = RunDir(tmp_path)
+    found = {"a": "tuned", "b": "base", "win_rate": 0.61111, "models": ["/x/tuned", "/x/base"]}
+    run.write_json("compare/results.json", found)
+    (table,) = gather(run, 0).results
+    assert (table.heads, table.lines) == (("a", "b", "win_rate"), [("tuned", "base", 0.611)])
