@@ -109,8 +109,8 @@ def experiment(
     name: Annotated[str, typer.Argument(help="budget, ratio, mapping, rewards or estimators.")],
     config: ConfigPath,
     run_dir: Annotated[
-        str, typer.Option("--run-dir", help="A local folder for all runs.")
-    ] = "runs/experiment",
+        str | None, typer.Option("--run-dir", help="A local folder for all runs; default: runs/NAME.")
+    ] = None,
     seeds: Annotated[int, typer.Option("--seeds", help="Seeds of each arm.")] = 3,
     arms: Annotated[
         str | None, typer.Option("--arms", metavar="A,B", help="These arms alone; default: all.")
@@ -119,6 +119,7 @@ def experiment(
     take_over: TakeOverOption = False,
 ) -> None:
     """Run the arms of an experiment under several seeds, and compare them in a table and a plot."""
+    run_dir = run_dir or f"runs/{name}"
     with _Errors(run_dir):
         from lm_mixup.config.load import load_config
         from lm_mixup.experiments.grid import Grid, failed, run_experiment
