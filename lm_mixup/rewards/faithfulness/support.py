@@ -337,12 +337,20 @@ def _out_of_order(reading: Reading, lists: Sequence[tuple[str, ...]]) -> list[Fa
 def _cut_short(reading: Reading, pool: Pool) -> list[Fact]:
     """The first name of each value that stands in a text in part alone: `Swiss` for `Swiss franc`."""
     text = f" {' '.join(reading.keys)} "
+    whole = {
+        reading.begins[at]
+        for name in pool.names
+        if len(name) >= _LIKE
+        for at in range(len(reading.keys) - len(name) + 1)
+        if reading.keys[at : at + len(name)] == name
+    }
     wrong = []
     for name in sorted(pool.names):
         if len(name) < _LIKE or f" {' '.join(name)} " in text:
             continue
         if not pool.topics.isdisjoint(name):  # `Vanuatu pays with the Vanuatu` for `Vanuatu vatu`
-            wrong += [f for f in reading.facts if f.key in name and _is_own_value(f, reading, {})][:1]
+            cut = [f for f in reading.facts if f.key in name and f.start not in whole]
+            wrong += [f for f in cut if _is_own_value(f, reading, {}, cut=True)][:1]
             continue
         others = {key for other in pool.names for key in other if other != name} | pool.topics
         wrong += [f for f in reading.facts if f.kind == "name" and f.key in name and f.key not in others][:1]
@@ -378,10 +386,11 @@ def _stands_for_topic(
     return any(before & words for topic in topics for words in around.get(topic, ()))
 
 
-def _is_own_value(fact: Fact, reading: Reading, most: Mapping[str, int]) -> bool:
+def _is_own_value(fact: Fact, reading: Reading, most: Mapping[str, int], *, cut: bool = False) -> bool:
     """Whether a topic is said of itself (`Morocco is part of Morocco`) where no source has it twice.
 
-    At the start of a clause it is the subject again: `Chad has … and Chad lies …`.
+    At the start of a clause it is the subject again: `Chad has … and Chad lies …`; one that is `cut` short is
+    none behind `with`, which gives a value (`… pays with the Vanuatu`).
     """
     sentence = reading.clauses[fact.clause][2]
     before = [
@@ -392,7 +401,8 @@ def _is_own_value(fact: Fact, reading: Reading, most: Mapping[str, int]) -> bool
         and reading.clauses[f.clause][2] == sentence
     ]
     lead = reading.text[reading.clauses[fact.clause][0] : fact.start].split()
-    return len(before) >= max(1, most.get(fact.key, 1)) and len(lead) > _LEAD
+    inside = len(lead) > _LEAD or (cut and "with" in lead)
+    return len(before) >= max(1, most.get(fact.key, 1)) and inside
 
 
 def _stands_for(

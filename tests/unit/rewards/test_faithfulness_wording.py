@@ -275,6 +275,9 @@ def test_a_value_that_holds_its_subject_is_cut_short_where_it_is_the_subject():
     told = "Vanuatu, with the currency Vanuatu vatu, is called by phone with +678."
     assert measure("", told, sources, "para").fidelity == 1
     assert measure("", told.replace(" vatu", ""), sources, "para").fidelity <= 0.5
+    pays = "Vanuatu is called by phone with +678, pays with the Vanuatu vatu."
+    assert measure("", pays, sources, "para").fidelity == 1
+    assert measure("", pays.replace(" vatu", ""), sources, "para").fidelity <= 0.5
 
 
 MELTS = (
