@@ -341,13 +341,15 @@ def _run(
         from lm_mixup.config.load import load_config
 
         resolved = load_config(config, overrides)
+        from lm_mixup.core.last_words import last_words
         from lm_mixup.core.run_dir import RunDir
         from lm_mixup.pipeline import Options, run_verb
         from lm_mixup.report.terminal import show_results
 
         options = Options(until, only, fresh, take_over, command=tuple(sys.argv))
         run = RunDir(run_dir)
-        results = run_verb(verb, resolved, run, options)
+        with last_words():
+            results = run_verb(verb, resolved, run, options)
         show_results({name: (result.manifest, result.skipped) for name, result in results.items()}, run)
 
 

@@ -198,3 +198,33 @@ def test_a_full_disk_is_one_line_and_resumes_once_there_is_room(tmp_path: Path):
         same_rows(disk / "run", tmp_path / "calm", ("passages", "generate", "degrade", "mixture"))
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+@is_root
+@pytest.mark.timeout(1800)
+def test_a_shared_memory_that_fills_up_is_one_line_and_resumes_once_there_is_room(tmp_path: Path):
+    """Ray's node process dies of it (SIGBUS), and with it the driver: in silence, but for its last words."""
+    run, log = tmp_path / "run", tmp_path / "log.txt"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    mount = 'mount -t tmpfs -o size=400m none /dev/shm && exec "$@"'
+    command = ["unshare", "--mount", "sh", "-c", mount, "sh", sys.executable, "-m", "lm_mixup.cli", "build"]
+    command += [str(TINY), "--run-dir", str(run), "--set", "ray.object_store_gib=0.2"]
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
+    deadline = time.monotonic() + LIMIT_S
+    while not (run / "generate" / "started.json").exists():
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.02)
+    with Path(f"/proc/{process.pid}/root/dev/shm/filler").open("wb") as filler, pytest.raises(OSError):
+        filler.write(b"0" * 500_000_000)  # to the last page
+    status, said = process.wait(LIMIT_S), log.read_text()
+    assert status in (0, 1) and "Traceback" not in said, said
+    assert status == 0 or "failed: " in said, said
+    with log.open("wb") as file:
+        again = subprocess.run(
+            command, stdout=file, stderr=file, env=environment, timeout=LIMIT_S, check=False
+        )
+    assert again.returncode == 0, log.read_text()[-2000:]
+    alone(tmp_path / "calm", verb="build")
+    same_rows(run, tmp_path / "calm", ("passages", "generate", "degrade", "mixture"))
+    print(f"with a full /dev/shm: exit status {status}")
