@@ -12,7 +12,7 @@ import logging
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,10 +20,11 @@ import numpy as np
 import pyarrow as pa
 
 from lm_mixup.core.errors import InputError
-from lm_mixup.core.progress import track
+from lm_mixup.core.progress import say, track
 from lm_mixup.core.run_dir import Receipt, StageDir
 from lm_mixup.core.run_log import LogPlace, current_place, flush_log, log, open_log
 from lm_mixup.distributed.labels import run_name, set_gauge
+from lm_mixup.distributed.ray_cluster import nodes
 from lm_mixup.distributed.ray_wait import deaths
 
 
@@ -46,6 +47,7 @@ class PartResult:
 
 Work = Callable[[Any], PartResult]
 _ATTEMPTS = 3  # of a part whose worker dies
+_NODE_LOST_S = 75.0  # Ray gives a node up after 5 health checks, of up to 10 s each and 3 s apart
 _SEEN_S = 30.0  # a mounted file system may show a file of another node only after its attribute cache expires
 
 
@@ -63,6 +65,8 @@ def map_parts(
 ) -> None:
     """Maps work over items, one part per item, and skips parts that have a receipt.
 
+    When a node is lost, the parts that have no receipt yet run again on the others.
+
     Args:
         items: Item i becomes part i.
         make_work: Called once in each actor with `make_kwargs`; returns the function that maps an item to a
@@ -73,46 +77,101 @@ def map_parts(
     Raises:
         InputError: Raised by the work or by `make_work`; it is passed through Ray unchanged.
         ray.exceptions.RayTaskError: The work failed; parts finished before keep their receipts.
-        RuntimeError: A part's workers died three times.
+        RuntimeError: A part's workers died three times, or nodes were lost three times without a part done.
     """
+    pending = _pending(stage, len(items))
+    shown, idle = len(items) - len(pending), 0
+    with track(label or stage.name, total=len(items), completed=shown) as advance:
+        while pending:
+            here = _node_ids()
+            try:
+                for note in _run_parts(
+                    stage,
+                    [(index, items[index]) for index in pending],
+                    make_work,
+                    make_kwargs,
+                    num_actors=num_actors,
+                    num_cpus=num_cpus,
+                    num_gpus=num_gpus,
+                    role=label or "parts",
+                    runtime_env=runtime_env,
+                ):
+                    shown += 1
+                    advance(1, note)
+                return
+            except deaths() as error:
+                left = _pending(stage, len(items))
+                idle = 0 if len(left) < len(pending) else idle + 1
+                if idle == _ATTEMPTS or not _node_was_lost(here):
+                    raise RuntimeError(_killed(stage, left, num_actors)) from error
+                say(f"  {stage.name}: a node was lost; {len(left)} parts that are not done run again")
+                advance(len(items) - len(left) - shown)
+                pending, shown = left, len(items) - len(left)
+
+
+def _pending(stage: StageDir, count: int) -> list[int]:
+    done = stage.receipts()
+    return [index for index in range(count) if index not in done]
+
+
+def _run_parts(
+    stage: StageDir,
+    pending: Sequence[tuple[int, Any]],
+    make_work: Callable[..., Work],
+    make_kwargs: Mapping[str, Any],
+    *,
+    num_actors: int,
+    num_cpus: float,
+    num_gpus: float,
+    role: str,
+    runtime_env: Mapping[str, Any] | None,
+) -> Iterator[str]:
+    """Runs parts on Ray Data; yields the rows so far and their speed, in words, as each is done."""
     import ray.data
 
-    done, place = stage.receipts(), current_place()
-    pending = [index for index in range(len(items)) if index not in done]
-    with track(label or stage.name, total=len(items), completed=len(items) - len(pending)) as advance:
-        if not pending:
-            return
-        rows = [{"part": index, "item": _Box(items[index])} for index in pending]
-        with warnings.catch_warnings():
-            # Ray 2.60 has no named parameter yet for `max_task_retries`, and warns of the way it has.
-            warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
-            dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-                type(f"{run_name()}/{stage.name}", (_PartWorker,), {}),  # how Ray's dashboard names it
-                fn_constructor_kwargs={
-                    "stage": stage,
-                    "make_work": make_work,
-                    "make_kwargs": dict(make_kwargs),
-                    "log_place": None if place is None else replace(place, role=label or "parts"),
-                },
-                batch_size=1,
-                batch_format="numpy",
-                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(num_actors, len(pending))),
-                num_cpus=num_cpus,
-                num_gpus=num_gpus or None,
-                runtime_env=dict(runtime_env) if runtime_env else None,
-                max_task_retries=_ATTEMPTS - 1,  # Ray Data alone would try for ever
-            )
-        nodes: dict[int, str] = {}
-        figures = _Figures(stage.name, len(pending))
-        try:
-            for row in dataset.iter_rows():
-                if row["error"]:
-                    raise InputError(row["error"])
-                nodes[row["part"]] = row["node"]
-                advance(1, figures.add(row["rows"], row["rejected"]))
-        except deaths() as error:
-            raise RuntimeError(_killed(stage, pending, num_actors)) from error
-        _require_receipts(stage, nodes)
+    place = current_place()
+    rows = [{"part": index, "item": _Box(item)} for index, item in pending]
+    with warnings.catch_warnings():
+        # Ray 2.60 has no named parameter yet for `max_task_retries`, and warns of the way it has.
+        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+        dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            type(f"{run_name()}/{stage.name}", (_PartWorker,), {}),  # how Ray's dashboard names it
+            fn_constructor_kwargs={
+                "stage": stage,
+                "make_work": make_work,
+                "make_kwargs": dict(make_kwargs),
+                "log_place": None if place is None else replace(place, role=role),
+            },
+            batch_size=1,
+            batch_format="numpy",
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(num_actors, len(pending))),
+            num_cpus=num_cpus,
+            num_gpus=num_gpus or None,
+            runtime_env=dict(runtime_env) if runtime_env else None,
+            max_task_retries=_ATTEMPTS - 1,  # Ray Data alone would try for ever
+        )
+    nodes_of: dict[int, str] = {}
+    figures = _Figures(stage.name, len(pending))
+    for row in dataset.iter_rows():
+        if row["error"]:
+            raise InputError(row["error"])
+        nodes_of[row["part"]] = row["node"]
+        yield figures.add(row["rows"], row["rejected"])
+    _require_receipts(stage, nodes_of)
+
+
+def _node_ids() -> set[str]:
+    return {node["NodeID"] for node in nodes()}
+
+
+def _node_was_lost(before: set[str]) -> bool:
+    """Whether one of several nodes has gone. Its actors are out of reach before Ray has given it up."""
+    until = time.monotonic() + (_NODE_LOST_S if len(before) > 1 else 0.0)
+    while not before - _node_ids():
+        if time.monotonic() >= until:
+            return False
+        time.sleep(1.0)
+    return True
 
 
 class _Figures:
@@ -143,19 +202,19 @@ def _killed(stage: StageDir, pending: Sequence[int], num_actors: int) -> str:
     )
 
 
-def _require_receipts(stage: StageDir, nodes: Mapping[int, str], patience_s: float = _SEEN_S) -> None:
+def _require_receipts(stage: StageDir, nodes_of: Mapping[int, str], patience_s: float = _SEEN_S) -> None:
     """Refuses parts that a worker has written and this process does not see.
 
     Args:
-        nodes: The node that wrote each part.
+        nodes_of: The node that wrote each part.
 
     Raises:
         InputError: The run directory of a node is another one than here; the message names the node.
     """
     until = time.monotonic() + patience_s
-    while unseen := nodes.keys() - stage.receipts().keys():
+    while unseen := nodes_of.keys() - stage.receipts().keys():
         if time.monotonic() > until:
-            named = ", ".join(sorted({nodes[part] for part in unseen}))
+            named = ", ".join(sorted({nodes_of[part] for part in unseen}))
             raise InputError(
                 f"{stage.name}: node {named} wrote {len(unseen)} parts to {stage.run.uri}, and they are not "
                 "there for the driver; mount the same folder on every node, or use a URI such as s3://…"
