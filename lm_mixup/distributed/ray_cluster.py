@@ -162,7 +162,7 @@ def on_every_node(
 
     Returns:
         Each node, as Ray describes it, with the result or the exception; a `TimeoutError` where there was no
-        answer in time.
+        answer in time. A node that was lost meanwhile is not among them.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -188,4 +188,5 @@ def on_every_node(
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None)
             results.append((node, cause if isinstance(cause, Exception) else error))
-    return results
+    alive = {node["NodeID"] for node in nodes()}
+    return [(node, answer) for node, answer in results if node["NodeID"] in alive]

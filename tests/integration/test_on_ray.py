@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from lm_mixup.core.run_dir import RunDir
+from lm_mixup.distributed import ray_cluster
 from lm_mixup.distributed.map_parts import PartResult, map_parts
 from lm_mixup.distributed.run_dir_probe import check_run_dir, run_dir_problems
 
@@ -42,6 +43,14 @@ def test_on_a_cluster_of_one_node_nothing_is_asked(ray_session, tmp_path):
 
 
 def test_real_nodes_see_what_the_driver_writes(ray_session, tmp_path):
+    assert run_dir_problems(RunDir(tmp_path)) == []
+
+
+def test_a_node_that_is_lost_while_all_are_asked_is_no_problem(ray_session, tmp_path, monkeypatch):
+    (here,) = ray_cluster.nodes()
+    ghost = here | {"NodeID": "0" * 56}
+    seen = iter([[here, ghost], [here]])
+    monkeypatch.setattr(ray_cluster, "nodes", lambda: next(seen))
     assert run_dir_problems(RunDir(tmp_path)) == []
 
 
