@@ -140,9 +140,10 @@ def test_a_server_that_is_gone_stops_the_run_in_time():
 
 def test_requests_per_minute_are_kept():
     with serving(lambda _: GOOD) as server:
+        started = time.monotonic()
         server.judge(requests_per_minute=600).rate([("p", str(n)) for n in range(6)])
-    times = sorted(seen.at for seen in server.seen)
-    assert times[-1] - times[1] >= 0.35  # four gaps of 0.1 s; the first request is slow to leave
+    # Five gaps of 0.1 s; a busy machine only makes it later.
+    assert max(seen.at for seen in server.seen) - started >= 0.49
 
 
 def test_tokens_per_minute_are_kept():
