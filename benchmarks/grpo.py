@@ -34,9 +34,9 @@ from pathlib import Path
 from typing import Any
 
 import harness
-import learner
 import numpy as np
 import torch
+from learner import SHAPES, write_model
 
 SIDES = ("colocated", "async", "trl", "vllm")
 WARM_UP = 2
@@ -347,10 +347,10 @@ def main() -> None:
         return
     argv = [word for word in sys.argv[1:] if word != "--json" and word != str(args.json)]
     with tempfile.TemporaryDirectory() as scratch:
-        if args.model in learner.SHAPES and args.model != "nano":
+        if args.model in SHAPES and args.model != "nano":
             folder, device = Path(scratch) / args.model, torch.device("cuda" if gpus() else "cpu")
             dtype = "bf16" if gpus() else "fp32"
-            learner.write_model(args.model, folder, args.prompt + args.completion, dtype=dtype, device=device)
+            write_model(args.model, folder, args.prompt + args.completion, dtype=dtype, device=device)
             torch.cuda.empty_cache()
             argv += ["--model", str(folder)]
         compare(args, argv)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from lm_mixup.chat.client import Chat
 from lm_mixup.chat.types import ChatFailure, Message, as_data
 
 Better = Literal["first", "second", "tie"]
-Answer = TypeVar("Answer", bound=BaseModel)
 
 _TASK = (
     "You compare two responses to one instruction. The user message is a JSON object with an instruction, a"
@@ -34,14 +34,6 @@ class PairReply(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     better: Better
-
-
-class Asks(Protocol):
-    """What answers conversations, as `client.Chat` does."""
-
-    def ask(self, conversations: Sequence[list[Message]], answer: type[Answer]) -> list[Answer | ChatFailure]:
-        """The answers, in order."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -80,7 +72,7 @@ class Preference:
         return _POINTS[self.a_first] == 1 - _POINTS[self.b_first]
 
 
-def prefer(pairs: Sequence[Pair], chat: Asks) -> list[Preference | ChatFailure]:
+def prefer(pairs: Sequence[Pair], chat: Chat) -> list[Preference | ChatFailure]:
     """The preference in each pair, or why there is none: both orders must have a verdict.
 
     Equal responses are not asked about.

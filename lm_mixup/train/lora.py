@@ -65,3 +65,16 @@ def merge(weights: Mapping[str, torch.Tensor], lora: LoraSection | None) -> dict
 def adapter_of(model: Path) -> Path:
     """Folder of a model's adapters; the model folder itself holds merged weights."""
     return model.with_name(f"{model.name}_adapter")
+
+
+def save_adapter(trained: Any, weights: Mapping[str, torch.Tensor], model: Path) -> Path:
+    """Writes the adapters alone beside a model's folder, as PEFT does; returns their folder.
+
+    Args:
+        trained: The PEFT model.
+        weights: Full tensors by the PEFT model's names, or by those of the model inside it.
+        model: The model's folder.
+    """
+    named = {f"{_PREFIX}{name.removeprefix(_PREFIX)}": value for name, value in weights.items()}
+    trained.save_pretrained(adapter_of(model), state_dict=named, save_embedding_layers=False)
+    return adapter_of(model)

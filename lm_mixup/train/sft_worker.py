@@ -23,7 +23,7 @@ from lm_mixup.train.deepspeed import (
     leave_out_shared_memory_op,
     write_universal,
 )
-from lm_mixup.train.lora import adapter, adapter_of, merge
+from lm_mixup.train.lora import adapter, adapter_of, merge, save_adapter
 from lm_mixup.train.remote_checkpoint import (
     fetch_checkpoint,
     is_first_of_node,
@@ -350,7 +350,7 @@ def write_model(module: Any, job: SftJob, folder: Path) -> None:
     if dist.get_rank() == 0:
         policy = module
         if job.config.lora is not None:
-            module.save_pretrained(adapter_of(folder), state_dict=weights, save_embedding_layers=False)
+            save_adapter(module, weights, folder)
             policy = module.get_base_model()
         tokenizer = load_tokenizer(job.base, job.model)
         save_model(folder, policy, tokenizer, merge(weights, job.config.lora))

@@ -408,7 +408,7 @@ class LearnerRank:
     def save_model(self, out: StageDir, name: str) -> None:
         """Writes policy and tokenizer into a folder of a stage, as safetensors; adapters beside it."""
         from lm_mixup.models.policy import save_model
-        from lm_mixup.train.lora import adapter_of, merge
+        from lm_mixup.train.lora import merge, save_adapter
 
         weights = {
             name: tensor.cpu() for name, tensor in self._gather()
@@ -416,10 +416,7 @@ class LearnerRank:
         if self._rank == 0:
             folder = out.local / name
             if self._config.lora is not None:
-                beside = adapter_of(folder)
-                named = {f"base_model.model.{key}": value for key, value in weights.items()}
-                self._trained.save_pretrained(beside, state_dict=named, save_embedding_layers=False)
-                out.upload(beside.name)
+                out.upload(save_adapter(self._trained, weights, folder).name)
             merged = merge(weights, self._config.lora)
             save_model(folder, self._policy, self._tokenizer, merged)
             upload_model(out, name)
