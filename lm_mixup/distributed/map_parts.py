@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import logging
 import time
+import uuid
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -130,10 +132,16 @@ def _run_parts(
     import ray.data
 
     place = current_place()
+    names: list[str] = []  # of the actors started so far
+
+    def name_actor() -> dict[str, str]:
+        names.append(f"{stage.name}-{uuid.uuid4().hex}")
+        return {"name": names[-1]}
+
     rows = [{"part": index, "item": _Box(item)} for index, item in pending]
     with warnings.catch_warnings():
-        # Ray 2.60 has no named parameter yet for `max_task_retries`, and warns of the way it has.
-        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+        # Ray 2.60 has no other way yet to set these, and warns of the way it has.
+        warnings.filterwarnings("ignore", message="`ray_remote_args(_fn)?` is deprecated")
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             type(f"{run_name()}/{stage.name}", (_PartWorker,), {}),  # how Ray's dashboard names it
             fn_constructor_kwargs={
@@ -148,16 +156,31 @@ def _run_parts(
             num_cpus=num_cpus,
             num_gpus=num_gpus or None,
             runtime_env=dict(runtime_env) if runtime_env else None,
+            ray_remote_args_fn=name_actor,
             max_task_retries=_ATTEMPTS - 1,  # Ray Data alone would try for ever
         )
     nodes_of: dict[int, str] = {}
     figures = _Figures(stage.name, len(pending))
-    for row in dataset.iter_rows():
-        if row["error"]:
-            raise InputError(row["error"])
-        nodes_of[row["part"]] = row["node"]
-        yield figures.add(row["rows"], row["rejected"])
+    try:
+        for row in dataset.iter_rows():
+            if row["error"]:
+                raise InputError(row["error"])
+            nodes_of[row["part"]] = row["node"]
+            yield figures.add(row["rows"], row["rejected"])
+    except deaths():
+        _kill_actors(names)
+        raise
     _require_receipts(stage, nodes_of)
+
+
+def _kill_actors(names: Sequence[str]) -> None:
+    """Ends the actors that are left: Ray Data drops an actor that is just being restarted, but Ray starts it
+    all the same, and it would hold its CPUs until the driver ends."""
+    import ray
+
+    for name in names:
+        with suppress(ValueError):  # it has ended
+            ray.kill(ray.get_actor(name))
 
 
 def _node_ids() -> set[str]:

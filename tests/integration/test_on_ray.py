@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -35,6 +36,10 @@ def test_a_part_that_kills_its_worker_is_tried_three_times_and_named(ray_session
     with pytest.raises(RuntimeError, match=r"doomed: a worker died 3 times of one part, 2;"):
         map_parts(stage, [0, 1, 2], make_doomed, {"counter": str(counter)})
     assert counter.read_text() == "xxx"
+    until = time.monotonic() + 120
+    while (free := ray_session.available_resources().get("CPU", 0)) < 2 and time.monotonic() < until:
+        time.sleep(0.5)
+    assert free == 2, "its worker was started once more and holds its CPU"
 
 
 def test_on_a_cluster_of_one_node_nothing_is_asked(ray_session, tmp_path):
