@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from lm_mixup.config import Config
+from lm_mixup.config.read_yaml import read_yaml
 from lm_mixup.core.errors import InputError
 from lm_mixup.core.redact import redact
 
@@ -72,7 +73,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     path = find_config(path)
     try:
         with path.open("rb") as file:  # of a file, unlike a text, YAML's errors quote no line
-            raw = yaml.safe_load(file)
+            raw = read_yaml(file)
     except OSError as error:
         raise InputError(
             f"config {path}: cannot be read ({error.strerror}); give the path of a YAML file"
@@ -100,7 +101,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     annotation = _annotation_at([*parents, leaf])
     if not _takes_text(annotation):
         try:
-            value = yaml.safe_load(text)
+            value = read_yaml(text)
         except yaml.YAMLError:
             raise InputError(f"--set {key}=…: the value is not valid YAML") from None
     elif text == "null" and type(None) in typing.get_args(annotation):
