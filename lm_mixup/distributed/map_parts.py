@@ -174,8 +174,11 @@ def _run_parts(
 
 
 def _kill_actors(names: Sequence[str]) -> None:
-    """Ends the actors that are left: Ray Data drops an actor that is just being restarted, but Ray starts it
-    all the same, and it would hold its CPUs until the driver ends."""
+    """Ends the actors that are left.
+
+    Ray Data drops an actor that is just being restarted, but Ray starts it all the same, and it would hold
+    its CPUs until the driver ends.
+    """
     import ray
 
     for name in names:
