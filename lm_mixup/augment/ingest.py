@@ -156,10 +156,18 @@ def scan_unit(number: int, unit: Unit, reader: Reader, buckets: int) -> list[Any
 
 
 def scan_group(first: int, units: Sequence[Unit], reader: Reader, buckets: int) -> list[Any]:
-    """`scan_unit` of consecutive units, one in memory at a time, the tables of a bucket joined."""
-    scans, *tables = zip(
-        *(scan_unit(number, unit, reader, buckets) for number, unit in enumerate(units, first)), strict=True
-    )
+    """`scan_unit` of consecutive units, one in memory at a time, the tables of a bucket joined.
+
+    An `InputError` is returned in the place of the scans: raised, it would be the value of every table too,
+    and Ray prints a traceback for each one that nobody fetches.
+    """
+    try:
+        scans, *tables = zip(
+            *(scan_unit(number, unit, reader, buckets) for number, unit in enumerate(units, first)),
+            strict=True,
+        )
+    except InputError as error:
+        return [error, *[None] * (2 * buckets)]
     return [list(scans), *map(np.concatenate, tables)]
 
 
@@ -170,7 +178,6 @@ def _digest(text: str) -> bytes:
 def _scan_pool(units: Sequence[Unit], reader: Reader, buckets: int) -> tuple[list[Scan], Places, Places]:
     """Scans all units; returns the scans, and the places of repeated contents and of repeated ids."""
     import ray
-    from ray.exceptions import RayTaskError
 
     scan = ray.remote(scan_group).options(num_returns=1 + 2 * buckets)
     find = ray.remote(_repeats_of)
@@ -180,16 +187,13 @@ def _scan_pool(units: Sequence[Unit], reader: Reader, buckets: int) -> tuple[lis
         for numbers in in_blocks(range(len(units)), 1)
     ]
     scans: list[Scan] = []
-    try:
-        with track("ingest: reading", total=len(units)) as advance:
-            for result in results:
-                found: list[Scan] = ray.get(result[0])
-                scans += found
-                advance(len(found))
-    except RayTaskError as error:
-        if isinstance(error.cause, InputError):
-            raise error.cause from None
-        raise
+    with track("ingest: reading", total=len(units)) as advance:
+        for result in results:
+            found: list[Scan] | InputError = ray.get(result[0])
+            if isinstance(found, InputError):
+                raise found
+            scans += found
+            advance(len(found))
     columns = [[result[1 + column] for result in results] for column in range(2 * buckets)]
 
     def finder(tables: Sequence[Sequence[Any]]) -> Finder:

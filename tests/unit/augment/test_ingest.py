@@ -19,7 +19,7 @@ from lm_mixup.augment.dedup.exact import (
     repeated_places,
     split_by_bucket,
 )
-from lm_mixup.augment.ingest import Block, cut_blocks, make_work, scan_unit
+from lm_mixup.augment.ingest import Block, cut_blocks, make_work, scan_group, scan_unit
 from lm_mixup.augment.reading.files import Unit, list_units, read_unit, source_name
 from lm_mixup.augment.reading.reader import Reader
 from lm_mixup.augment.reading.rows import REASONS, PoolRow, Refused, line_limit, raw_text, read_item
@@ -239,6 +239,16 @@ def test_files_that_cannot_be_read_stop_with_one_line(tmp_path, name, content, s
     with pytest.raises(InputError, match=says) as caught:
         items_of(tmp_path / name)
     assert "\n" not in str(caught.value) and name in str(caught.value)
+
+
+def test_a_damaged_file_is_the_value_of_its_scan_not_an_error_of_every_table(tmp_path):
+    """Ray prints a traceback for each failed result that nobody fetches."""
+    path = tmp_path / "bad.csv"
+    path.write_bytes(b'prompt,completion\na,b\n"never closed,d\n')
+    (unit,), _ = list_units(str(path), 1 << 20)
+    error, *tables = scan_group(0, [unit], Reader(IngestConfig(), 0), 2)
+    assert isinstance(error, InputError) and "bad.csv" in str(error) and "line 3" in str(error)
+    assert tables == [None] * 4
 
 
 def test_folders_of_unfinished_work_are_passed_over(tmp_path):
