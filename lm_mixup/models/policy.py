@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 IM_START, IM_END, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 _TEMPLATES = Path(__file__).parent / "chat_templates"
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
@@ -33,10 +34,16 @@ def load_tokenizer(path: str | Path, model: ModelConfig, key: str = "model.path"
     `key` is the config key that names the model, for messages.
 
     Raises:
-        InputError: It cannot be loaded, or lacks a chat template or an end-of-sequence token.
+        InputError: It cannot be loaded, or has no tokenizer, no chat template or no end-of-sequence token.
     """
     from transformers import AutoTokenizer
 
+    folder = Path(path).expanduser()
+    if folder.is_dir() and not any(any(folder.glob(files)) for files in _TOKENIZER_FILES):
+        raise InputError(
+            f"{key} {path}: the folder holds no tokenizer; save it beside the weights "
+            "(tokenizer.save_pretrained)"
+        )
     options = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
     tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, path, key, **options)
     if model.chat_template is not None:

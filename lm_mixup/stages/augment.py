@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from lm_mixup.config import Config, ModelConfig
@@ -37,11 +38,18 @@ def _eval_versions(config: Config) -> list[list[str]]:
 
 
 def _check_policy(config: Config) -> None:
-    """Refuses a distiller that is not there, and the demonstration model on a pool that it cannot read."""
+    """Refuses a distiller that is not there, and the demonstration model on a pool that it cannot read.
+
+    A folder's tokenizer is loaded: without one, `distill` would fail after all the stages before it.
+    """
     from lm_mixup.augment.distill import is_demonstration
+    from lm_mixup.models.policy import load_tokenizer
 
     policy = config.augment.policy or config.model.path
-    check_model_path(policy, "model.path" if config.augment.policy is None else "augment.policy")
+    key = "model.path" if config.augment.policy is None else "augment.policy"
+    check_model_path(policy, key)
+    if Path(policy).expanduser().is_dir():
+        load_tokenizer(policy, config.model, key)
     own = config.augment.pool != "world" and not config.augment.demo_policy
     if own and is_demonstration(policy):
         raise InputError(

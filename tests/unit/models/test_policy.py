@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
-from lm_mixup.config import ModelConfig
+from lm_mixup.config import Config, ModelConfig
 from lm_mixup.core import task_types
 from lm_mixup.core.errors import InputError
 from lm_mixup.demo.nano import create_nano
@@ -19,6 +20,7 @@ from lm_mixup.models.policy import (
     save_model,
 )
 from lm_mixup.models.resolve import check_length, check_model_path, model_folder
+from lm_mixup.stages.augment import STAGES
 
 INSTRUCTION = task_types.INSTRUCTIONS["qa"]
 INPUTS = ["What is gold?\nA metal.", "Gold's number?\n79, symbol Au – très brillant"]
@@ -41,6 +43,15 @@ def test_what_a_killed_writer_left_goes_when_the_model_is_written_again(nano, to
         (tmp_path / left).mkdir()
     save_model(tmp_path / "best", load_policy(nano, ModelConfig()), tokenizer)
     assert {path.name for path in tmp_path.iterdir()} == {"best", ".model.123.tmp"}
+
+
+def test_a_folder_without_a_tokenizer_is_refused_by_distill_before_anything_runs(nano, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(nano / name, tmp_path)
+    config = Config.model_validate({"augment": {"policy": str(tmp_path)}})
+    distill = next(stage for stage in STAGES if stage.name == "distill")
+    with pytest.raises(InputError, match=r"^augment.policy .*: the folder holds no tokenizer; save"):
+        distill.check(config)
 
 
 def test_loading_a_policy_switches_cudnn_attention_off(nano):
