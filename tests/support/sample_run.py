@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 
 import pyarrow as pa
+from page_checks import MARKUP
 
 from lm_mixup.core.run_dir import Outcome, RunDir, StageDir, summarise
 from lm_mixup.core.schemas import (
@@ -79,9 +80,9 @@ def _pool_row(index: int, rng: random.Random, evil: bool) -> dict:
     )
     return {
         "id": f"row{index:05d}",
-        "source": ("demo", "forum", "<b>wiki</b>" if evil else "wiki")[index % 3],
+        "source": MARKUP[index % len(MARKUP)] if evil and index % 2 else ("demo", "forum", "wiki")[index % 3],
         "task_type": ("qa", "mcq", "tfq", "cs", "para")[index % 5],
-        "prompt": EVIL if evil else f"what is the symbol for {name}?",
+        "prompt": (EVIL, *MARKUP)[index % (1 + len(MARKUP))] if evil else f"what is the symbol for {name}?",
         "completion": EVIL if evil else completion,
     }
 

@@ -2,8 +2,10 @@
 
 import re
 import shutil
+from pathlib import Path
 
 import pytest
+from page_checks import faults
 from sample_run import EVIL, write_run
 
 from lm_mixup.config import ReportConfig
@@ -27,7 +29,7 @@ def written(tmp_path_factory):
     """The address of a page with every section, and of one whose rows try to be markup."""
     addresses = {}
     for name, evil in (("full", False), ("evil", True)):
-        run = write_run(tmp_path_factory.mktemp("runs") / name, evil=evil, embed=not evil)
+        run = write_run(tmp_path_factory.mktemp("runs") / name, evil=evil, embed=True)
         report(run, ReportConfig(title=EVIL if evil else ""))
         addresses[name] = f"file://{run.path}/report/index.html"
     return addresses
@@ -106,6 +108,10 @@ def test_rows_that_are_markup_stay_text(open_page):
     assert page.title() == EVIL
     assert page.locator("#example-list b, #example-list script").count() == 0
     assert EVIL in page.text_content("#example-list")
+
+
+def test_no_row_runs_is_markup_asks_the_network_or_breaks_the_layout(browser, written):
+    assert faults(browser, Path(written["evil"].removeprefix("file://"))) == []
 
 
 def test_without_javascript_the_page_says_so_and_shows_every_row(open_page):
